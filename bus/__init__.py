@@ -1,0 +1,1 @@
+"""How messages travel: one edge without I/O, its wire format, and two transports (ZeroMQ, virtual time)."""

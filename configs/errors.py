@@ -1,0 +1,40 @@
+"""Errors a user can meet, as one tree. Every text says: what happened · where · what to do next.
+
+    MachError
+    ├── ConfigError   a key, value, device or command line that cannot be run      exit 2
+    ├── DataError     a data file that is missing or not what it should be         exit 2
+    ├── PeerError     a neighbour broke the protocol beyond repair                 exit 1
+    └── RunError      a run that is missing (exit 3), busy (exit 2) or broken
+
+They live on the ground floor so that every floor can raise them and only the top one (`cli`) prints them.
+"""
+
+
+class MachError(Exception):
+    """Base of everything MACH raises for a user to read; `exit_code` is what the command ends with."""
+
+    exit_code = 2
+
+
+class ConfigError(MachError):
+    """A configuration that cannot be run."""
+
+
+class DataError(MachError):
+    """Training data that is missing or malformed."""
+
+
+class PeerError(MachError):
+    """A neighbour that broke the protocol."""
+
+    exit_code = 1
+
+
+class RunError(MachError):
+    """A run directory that is busy or cannot be used."""
+
+
+class NoSuchRun(RunError):
+    """No run of that name, or no run at all."""
+
+    exit_code = 3

@@ -1,0 +1,170 @@
+"""YAML and `--set key=value` into a validated `Config`. Imports nothing of ours but the tree.
+
+Later layers win: the tree's defaults, the recipe, the file, then `--set` in the order given. Every error
+names the key, where it stands (file or `--set`) and, for an unknown key, the nearest valid one.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+import msgspec
+import yaml
+
+from configs.errors import ConfigError
+from configs.tree import Config, Node
+
+HERE = Path(__file__).parent
+Layer = dict[str, Any]
+Recipes = Mapping[str, Mapping[str, Any]]
+
+
+def shipped() -> list[str]:
+    """Names of the configurations that come with MACH."""
+    return sorted(path.stem for path in HERE.glob("*.yaml"))
+
+
+def load(config: str = "digits", settings: Iterable[str] = (), recipes: Recipes | None = None) -> Config:
+    """Read, overlay and validate.
+
+    Args:
+        config: a file, or the name of a shipped configuration (`digits`).
+        settings: `key.sub=value` strings; the value is read as YAML.
+        recipes: name → defaults of that recipe; None skips the layer and the check of the name.
+
+    Raises:
+        ConfigError: a file that is missing or no YAML, an unknown key, a value of the wrong type or range.
+    """
+    path = find(config)
+    layers: list[tuple[str, Layer]] = [(str(path), read(path))]
+    layers += [("--set " + text, parse_setting(text)) for text in settings]
+    for where, layer in layers:
+        check_keys(layer, where)
+    if recipes is not None:
+        layers.insert(0, recipe_layer([layer for _, layer in layers], recipes))
+    merged: Layer = {}
+    for where, layer in layers:
+        merged = merge(merged, layer)
+        convert(merged, where)
+    return convert(merged, str(path))
+
+
+def find(config: str) -> Path:
+    """The file of a configuration, given by path or by shipped name."""
+    path = Path(config)
+    if path.is_file():
+        return path
+    named = HERE / f"{config}.yaml"
+    if named.is_file():
+        return named
+    near = difflib.get_close_matches(config, shipped(), 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"no configuration {config!r}: neither a file nor one of {', '.join(shipped())}{hint}")
+
+
+def read(path: Path) -> Layer:
+    """The mapping in a YAML file; an empty file is an empty mapping."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); check the file and its permissions") from error
+    except yaml.YAMLError as error:
+        where = str(error).replace("\n", " ")
+        raise ConfigError(f"{path}: is no valid YAML ({where}); mend that line") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: holds a {type(content).__name__} where a mapping of keys is needed")
+    return content
+
+
+def parse_setting(text: str) -> Layer:
+    """`a.b=value` as a nested mapping; digits in a key are numbers, as in `components.1.stub`."""
+    key, equals, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {text}: is not of the form key=value, for example --set optimiser.lr=0.001")
+    try:
+        leaf: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: {value!r} is no valid YAML value; quote it") from error
+    if isinstance(leaf, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", leaf):
+        leaf = float(leaf)  # YAML 1.1 reads 1e-3 as a string
+    for part in reversed(parts):
+        leaf = {int(part) if part.isdecimal() else part: leaf}
+    layer: Layer = leaf
+    return layer
+
+
+def recipe_layer(layers: list[Layer], recipes: Recipes) -> tuple[str, Layer]:
+    """The settings of the recipe that the layers name."""
+    named = [layer["recipe"] for layer in layers if "recipe" in layer]
+    name = str(named[-1]) if named else Config().recipe
+    if name not in recipes:
+        raise ConfigError(f"recipe: {name!r} is not known{_nearest(name, recipes)}; there are: {', '.join(recipes)}")
+    return f"recipe {name}", dict(recipes[name])
+
+
+def merge(below: Layer, above: Layer) -> Layer:
+    """`above` over `below`; mappings are merged key by key, everything else is replaced."""
+    merged = dict(below)
+    for key, value in above.items():
+        lower = merged.get(key)
+        merged[key] = merge(lower, value) if isinstance(lower, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def check_keys(layer: Layer, where: str) -> None:
+    """Raise a ConfigError for the first key of `layer` that the tree does not have."""
+    for path, node, key in _walk(layer, Config, ()):
+        known = node.__struct_fields__
+        if key not in known:
+            dotted = ".".join((*path, str(key)))
+            near = _nearest(str(key), known, path)
+            raise ConfigError(f"{where}: unknown key {dotted!r}{near}")
+
+
+def convert(merged: Layer, where: str) -> Config:
+    """The typed tree; a value of the wrong type or range is a ConfigError that names its key."""
+    try:
+        return msgspec.convert(merged, Config)
+    except msgspec.ValidationError as error:
+        text, _, at = str(error).partition(" - at ")
+        key = at.strip("`").removeprefix("$").removeprefix(".") or "the file"
+        raise ConfigError(f"{where}: {key}: {text[0].lower()}{text[1:]}") from error
+
+
+def dump(config: Config) -> str:
+    """The resolved tree as YAML, every key written out."""
+    return yaml.safe_dump(msgspec.to_builtins(config), sort_keys=False, allow_unicode=True)
+
+
+def _walk(layer: Layer, node: type[Node], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], type[Node], Any]]:
+    """Every (path, node of the tree, key) that a layer names."""
+    kinds = {field.name: field.type for field in msgspec.structs.fields(node)}
+    for key, value in layer.items():
+        yield path, node, key
+        if key not in kinds or not isinstance(value, dict):
+            continue
+        if get_origin(kinds[key]) is dict:  # components: number → node
+            inner = get_args(kinds[key])[1]
+            for name, entry in value.items():
+                if isinstance(entry, dict):
+                    yield from _walk(entry, inner, (*path, str(key), str(name)))
+        elif (struct := _node_in(kinds[key])) is not None:
+            yield from _walk(value, struct, (*path, str(key)))
+
+
+def _node_in(kind: Any) -> type[Node] | None:
+    """The tree node that a type annotation allows, if any: `Loss`, `Stub | None`."""
+    options = get_args(kind) if get_origin(kind) in (Union, type(int | None)) else (kind,)
+    return next((option for option in options if isinstance(option, type) and issubclass(option, Node)), None)
+
+
+def _nearest(name: str, known: Iterable[str], path: tuple[str, ...] = ()) -> str:
+    near = difflib.get_close_matches(name, list(known), 1, cutoff=0.4)
+    if near:
+        return f"; did you mean {'.'.join((*path, near[0]))!r}?"
+    return f"; valid here: {', '.join(known)}"

@@ -1,0 +1,165 @@
+"""The configuration: one typed tree, validated before any process starts. Knows no file format (see `load`).
+
+Every leaf has a default, so an empty file is a valid configuration. Times that a user types are `*_ms`;
+weights are plain factors; an unknown key is an error (`forbid_unknown_fields`).
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Positive = Annotated[int, Meta(ge=1)]
+NonNegative = Annotated[float, Meta(ge=0.0)]
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every node of the tree."""
+
+
+class Data(Node):
+    """Where the samples come from."""
+
+    source: str = "digits"
+    """`digits` (inside scikit-learn), `idx` (MNIST-format files), or `package.module:factory`."""
+    path: str | None = None
+    """Directory of the files, for `idx`; None looks in the usual places of the data set."""
+    split_seed: int = 0
+    """Seed of the train/test split. Not `seed`: runs of different seeds stay comparable."""
+    test_share: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.2
+    """Share of the samples held out where the source has no split of its own."""
+    noise: NonNegative = 0.0
+    """Standard deviation of Gaussian noise added to training inputs (inputs are scaled to about unit range)."""
+
+
+class Model(Node):
+    """Sizes of a component's networks."""
+
+    family: str = "mlp"
+    """`mlp`, or `package.module:factory`."""
+    embedding: Positive = 64
+    """E, the width of an embedding, the same for every component of a run."""
+    joiner: tuple[Positive, ...] = (256,)
+    """Hidden widths of the joiner, which maps (activation, target) to the embedding."""
+    student: tuple[Positive, ...] = (256,)
+    """Hidden widths of a student, which maps the activation to an imitation of the child's embedding."""
+
+
+class Loss(Node):
+    """Weights of the terms of the loss (method.md, "One component")."""
+
+    child: NonNegative = 1.0
+    """CE(head(joiner(a, d)), y): with the child's target."""
+    student: NonNegative = 1.0
+    """CE(head(joiner(a, s)), y): with the student standing in."""
+    distill: NonNegative = 1.0
+    """distill(s, stopgrad(d)): the student imitates the child."""
+    late: NonNegative = 1.0
+    """⟨e(x_old), g_e⟩: a parent's late gradient."""
+    distance: Literal["mse", "cosine", "normalised"] = "mse"
+    """How far the student's imitation is from the target."""
+
+
+class Optimiser(Node):
+    """One optimiser per component."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: Annotated[float, Meta(gt=0.0)] = 1e-3
+    weight_decay: NonNegative = 1e-2
+    momentum: Share = 0.9
+    """For `sgd`."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """`cosine` falls from `lr` to a hundredth of it over `train.steps` (constant when a run is timed)."""
+
+
+class Train(Node):
+    """How long, and on how much at once."""
+
+    steps: Positive = 2000
+    """Optimiser steps of every component."""
+    minutes: Annotated[float, Meta(gt=0.0)] | None = None
+    """Train for this long instead of `steps`."""
+    batch_size: Positive = 128
+
+
+class Evaluate(Node):
+    """Accuracy on the test set: with the student, and with the true child asked over the bus."""
+
+    every_steps: Positive = 500
+
+
+class Bus(Node):
+    """How messages travel."""
+
+    transport: Literal["ipc", "tcp"] = "ipc"
+    """`ipc`: sockets in a private directory. `tcp`: loopback, on ports that the system chooses."""
+    window: Positive = 2
+    """W: the most activations a component may have unanswered on one edge."""
+    timeout_ms: Positive = 2000
+    """An activation unanswered for this long gives its place in the window back."""
+    hello_ms: Positive = 200
+    """How often a parent knocks at a child that does not answer."""
+    max_message_mb: Positive = 256
+    """Larger messages are refused unread."""
+
+
+class Report(Node):
+    """What a component tells the supervisor and writes to disk."""
+
+    every_ms: Annotated[int, Meta(ge=50, le=1000)] = 500
+    silent_ms: Positive = 3000
+    """A component not heard of for this long is shown as stalled."""
+
+
+class Stub(Node):
+    """A scripted neighbour without a model, in place of a component (`workers/stub.py`)."""
+
+    latency_ms: NonNegative = 0.0
+    """Time from an activation's arrival to its answer."""
+    jitter_ms: NonNegative = 0.0
+    """Uniform extra latency."""
+    rate: NonNegative = 0.0
+    """As a parent: activations a second to its child; 0 asks as fast as the window allows."""
+    drop: Share = 0.0
+    """Share of messages it never sends."""
+    duplicate: Share = 0.0
+    """Share of messages it sends twice."""
+    reorder: Share = 0.0
+    """Share of messages it holds back until after the next one."""
+    corrupt: Share = 0.0
+    """Share of messages with flipped bytes."""
+    silent_at: Positive | None = None
+    """Goes silent after this many messages received, and stays connected."""
+    crash_at: Positive | None = None
+    """Dies with SIGKILL at this many messages received."""
+
+
+class ComponentOverride(Node):
+    """What is different about one component."""
+
+    stub: Stub | None = None
+
+
+class Config(Node):
+    """A whole run."""
+
+    recipe: str = "mach"
+    wiring: Literal["skip"] = "skip"
+    graph: Literal["chain", "ring", "kgraph"] | tuple[tuple[int, ...], ...] = "ring"
+    """Who is whose child: `chain` i → i+1, `ring` a chain whose last asks the first, `kgraph` everybody
+    everybody's, or an adjacency list [[children of 0], [children of 1], …]."""
+    n_components: Positive = 4
+    seed: int = 0
+    threads: Positive = 1
+    """CPU threads of one component."""
+    data: Data = Data()
+    model: Model = Model()
+    loss: Loss = Loss()
+    optimiser: Optimiser = Optimiser()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    bus: Bus = Bus()
+    report: Report = Report()
+    components: dict[int, ComponentOverride] = {}
+    """Overrides by component number, e.g. `components.1.stub.latency_ms`."""

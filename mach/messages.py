@@ -1,0 +1,78 @@
+"""The vocabulary of the program: what components say to each other. Knows no socket and no wire format.
+
+Shapes: B batch, E embedding, K classes. A message never changes after it was made, and nobody writes
+into a tensor that a message holds: it may still be on its way.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Samples a component drew from its own data, in its own order."""
+
+    id: int
+    inputs: Tensor  # [B, ...] float32
+    labels: Tensor  # [B] int64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Activation:
+    """Parent → child: "what do you make of this?" Takes one place in the edge's window until answered."""
+
+    id: int
+    version: int
+    """The parent's optimiser steps when it left."""
+    inputs: Tensor  # [B, ...] the raw input x in skip wiring
+    labels: Tensor | None = None  # [B] travel along in stream wiring
+    owes: bool = True
+    """Whether the parent will return a gradient for the answer; False while it only evaluates."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Target:
+    """Child → parent: the embedding of an activation. The parent learns from it and distils it."""
+
+    id: int
+    """Of the activation that it answers."""
+    version: int
+    """The child's optimiser steps when it answered."""
+    embedding: Tensor  # [B, E]
+    gradient: Tensor | None = None  # like Activation.inputs; ∂L_child/∂activation in stream wiring
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gradient:
+    """Parent → child: ∂L_parent/∂target, one hop, late (law 3)."""
+
+    id: int
+    """Of the activation whose answer it is the gradient of."""
+    of_version: int
+    """The child's version that made that answer."""
+    gradient: Tensor  # [B, E]
+
+
+Message = Activation | Target | Gradient
+
+
+@dataclass(frozen=True, slots=True)
+class Age:
+    """How old a message is. A lower bound in versions for a target, exact in seconds (see design: Staleness)."""
+
+    versions: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Letter:
+    """A message as it is taken from the mailbox: who sent it, and how old it is at that moment.
+
+    The age of a target counts from the departure of its activation, on the receiver's own clock. Other
+    messages carry None: the clocks of two machines are never compared.
+    """
+
+    sender: str
+    message: Message
+    age: Age | None = None

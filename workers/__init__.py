@@ -1,0 +1,1 @@
+"""The processes: what starts, runs, watches and stops components. Knows the bus and the method."""

@@ -1,0 +1,94 @@
+"""Configuration → `Plan`: who runs where and talks to whom, written down before anything starts.
+
+A pure value: what `--dry-run` prints, what a run directory keeps, what every process is a function of.
+Knows no socket and no torch; devices are strings that the caller has already found to exist.
+"""
+
+import secrets
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from configs.errors import ConfigError
+from configs.tree import Config
+from mach.graph import children_of, name_of, parents_of
+
+
+class ProcessPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """One process of the run."""
+
+    name: str
+    index: int
+    kind: Literal["trainer", "stub"]
+    device: str
+    """`cpu`, or the number of the one CUDA device that the process will see."""
+    children: tuple[str, ...]
+    """Whom it asks."""
+    parents: tuple[str, ...]
+    """Whom it answers."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole run."""
+
+    run: str
+    """Its name."""
+    run_id: str
+    """Sixteen hex digits that every message carries: runs never mix."""
+    directory: str
+    """The run directory, absolute."""
+    sockets: str
+    """The private directory of sockets and published endpoints."""
+    lockstep: bool
+    config: Config
+    processes: tuple[ProcessPlan, ...]
+
+    def process(self, name: str) -> ProcessPlan:
+        """The process called `name`."""
+        return next(process for process in self.processes if process.name == name)
+
+
+def make_plan(
+    config: Config, *, run: str, directory: Path, sockets: Path, devices: tuple[str, ...] = ("cpu",), lockstep: bool = False
+) -> Plan:
+    """Deal components to `devices` round-robin and edges by the graph.
+
+    Raises:
+        ConfigError: overrides of a component that is not there, an illegal graph, a stub in lock-step.
+    """
+    children = children_of(config.graph, config.n_components)
+    parents = parents_of(children)
+    for index, override in config.components.items():
+        if not 0 <= index < config.n_components:
+            raise ConfigError(
+                f"components.{index}: there is no such component; this run has 0 to {config.n_components - 1}"
+            )
+        if lockstep and override.stub is not None:
+            raise ConfigError(
+                f"components.{index}.stub: a stub cannot keep lock-step; leave out --lockstep or the stub"
+            )
+    return Plan(
+        run=run,
+        run_id=secrets.token_hex(8),
+        directory=str(directory.absolute()),
+        sockets=str(sockets),
+        lockstep=lockstep,
+        config=config,
+        processes=tuple(
+            ProcessPlan(
+                name=name_of(i),
+                index=i,
+                kind="stub" if is_stub(config, i) else "trainer",
+                device="cpu" if is_stub(config, i) else devices[i % len(devices)],
+                children=tuple(map(name_of, children[i])),
+                parents=tuple(map(name_of, parents[i])),
+            )
+            for i in range(config.n_components)
+        ),
+    )
+
+
+def is_stub(config: Config, index: int) -> bool:
+    """Whether component `index` is a scripted neighbour without a model."""
+    return index in config.components and config.components[index].stub is not None

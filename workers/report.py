@@ -1,0 +1,119 @@
+"""What a component says about itself: one `Report`, made in one place, sent to the supervisor as its progress
+heartbeat, appended to `metrics/<component>.jsonl`, and shown by `status` and the live screen.
+
+Knows no model and no torch. Rates are per second, times in seconds unless a name ends in `_ms`.
+"""
+
+from typing import Literal
+
+import msgspec
+
+State = Literal["starting", "training", "waiting", "stalled", "stopped", "failed", "finished"]
+"""`waiting`: done with its own steps or in lock-step, waits for a peer (the reason says which). `stalled`: alive
+but not heard of. The last three are final."""
+
+
+class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Base of the records below."""
+
+
+class Losses(Record):
+    """Means over the steps since the last report; None where no such step was taken."""
+
+    target: float | None = None
+    """Cross-entropy of the labels, with the child's target where one was at hand, else with the student."""
+    student: float | None = None
+    """Cross-entropy of the labels with the student standing in."""
+    distill: float | None = None
+    """Distance between the student's imitation and the child's target."""
+    trend: float | None = None
+    """Relative change of `target` over the last ten reports against the ten before; negative is better."""
+
+
+class Accuracies(Record):
+    """Shares of the test set answered rightly, 0 to 1."""
+
+    student: float | None = None
+    """With the student standing in for every child."""
+    child: float | None = None
+    """With the true children's answers, asked over the bus. None without children, or before the first answer."""
+    step: int | None = None
+    """The step at which `student` was measured."""
+
+
+class Spread(Record):
+    """A distribution: quantiles over the last 1,024 values, the maximum over the whole life."""
+
+    count: int = 0
+    p50: float | None = None
+    p99: float | None = None
+    max: float | None = None
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    max_ms: float | None = None
+
+
+class Staleness(Record):
+    """At the moment of use. `p50`, `p99`, `max` in versions (of the answering component), `*_ms` in milliseconds."""
+
+    target: Spread = msgspec.field(default_factory=Spread)
+    """Of children's targets: newest version heard minus the one that answered; time since the activation left."""
+    gradient: Spread = msgspec.field(default_factory=Spread)
+    """Of parents' late gradients: own version minus the one that answered; time since the answer left."""
+
+
+class Window(Record):
+    """Places in the windows of all edges to children."""
+
+    size: int = 0
+    in_use: int = 0
+
+
+class Messages(Record):
+    """Counts since the process started."""
+
+    sent: dict[str, int] = msgspec.field(default_factory=dict)
+    """By kind: activation, target, gradient."""
+    received: dict[str, int] = msgspec.field(default_factory=dict)
+    dropped: dict[str, int] = msgspec.field(default_factory=dict)
+    """By reason."""
+
+
+class Peer(Record):
+    """One edge, as seen from this component."""
+
+    role: Literal["child", "parent"]
+    state: str
+    """knocking, open, silent or closed."""
+    heard_s: float | None = None
+    """Seconds since it was last heard."""
+
+
+class Report(Record):
+    """All of it."""
+
+    component: str
+    kind: Literal["trainer", "stub"]
+    incarnation: int
+    pid: int
+    device: str
+    state: State
+    reason: str = ""
+    """Why it is in this state, for people."""
+    elapsed_s: float = 0.0
+    """Since the run was launched."""
+    step: int = 0
+    """Optimiser steps taken: its version."""
+    samples: int = 0
+    rate: float | None = None
+    """Steps per second since the last report."""
+    loss: Losses = msgspec.field(default_factory=Losses)
+    accuracy: Accuracies = msgspec.field(default_factory=Accuracies)
+    child_steps: int = 0
+    """Steps trained on a child's answer."""
+    child_share: float | None = None
+    """`child_steps` over all steps."""
+    staleness: Staleness = msgspec.field(default_factory=Staleness)
+    window: Window = msgspec.field(default_factory=Window)
+    messages: Messages = msgspec.field(default_factory=Messages)
+    peers: dict[str, list[Peer]] = msgspec.field(default_factory=dict)

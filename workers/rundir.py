@@ -1,0 +1,72 @@
+"""Every file name of a run, and how it is written. Nobody else builds a path inside a run.
+
+    runs/<name>/
+        config.yaml             the resolved configuration
+        plan.json               processes, devices, edges, sockets (`workers/plan.py`)
+        status.json             the supervisor's view, replaced atomically at least once a second
+        metrics/c0.jsonl        one `Report` a line
+        tensorboard/c0/         event files
+        logs/c0.log             what the process printed; logs/launcher.log of a detached launcher
+        weights/c0.safetensors  final weights
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """Paths of one run; makes nothing by itself."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The run's name: its directory's."""
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration, YAML."""
+        return self.path / "config.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """The plan, JSON."""
+        return self.path / "plan.json"
+
+    @property
+    def status(self) -> Path:
+        """The supervisor's view, JSON."""
+        return self.path / "status.json"
+
+    def metrics(self, component: str) -> Path:
+        """One report a line."""
+        return self.path / "metrics" / f"{component}.jsonl"
+
+    def tensorboard(self, component: str) -> Path:
+        """Folder of the component's event files."""
+        return self.path / "tensorboard" / component
+
+    def log(self, component: str) -> Path:
+        """What the component's process printed; `launcher` for the detached launcher."""
+        return self.path / "logs" / f"{component}.log"
+
+    def weights(self, component: str) -> Path:
+        """Final weights."""
+        return self.path / "weights" / f"{component}.safetensors"
+
+    def make(self) -> None:
+        """Create the folders; the run's own must not exist yet (FileExistsError), so two launches never share it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir()
+        for folder in ("metrics", "tensorboard", "logs", "weights"):
+            (self.path / folder).mkdir()
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file atomically: readers see the old content or the new, never a part."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_bytes(content)
+    os.replace(draft, path)
