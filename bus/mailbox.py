@@ -6,15 +6,17 @@ Nothing here blocks but `receive` with a wait. A mailbox belongs to one thread.
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
+from bus.wire import Frames
 from mach.messages import Letter, Message
 
 
 @dataclass(slots=True)
 class Counts:
     """What went through a mailbox since it was opened. Keys of `sent` and `received` are message kinds
-    (`activation`, `target`, `gradient`), keys of `dropped` are reasons (`bus/wire.py`, `bus/edge.py`)."""
+    (`activation`, `target`, `gradient`), keys of `dropped` are reasons (`bus/wire.py`, `bus/edge.py`).
+    """
 
     sent: Counter[str] = field(default_factory=Counter)
     received: Counter[str] = field(default_factory=Counter)
@@ -44,14 +46,16 @@ class EdgeView:
 class Mailbox(Protocol):
     """What a component sees of the bus.
 
-    The loop that drives it: `for letter in mailbox.receive(): …; if mailbox.room(child): mailbox.send(child, …)`.
+    The loop that drives it:
+    `for letter in mailbox.receive(): …; if mailbox.room(child): mailbox.send(child, …)`.
     """
 
     counts: Counts
 
     def receive(self, wait_s: float = 0.0) -> list[Letter]:
         """Letters that have come, in order per sender; waits up to `wait_s` for a first one. Also knocks at
-        silent children and gives timed-out places in windows back, so call it every turn."""
+        silent children and gives timed-out places in windows back, so call it every turn.
+        """
         ...
 
     def room(self, child: str) -> bool:
@@ -59,10 +63,12 @@ class Mailbox(Protocol):
         ...
 
     def send(self, peer: str, message: Message) -> bool:
-        """Send without blocking. False: not sent and counted in `counts.dropped`, since the peer is gone or slow.
+        """Send without blocking. False: not sent, and counted in `counts.dropped` by reason: the peer is gone
+        (`unreachable`, `closed`), no longer waits for it (`forgotten`), or it is `too-large`.
 
         Raises:
-            ValueError: an activation without `room`, or a peer that is no neighbour: the caller's mistake.
+            ValueError: an activation without `room` or already in flight, a peer that is no such neighbour,
+                a tensor that cannot travel: the caller's mistake.
         """
         ...
 
@@ -85,3 +91,121 @@ class Mailbox(Protocol):
     def close(self) -> None:
         """Say BYE where it was not said, wait up to a second for its acknowledgement, release everything."""
         ...
+
+
+Role = Literal["child", "parent"]
+"""What a peer is to us."""
+
+
+class Peer(NamedTuple):
+    """Where frames go to or come from. A connection of a parent belongs to one incarnation of it."""
+
+    role: Role
+    name: str
+    incarnation: int = 0
+
+
+class Transport(Protocol):
+    """What carries frames between mailboxes: sockets, or virtual time. Knows nothing of what they say.
+
+    The seam for faults: a `Relay` around it drops, delays, doubles or spoils what is sent.
+    """
+
+    farewell_s: float
+    """How long a closing mailbox may wait for acknowledgements."""
+
+    def now(self) -> float:
+        """Seconds on this transport's clock."""
+        ...
+
+    def send(self, peer: Peer, frames: Frames) -> bool:
+        """Send without blocking; False if there is no connection to the peer."""
+        ...
+
+    def receive(self) -> list[tuple[Peer, Frames]]:
+        """What has come, at most a few hundred at a time, in order per peer. Never blocks."""
+        ...
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until something comes, at most this long. False: time does not pass by waiting here."""
+        ...
+
+    def reach(self, child: str) -> bool:
+        """Look for the child's address; True if a new connection to it was begun just now."""
+        ...
+
+    def close(self) -> None:
+        """Release everything."""
+        ...
+
+
+class Relay:
+    """A transport around another one that passes everything on. Faults override `send`; delays `receive`, too."""
+
+    def __init__(self, inner: Transport) -> None:
+        self.inner = inner
+        self.farewell_s = inner.farewell_s
+
+    def now(self) -> float:
+        """Seconds on the inner clock."""
+        return self.inner.now()
+
+    def send(self, peer: Peer, frames: Frames) -> bool:
+        """Pass on."""
+        return self.inner.send(peer, frames)
+
+    def receive(self) -> list[tuple[Peer, Frames]]:
+        """Pass on."""
+        return self.inner.receive()
+
+    def wait(self, seconds: float) -> bool:
+        """Pass on."""
+        return self.inner.wait(seconds)
+
+    def reach(self, child: str) -> bool:
+        """Pass on."""
+        return self.inner.reach(child)
+
+    def close(self) -> None:
+        """Pass on."""
+        self.inner.close()
+
+
+class MailboxRelay:
+    """A mailbox around another one that passes everything on; tests and benchmarks override what they watch."""
+
+    def __init__(self, inner: Mailbox) -> None:
+        self.inner = inner
+        self.counts = inner.counts
+
+    def receive(self, wait_s: float = 0.0) -> list[Letter]:
+        """Pass on."""
+        return self.inner.receive(wait_s)
+
+    def room(self, child: str) -> bool:
+        """Pass on."""
+        return self.inner.room(child)
+
+    def send(self, peer: str, message: Message) -> bool:
+        """Pass on."""
+        return self.inner.send(peer, message)
+
+    def edges(self) -> Mapping[str, list[EdgeView]]:
+        """Pass on."""
+        return self.inner.edges()
+
+    def bye(self) -> None:
+        """Pass on."""
+        self.inner.bye()
+
+    def parents_left(self) -> bool:
+        """Pass on."""
+        return self.inner.parents_left()
+
+    def now(self) -> float:
+        """Pass on."""
+        return self.inner.now()
+
+    def close(self) -> None:
+        """Pass on."""
+        self.inner.close()

@@ -50,7 +50,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_plan(
-    config: Config, *, run: str, directory: Path, sockets: Path, devices: tuple[str, ...] = ("cpu",), lockstep: bool = False
+    config: Config,
+    *,
+    run: str,
+    directory: Path,
+    sockets: Path,
+    devices: tuple[str, ...] = ("cpu",),
+    lockstep: bool = False,
 ) -> Plan:
     """Deal components to `devices` round-robin and edges by the graph.
 

@@ -1,13 +1,13 @@
 """Every file name of a run, and how it is written. Nobody else builds a path inside a run.
 
-    runs/<name>/
-        config.yaml             the resolved configuration
-        plan.json               processes, devices, edges, sockets (`workers/plan.py`)
-        status.json             the supervisor's view, replaced atomically at least once a second
-        metrics/c0.jsonl        one `Report` a line
-        tensorboard/c0/         event files
-        logs/c0.log             what the process printed; logs/launcher.log of a detached launcher
-        weights/c0.safetensors  final weights
+runs/<name>/
+    config.yaml             the resolved configuration
+    plan.json               processes, devices, edges, sockets (`workers/plan.py`)
+    status.json             the supervisor's view, replaced atomically at least once a second
+    metrics/c0.jsonl        one `Report` a line
+    tensorboard/c0/         event files
+    logs/c0.log             what the process printed; logs/launcher.log of a detached launcher
+    weights/c0.safetensors  final weights
 """
 
 import os

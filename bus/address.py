@@ -1,0 +1,149 @@
+"""Where mailboxes are found: a short private directory per run, and endpoints published in it as files.
+
+    <base>/mach-<uid>-<random>/      0700; base is $XDG_RUNTIME_DIR, else the temporary directory
+        owner                        pid and start time of the process that keeps the run
+        c0-1.sock                    ipc socket of c0, incarnation 1
+        c0.at                        where c0 is bound now: its endpoint; replaced atomically
+
+Knows no ZeroMQ. Laws: an address is never guessed and never reused: the kernel or the incarnation makes it,
+its owner publishes it after binding (a second bind of one ipc path succeeds and steals it). Nobody but the user
+can enter.
+"""
+
+import os
+import re
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+
+from configs.errors import ConfigError, RunError
+
+PATH_CAP = 107
+"""Bytes of a socket's path, a limit of the kernel."""
+_PATTERN = re.compile(r"mach-(\d+)-[a-z0-9_]{8}")
+
+
+def base() -> Path:
+    """Where private directories are made: the first of the usual places that leaves room for names."""
+    places = (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp")
+    fit = [
+        place
+        for place in places
+        if place and len(os.fsencode(place)) <= 60 and os.access(place, os.W_OK | os.X_OK)
+    ]
+    if not fit:
+        raise RunError(
+            "no short writable directory for sockets; set TMPDIR to one whose path has at most 60 bytes"
+        )
+    return Path(fit[0])
+
+
+def make_directory() -> Path:
+    """A new private directory, claimed for this process. Whoever keeps the run later calls `claim` again."""
+    directory = Path(tempfile.mkdtemp(prefix=f"mach-{os.getuid()}-", dir=base()))
+    claim(directory)
+    return directory
+
+
+def claim(directory: Path) -> None:
+    """The calling process keeps the run from now on: `sweep` leaves the directory alone while it lives."""
+    _replace(directory / "owner", f"{os.getpid()} {_started(os.getpid())}")
+
+
+def check_private(directory: Path) -> None:
+    """Raise a RunError if somebody else could enter the directory."""
+    try:
+        found = directory.lstat()
+    except OSError as error:
+        raise RunError(
+            f"{directory}: the directory of sockets is missing ({error.strerror}); launch again"
+        ) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise RunError(f"{directory}: is no private directory of this user; remove it and launch again")
+
+
+def remove(directory: Path) -> None:
+    """Remove a private directory and all in it; one that is gone already is fine."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def sweep() -> list[Path]:
+    """Remove this user's directories whose owner is gone (a launcher killed with -9); which ones."""
+    stale = [path for path in base().glob(f"mach-{os.getuid()}-*") if _abandoned(path)]
+    for path in stale:
+        remove(path)
+    return stale
+
+
+def socket_path(directory: Path, name: str, incarnation: int) -> Path:
+    """The ipc socket of one life of a component.
+
+    Raises:
+        ConfigError: longer than the kernel allows.
+    """
+    path = directory / f"{name}-{incarnation}.sock"
+    if len(os.fsencode(path)) > PATH_CAP:
+        raise ConfigError(
+            f"{path}: longer than the {PATH_CAP} bytes that a socket's path may have; use a shorter TMPDIR"
+        )
+    return path
+
+
+def publish(directory: Path, name: str, endpoint: str) -> None:
+    """Tell where `name` is bound now."""
+    _replace(directory / f"{name}.at", endpoint)
+
+
+def withdraw(directory: Path, name: str, endpoint: str) -> None:
+    """Take back what was published, unless a later life has published since."""
+    if endpoint_of(directory, name) == endpoint:
+        (directory / f"{name}.at").unlink(missing_ok=True)
+
+
+def endpoint_of(directory: Path, name: str) -> str | None:
+    """Where `name` is bound, or None while it is not."""
+    try:
+        return (directory / f"{name}.at").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def mark_of(directory: Path, name: str) -> tuple[int, int] | None:
+    """Changes whenever `name` publishes; None while nothing is published. Costs one system call."""
+    try:
+        found = os.stat(f"{directory}/{name}.at")
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino
+
+
+def _abandoned(directory: Path) -> bool:
+    try:
+        found = directory.lstat()
+        if (
+            not _PATTERN.fullmatch(directory.name)
+            or found.st_uid != os.getuid()
+            or not stat.S_ISDIR(found.st_mode)
+        ):
+            return False
+        pid, _, started = (directory / "owner").read_text(encoding="utf-8").partition(" ")
+        return not pid.isdecimal() or _started(int(pid)) != started
+    except (OSError, UnicodeDecodeError):
+        return False  # being made or being removed just now
+
+
+def _started(pid: int) -> str:
+    """When a process started, in ticks since boot: pids are reused, pairs are not. Empty: not running."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    fields = text.rpartition(")")[2].split()
+    return "" if fields[0] in ("Z", "X") else fields[19]
+
+
+def _replace(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)

@@ -1,0 +1,128 @@
+"""What both ends of an edge share: the peer's life, its sequence, ours, the story. See `bus/edge.py`.
+
+Knows no socket, no clock and no tensor; `now` is an argument, in seconds. Laws: nothing is accepted twice, out
+of order, or from an earlier life of the peer; every frame that is not accepted is counted under one `Fate`.
+"""
+
+from collections import Counter, OrderedDict, deque
+
+from bus.mailbox import EdgeView, Role
+from bus.rules import NO_RULES, Event, Fate, Rules, State, Taken, Terms
+from bus.wire import Header, Kind
+
+
+class End:
+    """What both ends share: state, the peer's life and sequence, our sequence, the story."""
+
+    role: Role
+    rules: Rules = NO_RULES
+
+    def __init__(self, peer: str, terms: Terms, dropped: Counter[str]) -> None:
+        self.peer = peer
+        self.terms = terms
+        self.window = terms.window
+        self.dropped = dropped
+        self.state = State.KNOCKING
+        self.incarnation = 0  # the peer's, 0 before it was heard
+        self.sequence = 0  # of the last frame that we sent
+        self.version: int | None = None
+        self.heard_at: float | None = None
+        self.left = False  # we said bye
+        self.story: deque[tuple[float, str, int]] = deque(maxlen=16)
+        self._last = 0
+        self._gaps: OrderedDict[int, None] = OrderedDict()
+        self._replies: list[Kind] = []
+
+    def replies(self) -> list[Kind]:
+        """Control frames to send now, each once."""
+        replies, self._replies = self._replies, []
+        return replies
+
+    def note(self, now: float, what: str, number: int = 0) -> None:
+        """Remember an event for the story."""
+        self.story.append((now, what, number))
+
+    def tell(self, now: float) -> str:
+        """The last events of the edge, for an error's text."""
+        events = ", ".join(f"{what} {number} {now - at:.3f} s ago" for at, what, number in self.story)
+        return f"{self.role} {self.peer} is {self.state.value}; its story: {events or 'nothing yet'}"
+
+    def in_flight(self) -> int:
+        """Activations that left and are unanswered; 0 at a child's end."""
+        return 0
+
+    def greeted(self) -> int:
+        """What our hello says that we have heard: the peer's life, 0 if it has not greeted us in it."""
+        return 0 if self.state is State.KNOCKING else self.incarnation
+
+    def view(self, now: float) -> EdgeView:
+        """For status and logs."""
+        heard = None if self.heard_at is None else now - self.heard_at
+        incarnation = self.incarnation or None
+        return EdgeView(
+            self.peer,
+            self.role,
+            self.state.value,
+            incarnation,
+            self.in_flight(),
+            self.window,
+            self.version,
+            heard,
+        )
+
+    def hear(self, header: Header, now: float) -> Taken | Fate | None:
+        """The verdict on an inspected frame: a message that counts, a drop, or None for a control frame.
+
+        Drops are counted here. Whoever calls sends `replies()` afterwards.
+        """
+        self.note(now, header.kind, header.id)
+        verdict: Taken | Fate | None = self._fresh(header, now)
+        if verdict is None:
+            self.heard_at = now
+            verdict = self._take(header, now)
+        if isinstance(verdict, Fate):
+            self._drop(verdict)
+        return verdict
+
+    def _take(self, header: Header, now: float) -> Taken | Fate | None:
+        raise NotImplementedError
+
+    def _born(self) -> None:
+        """Forget what belonged to the peer's earlier life."""
+        raise NotImplementedError
+
+    def _fresh(self, header: Header, now: float) -> Fate | None:
+        """Whether a frame is of the peer's present life, and next in its sequence."""
+        if header.incarnation < self.incarnation:
+            return Fate.STALE
+        if header.incarnation > self.incarnation:
+            self.note(now, "incarnation", header.incarnation)
+            self._born()
+            self.incarnation, self.version = header.incarnation, None
+            self._last = header.sequence - 1  # what it said before we listened is not lost
+            self._gaps.clear()
+            self._step(Event.STRANGER)
+        return self._next(header.sequence)
+
+    def _next(self, sequence: int) -> Fate | None:
+        if sequence <= self._last:
+            was_lost = sequence in self._gaps
+            self._gaps.pop(sequence, None)
+            return Fate.REORDERED if was_lost else Fate.DUPLICATE
+        missing = sequence - self._last - 1
+        if missing:
+            self.dropped[Fate.LOST.value] += missing
+            for gap in range(max(self._last + 1, sequence - 64), sequence):
+                self._gaps[gap] = None
+            while len(self._gaps) > 64:
+                self._gaps.popitem(last=False)
+        self._last = sequence
+        return None
+
+    def _step(self, event: Event) -> None:
+        if not self.left or event is Event.LEFT:
+            self.state = self.rules.get((self.state, event), self.state)
+
+    def _drop(self, fate: Fate, times: int = 1) -> None:
+        if times:
+            self.dropped[fate.value] += times

@@ -1,0 +1,244 @@
+"""The one mailbox: edges (`bus/edge.py`) and wire format (`bus/wire.py`) over any `Transport`.
+
+Trainers, stubs, simulations and tests all drive this class; only the transport below differs. It knows no
+socket. Laws: nothing blocks but `receive` with a wait and, for at most `farewell_s`, `close`. Nothing that comes
+in can raise: it is delivered, or dropped and counted by reason. Edges are looked after (knocks, time-outs, new
+addresses) from within `receive`, a few times per `hello_ms`.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar, assert_never
+
+from bus import wire
+from bus.edge import ChildEnd, Edge, ParentEnd
+from bus.mailbox import Counts, EdgeView, Peer, Transport
+from bus.rules import Fate, State, Taken, Terms
+from bus.wire import Frames, Kind, Reason, Rejected, Stamp
+from configs.tree import Bus
+from mach.messages import Activation, Gradient, Letter, Message, Target
+
+E = TypeVar("E", ParentEnd, ChildEnd)
+Mail = list[tuple[Edge, Taken, Message]]
+
+
+class EdgeMailbox:
+    """A component's door to its neighbours; see `bus.mailbox.Mailbox` for the contract."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        run_id: str,
+        incarnation: int,
+        children: Iterable[str],
+        parents: Iterable[str],
+        bus: Bus,
+        transport: Transport,
+    ) -> None:
+        self.name = name
+        self.counts = Counts()
+        self._run_id = run_id
+        self._incarnation = incarnation
+        self._transport = transport
+        self._cap = bus.max_message_mb << 20
+        terms = Terms(incarnation, bus.window, bus.timeout_ms / 1000, bus.hello_ms / 1000)
+        dropped = self.counts.dropped
+        self._asks = {child: ParentEnd(child, terms, dropped) for child in children}
+        self._answers = {parent: ChildEnd(parent, terms, dropped) for parent in parents}
+        self._tick_s = min(terms.hello_s, terms.timeout_s) / 4
+        self._tick_at = float("-inf")
+        self._closed = False
+
+    def receive(self, wait_s: float = 0.0) -> list[Letter]:
+        """Letters that have come, in order per sender; waits up to `wait_s` for a first one."""
+        letters = self._collect()
+        if letters or wait_s <= 0.0:
+            return letters
+        until = self.now() + wait_s
+        while not letters and (left := until - self.now()) > 0.0:
+            if not self._transport.wait(min(left, self._tick_s)):
+                break
+            letters = self._collect()
+        return letters
+
+    def room(self, child: str) -> bool:
+        """Whether an activation sent to `child` now would fit into the window of an open edge."""
+        return self._edge(self._asks, child).room()
+
+    def send(self, peer: str, message: Message) -> bool:
+        """Send without blocking. False: not sent, and counted in `counts.dropped` by reason.
+
+        Raises:
+            ValueError: an activation without room or twice in flight, a peer that is no such neighbour, or a
+                tensor that cannot travel: the caller's mistake.
+        """
+        match message:
+            case Activation():
+                return self._ask(self._edge(self._asks, peer), message)
+            case Target():
+                return self._answer(self._edge(self._answers, peer), message)
+            case Gradient():
+                return self._pay(self._edge(self._asks, peer), message)
+            case _:
+                assert_never(message)
+
+    def edges(self) -> Mapping[str, list[EdgeView]]:
+        """Every edge, by peer; a peer may be child and parent at once."""
+        now = self.now()
+        views: dict[str, list[EdgeView]] = {}
+        for edge in self._every():
+            views.setdefault(edge.peer, []).append(edge.view(now))
+        return views
+
+    def bye(self) -> None:
+        """Tell every child that nothing more will be asked. Answers to parents go on."""
+        now = self.now()
+        for edge in self._asks.values():
+            edge.leave(now)
+        self._tick(now)
+
+    def parents_left(self) -> bool:
+        """Whether some parent has been heard of and has not said BYE."""
+        return any(
+            edge.heard_at is not None and edge.state is not State.CLOSED for edge in self._answers.values()
+        )
+
+    def now(self) -> float:
+        """Seconds on the clock that stamps ages."""
+        return self._transport.now()
+
+    def story(self, peer: str) -> str:
+        """The last events on the edges with `peer`, for logs and errors."""
+        now = self.now()
+        return "; ".join(edge.tell(now) for edge in self._every() if edge.peer == peer)
+
+    def close(self) -> None:
+        """Say BYE where it was not said, wait a moment for acknowledgements, release everything."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self.bye()
+            until = self.now() + self._transport.farewell_s
+            while any(edge.awaits() for edge in self._asks.values()) and (left := until - self.now()) > 0.0:
+                self._transport.wait(min(left, self._tick_s))
+                self._collect()
+            for edge in self._answers.values():
+                if edge.leave(self.now()):
+                    self._say(edge, Kind.BYE)
+        finally:
+            self._transport.close()
+
+    def _every(self) -> list[Edge]:
+        return [*self._asks.values(), *self._answers.values()]
+
+    def _edge(self, edges: Mapping[str, E], peer: str) -> E:
+        edge = edges.get(peer)
+        if edge is None:
+            raise ValueError(
+                f"{peer!r} is no such neighbour of {self.name}; there are: {', '.join(edges) or 'none'}"
+            )
+        return edge
+
+    def _collect(self) -> list[Letter]:
+        """Take what has come and look after the edges. Ages are stamped after all of it was heard."""
+        now = self._transport.now()
+        mail: Mail = []
+        for peer, frames in self._transport.receive():
+            self._open(peer, frames, now, mail)
+        if now >= self._tick_at:
+            self._tick(now)
+        letters = []
+        for edge, taken, message in mail:
+            age = edge.age(taken, now) if isinstance(edge, ParentEnd) else None
+            letters.append(Letter(edge.peer, message, age))
+        return letters
+
+    def _open(self, peer: Peer, frames: Frames, now: float, mail: Mail) -> None:
+        """One message: into `mail`, or to its edge, or dropped and counted."""
+        header = wire.inspect(frames, self._run_id)
+        if isinstance(header, Rejected):
+            self.counts.dropped[header.reason.value] += 1
+            return
+        asks = peer.role == "child"
+        edge: Edge | None = self._asks.get(peer.name) if asks else self._answers.get(peer.name)
+        if edge is None or header.sender != peer.name or not (asks or header.incarnation == peer.incarnation):
+            self.counts.dropped[Reason.SENDER.value] += 1
+            return
+        verdict = edge.hear(header, now)
+        for kind in edge.replies():
+            self._say(edge, kind)
+        if isinstance(verdict, Taken):
+            self.counts.received[header.kind] += 1
+            mail.append((edge, verdict, wire.message_of(header, frames)))
+        elif verdict is None:
+            self._tick_at = now  # a hello may have made a knock due
+
+    def _tick(self, now: float) -> None:
+        self._tick_at = now + self._tick_s
+        for child, edge in self._asks.items():
+            if self._transport.reach(child):
+                edge.reconnected(now)
+            edge.expire(now)
+            kind = edge.due(now)
+            if kind is not None:
+                edge.knocked(now, sent=self._say(edge, kind))
+        for parent in self._answers.values():
+            parent.expire(now)
+
+    def _ask(self, edge: ParentEnd, message: Activation) -> bool:
+        now = self.now()
+        edge.check_ask(message.id, now)
+        if not self._ship(edge, message, now):
+            return False
+        edge.ask(message.id, message.owes, now)
+        return True
+
+    def _answer(self, edge: ChildEnd, message: Target) -> bool:
+        fate = edge.waits(message.id)
+        if fate is not None:
+            return self._refuse(fate)
+        now = self.now()
+        if not self._ship(edge, message, now):
+            return False
+        edge.answer(message.id, message.version, now)
+        return True
+
+    def _pay(self, edge: ParentEnd, message: Gradient) -> bool:
+        fate = edge.owe(message.id, message.of_version)
+        if fate is not None:
+            return self._refuse(fate)
+        now = self.now()
+        if not self._ship(edge, message, now):
+            return False
+        edge.pay(message.id, now)
+        return True
+
+    def _ship(self, edge: Edge, message: Message, now: float) -> bool:
+        frames = wire.encode(message, self._stamp(edge))
+        if len(frames[-1]) > self._cap:
+            return self._refuse(Fate.TOO_LARGE)
+        if not self._transport.send(_address(edge), frames):
+            edge.unreachable(now)
+            return self._refuse(Fate.UNREACHABLE)
+        edge.sequence += 1
+        self.counts.sent[type(message).__name__.lower()] += 1
+        return True
+
+    def _say(self, edge: Edge, kind: Kind) -> bool:
+        """Send a control frame; one that finds no connection is no message lost, and is not counted."""
+        frames = wire.encode_control(kind, self._stamp(edge), window=edge.window, heard=edge.greeted())
+        sent = self._transport.send(_address(edge), frames)
+        edge.sequence += sent
+        return sent
+
+    def _stamp(self, edge: Edge) -> Stamp:
+        return Stamp(self._run_id, self.name, self._incarnation, edge.sequence + 1)
+
+    def _refuse(self, fate: Fate) -> bool:
+        self.counts.dropped[fate.value] += 1
+        return False
+
+
+def _address(edge: Edge) -> Peer:
+    return Peer(edge.role, edge.peer, edge.incarnation)

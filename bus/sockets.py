@@ -1,0 +1,240 @@
+"""ZeroMQ: the only file that imports it. Frames in and out of sockets, nothing about what they say.
+
+    parent  DEALER, one per child, connects     identity `component:incarnation`
+    child   ROUTER, one per process, binds      answers go to the identity that asked
+
+Laws: HWM is 0 and the edges' windows do the bounding; no send ever blocks. A context is made after the
+process has started, and its sockets belong to the thread that made them. Frames of 64 KiB and more are sent
+without a copy, so what they refer to must not change any more. Options measured with pyzmq 27, libzmq 4.3.5.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import zmq
+
+from bus import address
+from bus.mailbox import Peer, Transport
+from bus.post import EdgeMailbox
+from bus.wire import Frame, Frames
+from configs.errors import RunError
+from configs.tree import Bus
+
+COPY_BELOW = 65536
+"""Bytes below which a copy is cheaper than reference counting."""
+AT_ONCE = 256
+"""Messages taken from one socket in one go: a flood must not keep a component from training."""
+FRAMES_CAP = 8
+"""Frames kept of one message; the wire format knows fewer, so the rest would be refused anyway."""
+
+Socket = zmq.Socket[bytes]
+
+
+class ZmqTransport:
+    """Frames over ipc or loopback TCP."""
+
+    farewell_s = 1.0
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        incarnation: int,
+        children: Iterable[str],
+        parents: Iterable[str],
+        bus: Bus,
+        directory: Path,
+    ) -> None:
+        address.check_private(directory)
+        self._directory = directory
+        self._identity = f"{name}:{incarnation}".encode()
+        self._max_bytes = (bus.max_message_mb << 20) + COPY_BELOW
+        self._parents = frozenset(parents)
+        self._known: dict[bytes, Peer] = {}
+        self._dealers: dict[str, Socket] = {}
+        self._marks: dict[str, tuple[int, int] | None] = dict.fromkeys(children)
+        self._endpoints: dict[str, str] = {}
+        self._context = zmq.Context()
+        self._poller = zmq.Poller()
+        self._router: Socket | None = None
+        self._name, self._endpoint = name, ""
+        if self._parents:
+            try:
+                self._bind(bus.transport, address.socket_path(directory, name, incarnation))
+            except zmq.ZMQError as error:
+                self.close()
+                raise RunError(f"{name}: cannot bind a socket in {directory} ({error}); launch again") from error
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return time.monotonic()
+
+    def send(self, peer: Peer, frames: Frames) -> bool:
+        """Send without blocking; False if there is no connection to the peer."""
+        try:
+            if peer.role == "child":
+                socket = self._dealers.get(peer.name)
+                if socket is None:
+                    return False
+            else:
+                socket = self._router
+                if socket is None:
+                    return False
+                socket.send(f"{peer.name}:{peer.incarnation}".encode(), zmq.DONTWAIT | zmq.SNDMORE)
+            for frame in frames[:-1]:
+                socket.send(frame, zmq.DONTWAIT | zmq.SNDMORE, len(frame) < COPY_BELOW)
+            socket.send(frames[-1], zmq.DONTWAIT, len(frames[-1]) < COPY_BELOW)
+        except zmq.ZMQError:  # Again: nobody connected (IMMEDIATE); EHOSTUNREACH: that identity has left
+            return False
+        return True
+
+    def receive(self) -> list[tuple[Peer, Frames]]:
+        """What has come. An empty mailbox costs one EVENTS check a socket."""
+        parcels: list[tuple[Peer, Frames]] = []
+        for child, socket in self._dealers.items():
+            if _readable(socket):
+                peer = Peer("child", child)
+                parcels += [(peer, frames) for frames in _drain(socket)]
+        if self._router is not None and _readable(self._router):
+            for identity, *frames in _drain(self._router):
+                parcels.append((self._parent(bytes(identity)), frames))
+        return parcels
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for a first message, at most this long."""
+        self._poller.poll(math.ceil(seconds * 1000))
+        return True
+
+    def reach(self, child: str) -> bool:
+        """Connect if the child has published an endpoint since the last look."""
+        mark = address.mark_of(self._directory, child)
+        if mark is None or mark == self._marks[child]:
+            return False
+        endpoint = address.endpoint_of(self._directory, child)
+        if endpoint is None:
+            return False
+        self._marks[child] = mark
+        if endpoint == self._endpoints.get(child):
+            return False
+        return self._connect(child, endpoint)
+
+    def close(self) -> None:
+        """Close sockets, remove what was published. Waits at most 0.2 s for last words to leave."""
+        if self._context.closed:
+            return
+        for socket in self._dealers.values():
+            socket.close(linger=0)
+        if self._router is not None:
+            address.withdraw(self._directory, self._name, self._endpoint)
+            self._router.close(linger=200)
+            if self._endpoint.startswith("ipc://"):
+                Path(self._endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
+        self._context.term()
+
+    def _bind(self, transport: str, path: Path) -> None:
+        self._router = self._socket(zmq.ROUTER)
+        self._router.setsockopt(
+            zmq.ROUTER_MANDATORY, 1
+        )  # else an answer to a parent that left vanishes, "sent"
+        self._router.bind(f"ipc://{path}" if transport == "ipc" else "tcp://127.0.0.1:0")
+        self._endpoint = self._router.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+        address.publish(self._directory, self._name, self._endpoint)
+
+    def _connect(self, child: str, endpoint: str) -> bool:
+        """A fresh socket to a freshly published endpoint, in place of an older one."""
+        old = self._dealers.pop(child, None)
+        if old is not None:
+            self._poller.unregister(old)
+            old.close(linger=0)
+        socket = self._socket(zmq.DEALER)
+        socket.setsockopt(zmq.IDENTITY, self._identity)
+        socket.setsockopt(zmq.IMMEDIATE, 1)  # else messages queue for a child that may never come
+        socket.setsockopt(zmq.RECONNECT_IVL, 100)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        try:
+            socket.connect(endpoint)
+        except zmq.ZMQError:  # a published file that holds no endpoint
+            self._poller.unregister(socket)
+            socket.close(linger=0)
+            return False
+        self._dealers[child] = socket
+        self._endpoints[child] = endpoint
+        return True
+
+    def _socket(self, kind: int) -> Socket:
+        socket: Socket = self._context.socket(kind)
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.RCVHWM, 0)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, self._max_bytes)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, 5000)
+        self._poller.register(socket, zmq.POLLIN)
+        return socket
+
+    def _parent(self, identity: bytes) -> Peer:
+        """Who is connected under this identity; strangers get a name that nobody has."""
+        peer = self._known.get(identity)
+        if peer is not None:
+            return peer
+        name, _, incarnation = identity.decode("latin-1").partition(":")
+        if name not in self._parents or not incarnation.isdecimal():
+            return Peer("parent", "")
+        if len(self._known) >= AT_ONCE:
+            self._known.clear()
+        return self._known.setdefault(identity, Peer("parent", name, int(incarnation)))
+
+
+class ZmqMailbox(EdgeMailbox):
+    """A mailbox over sockets."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        run_id: str,
+        incarnation: int,
+        children: Iterable[str],
+        parents: Iterable[str],
+        bus: Bus,
+        directory: Path,
+        wrap: Callable[[Transport], Transport] | None = None,
+    ) -> None:
+        children, parents = tuple(children), tuple(parents)
+        transport: Transport = ZmqTransport(
+            name, incarnation=incarnation, children=children, parents=parents, bus=bus, directory=directory
+        )
+        super().__init__(
+            name,
+            run_id=run_id,
+            incarnation=incarnation,
+            children=children,
+            parents=parents,
+            bus=bus,
+            transport=transport if wrap is None else wrap(transport),
+        )
+
+
+def _drain(socket: Socket) -> list[list[Frame]]:
+    """Whole messages until there is no more; a message's frames arrive together."""
+    messages: list[list[Frame]] = []
+    while len(messages) < AT_ONCE:
+        try:
+            frame = socket.recv(zmq.DONTWAIT, copy=False)
+        except zmq.Again:
+            break
+        frames: list[Frame] = [frame.buffer]
+        while frame.more:
+            frame = socket.recv(zmq.DONTWAIT, copy=False)
+            if len(frames) < FRAMES_CAP:
+                frames.append(frame.buffer)
+        messages.append(frames)
+        if not _readable(socket):
+            break
+    return messages
+
+
+def _readable(socket: Socket) -> bool:
+    """Whether a message waits; half the price of a poll, and no exception if there is none."""
+    return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)

@@ -1,0 +1,58 @@
+"""A component: one network with a loss of its own (method.md, "One component"). Knows no neighbour but by name.
+
+    a = encoder(x)           activation; identity in skip wiring
+    s = student(a)           stands in for a child
+    e = joiner(a, d or s)    embedding, what a parent gets
+    z = head(e)              logits
+
+Shapes: B batch, D features of an activation, E embedding, K classes.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class Component(nn.Module):
+    """Encoder, joiner, head, and one student per child.
+
+    Args:
+        encoder: x → a.
+        joiner: [B, D + E·children] → [B, E]: activation and targets, concatenated in the order of `students`.
+        head: [B, E] → [B, K].
+        students: by child, a → an imitation of that child's embedding, [B, E].
+    """
+
+    def __init__(
+        self, encoder: nn.Module, joiner: nn.Module, head: nn.Module, students: Mapping[str, nn.Module]
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.joiner = joiner
+        self.head = head
+        self.students = nn.ModuleDict(dict(students))
+
+    @property
+    def children_names(self) -> tuple[str, ...]:
+        """The children, in the order in which the joiner takes their targets."""
+        return tuple(self.students)
+
+    def activation(self, x: Tensor) -> Tensor:
+        """X [B, ...] → a [B, D], flattened."""
+        a: Tensor = self.encoder(x)
+        return a.flatten(1)
+
+    def imitate(self, a: Tensor) -> dict[str, Tensor]:
+        """A [B, D] → s [B, E] of every student, by child."""
+        return {child: student(a) for child, student in self.students.items()}
+
+    def embed(self, a: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+        """A [B, D] and a target or imitation [B, E] of every child → e [B, E]."""
+        e: Tensor = self.joiner(torch.cat([a, *(targets[child] for child in self.students)], dim=1))
+        return e
+
+    def classify(self, e: Tensor) -> Tensor:
+        """E [B, E] → z [B, K]."""
+        z: Tensor = self.head(e)
+        return z

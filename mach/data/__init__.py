@@ -1,0 +1,31 @@
+"""Sources of samples: one a file. A factory makes a `Dataset`; users' own join by `package.module:factory`.
+
+factory(data: configs.tree.Data) -> Dataset
+"""
+
+from collections.abc import Callable, Mapping
+
+from configs.errors import ConfigError
+from configs.tree import Data
+from mach.data.batches import Batches
+from mach.data.dataset import Dataset
+from mach.data.digits import digits
+from mach.data.idx import idx
+from mach.registry import find
+
+SOURCES: Mapping[str, Callable[[Data], Dataset]] = {"digits": digits, "idx": idx}
+
+__all__ = ["SOURCES", "Batches", "Dataset", "load"]
+
+
+def load(data: Data) -> Dataset:
+    """The data set that `data` describes.
+
+    Raises:
+        ConfigError: an unknown source.
+        DataError: files that are missing or malformed.
+    """
+    dataset = find("data.source", data.source, SOURCES)(data)
+    if not isinstance(dataset, Dataset):
+        raise ConfigError(f"data.source: {data.source!r} made a {type(dataset).__name__}, not a mach Dataset")
+    return dataset

@@ -1,0 +1,42 @@
+"""A component's own way through the training samples: shuffled epochs without replacement, for ever."""
+
+from collections.abc import Iterator
+
+import torch
+
+from mach.data.dataset import Dataset
+from mach.messages import Batch
+
+
+class Batches(Iterator[Batch]):
+    """Batches with ids 0, 1, 2, …; the same seed gives the same batches.
+
+    An epoch is a permutation of all samples; what is left of it at its end, less than a batch, is left out.
+
+    Args:
+        noise: standard deviation of Gaussian noise added to the inputs of every batch, fresh each time.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int, *, seed: int, noise: float = 0.0) -> None:
+        self.dataset = dataset
+        self.batch_size = min(batch_size, len(dataset.train_labels))
+        self.noise = noise
+        self.id = -1
+        self.device = dataset.train_inputs.device
+        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self._order = torch.empty(0, dtype=torch.int64)
+        self._at = 0
+
+    def __next__(self) -> Batch:
+        """The next batch: inputs [B, ...] float32, labels [B] int64."""
+        if self._at + self.batch_size > len(self._order):
+            count = len(self.dataset.train_labels)
+            self._order = torch.randperm(count, generator=self._generator, device=self.device)
+            self._at = 0
+        rows = self._order[self._at : self._at + self.batch_size]
+        self._at += self.batch_size
+        self.id += 1
+        inputs = self.dataset.train_inputs[rows]
+        if self.noise > 0.0:
+            inputs += self.noise * torch.randn(inputs.shape, generator=self._generator, device=self.device)
+        return Batch(self.id, inputs, self.dataset.train_labels[rows])

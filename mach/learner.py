@@ -1,0 +1,224 @@
+"""The method: **ask, answer, keep, step**. Messages in, messages out; no socket, no process, no clock.
+
+    ask     a batch goes to a child as an activation
+    answer  a parent's activation is answered with an embedding, the student standing in for our own child
+    keep    a child's target, or a parent's late gradient, waits for the next step
+    step    one optimiser step on
+                L = w_child · CE(head(joiner(a, d)), y)          a target d is at hand
+                  + w_student · CE(head(joiner(a, s)), y)        the component must also be good on its own
+                  + w_distill · distill(s, stopgrad(d))
+                  + w_late · Σ ⟨e(x_old), g_e⟩                   late gradients of old answers, by recompute
+            or, with no target at hand, on CE(head(joiner(a, s)), y) and the late gradients alone.
+
+Laws: nothing here waits (law 1); an answer never asks (law 2); every target trained on owes its child
+∂L/∂d (law 3); every age is measured when a message is used (law 4). Memory is bounded by the window.
+Source: method.md; recompute as in Features Replay (arXiv 1807.04511).
+
+Shapes: B batch, E embedding, K classes. Times are seconds of the caller's clock.
+"""
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from configs.tree import Loss
+from mach.component import Component
+from mach.losses import DISTANCES, cross_entropy, pull
+from mach.messages import Activation, Age, Batch, Gradient, Letter, Target
+
+MEMORY = 4
+"""Batches and answers remembered, in windows: an answer later than that is forgotten, and counted."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """What one optimiser step was made of."""
+
+    version: int
+    """After the step."""
+    samples: int
+    losses: Mapping[str, Tensor]
+    """Detached 0-d tensors: `target`, `student`, and on a child's answer `distill`, with late gradients `late`."""
+    on_child: bool
+    owed: list[tuple[str, Gradient]]
+    """To be sent to the children whose targets were used."""
+    target_ages: list[Age]
+    gradient_ages: list[Age]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Answered:
+    """An input that we answered, until its gradient comes."""
+
+    inputs: Tensor
+    version: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Late:
+    """A parent's late gradient of an old answer."""
+
+    parent: str
+    answered: _Answered
+    gradient: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Arrived:
+    """A child's target for a batch of ours."""
+
+    child: str
+    batch: Batch
+    target: Target
+    age: Age
+    at: float
+
+
+class Learner:
+    """One component's training."""
+
+    def __init__(
+        self,
+        component: Component,
+        optimiser: torch.optim.Optimizer,
+        loss: Loss,
+        *,
+        window: int,
+        device: torch.device,
+        schedule: Callable[[int], float] | None = None,
+    ) -> None:
+        """`schedule` maps the version to the learning rate; None leaves the optimiser's own."""
+        self.component = component
+        self.optimiser = optimiser
+        self.loss = loss
+        self.device = device
+        self.schedule = schedule
+        self.version = 0
+        self.forgotten: Counter[str] = Counter()
+        """Targets and gradients that came too late for our memory, by kind."""
+        self._capacity = MEMORY * window
+        self._asked: OrderedDict[int, Batch] = OrderedDict()
+        self._answered: dict[str, OrderedDict[int, _Answered]] = {}
+        self._targets: deque[_Arrived] = deque()
+        self._late: list[_Late] = []
+        self._heard: dict[str, int] = {}
+
+    def ask(self, batch: Batch) -> Activation:
+        """The activation of a batch, to be sent to a child; the batch is remembered until answered."""
+        self._asked[batch.id] = batch
+        self._trim(self._asked)
+        return Activation(batch.id, self.version, batch.inputs)
+
+    def answer(self, parent: str, asked: Activation, now: float) -> Target:
+        """Our embedding of a parent's activation, today, with students in place of our own children (law 2)."""
+        x = asked.inputs.to(self.device)
+        with torch.no_grad():
+            e = self._alone(x)
+        if asked.owes:
+            answered = self._answered.setdefault(parent, OrderedDict())
+            answered[asked.id] = _Answered(x, self.version, now)
+            self._trim(answered)
+        return Target(asked.id, self.version, e)
+
+    def keep(self, letter: Letter, now: float) -> None:
+        """Put a target or a late gradient by for the next step; one that nobody remembers is counted."""
+        match letter.message:
+            case Target() as target:
+                self._heard[letter.sender] = max(target.version, self._heard.get(letter.sender, 0))
+                batch = self._asked.get(target.id)
+                if batch is None:
+                    self.forgotten["target"] += 1
+                    return
+                age = letter.age or Age(0, 0.0)
+                self._targets.append(_Arrived(letter.sender, batch, target, age, now))
+            case Gradient() as gradient:
+                answered = self._answered.get(letter.sender, OrderedDict()).pop(gradient.id, None)
+                if answered is None:
+                    self.forgotten["gradient"] += 1
+                    return
+                self._late.append(_Late(letter.sender, answered, gradient.gradient.to(self.device)))
+            case Activation():
+                raise ValueError("an activation is answered, not kept")
+
+    def step(self, batch: Batch, now: float) -> Step:
+        """One optimiser step: on the oldest answered batch with its targets, else on `batch` with the students."""
+        arrived = self._next_answered()
+        batch = arrived[0].batch if arrived else batch
+        targets = {each.child: each.target.embedding.to(self.device).requires_grad_() for each in arrived}
+        losses, total = self._losses(batch, targets)
+        late, self._late = sorted(self._late, key=lambda each: each.parent), []
+        if late and self.loss.late > 0.0:
+            losses["late"] = torch.stack(
+                [pull(self._alone(each.answered.inputs), each.gradient) for each in late]
+            ).sum()
+            total = total + self.loss.late * losses["late"]
+        self._descend(total)
+        gradient_ages = [Age(self.version - each.answered.version, now - each.answered.at) for each in late]
+        owed = [(each.child, self._owed(each, targets[each.child])) for each in arrived]
+        self.version += 1
+        return Step(
+            version=self.version,
+            samples=len(batch.labels),
+            losses={name: value.detach() for name, value in losses.items()},
+            on_child=bool(arrived),
+            owed=owed,
+            target_ages=[self._age(each, now) for each in arrived],
+            gradient_ages=gradient_ages,
+        )
+
+    def _losses(self, batch: Batch, targets: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """The terms of L on a batch, and their weighted sum; `targets` [B, E] by child, empty if none came."""
+        component, weight = self.component, self.loss
+        x, y = batch.inputs.to(self.device), batch.labels.to(self.device)
+        a = component.activation(x)
+        s = component.imitate(a)  # by child, [B, E]
+        student = cross_entropy(component.classify(component.embed(a, s)), y)
+        if not targets:
+            return {"target": student, "student": student}, student
+        child = cross_entropy(component.classify(component.embed(a, {**s, **targets})), y)
+        distance = DISTANCES[weight.distance]
+        distill = torch.stack([distance(s[name], d.detach()) for name, d in targets.items()]).sum()
+        total = weight.child * child + weight.student * student + weight.distill * distill
+        return {"target": child, "student": student, "distill": distill}, total
+
+    def _alone(self, x: Tensor) -> Tensor:
+        """e(x) with every student standing in: what a parent gets, [B, E]."""
+        a = self.component.activation(x)
+        return self.component.embed(a, self.component.imitate(a))
+
+    def _descend(self, total: Tensor) -> None:
+        """One optimiser step down the gradient of `total`."""
+        if self.schedule is not None:
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.schedule(self.version)
+        self.optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(total)
+        self.optimiser.step()
+
+    def _next_answered(self) -> list[_Arrived]:
+        """The targets of the oldest answered batch; its targets that come later make a step of their own."""
+        if not self._targets:
+            return []
+        first = self._targets[0].batch.id
+        arrived = {each.child: each for each in self._targets if each.batch.id == first}
+        self._targets = deque(each for each in self._targets if each.batch.id != first)
+        return [arrived[child] for child in self.component.children_names if child in arrived]
+
+    def _owed(self, arrived: _Arrived, d: Tensor) -> Gradient:
+        """∂L/∂d for the child that sent d (law 3)."""
+        gradient = d.grad if d.grad is not None else torch.zeros_like(d)
+        return Gradient(arrived.target.id, arrived.target.version, gradient)
+
+    def _age(self, arrived: _Arrived, now: float) -> Age:
+        """Of a target at use: at least so many versions, exactly so many seconds since its activation left."""
+        versions = self._heard[arrived.child] - arrived.target.version
+        return Age(versions, arrived.age.seconds + now - arrived.at)
+
+    def _trim(self, memory: OrderedDict[int, Any]) -> None:
+        while len(memory) > self._capacity:
+            memory.popitem(last=False)

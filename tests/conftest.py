@@ -1,0 +1,131 @@
+"""Fixtures for every floor: one CPU thread, a run launched as a user would, and a check that nothing leaks."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+DEADLINE_S = 90.0
+"""Generous: reached only by a test that fails."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture
+def leaks() -> Iterator[None]:
+    """After the test: no child process, no thread, no open socket more than before."""
+    me = psutil.Process()
+    before_threads, before_fds = set(threading.enumerate()), me.num_fds()
+    before_children = {child.pid for child in me.children(recursive=True)}
+    yield
+    left = [child for child in me.children(recursive=True) if child.pid not in before_children]
+    assert not left, f"processes left behind: {left}"
+    assert set(threading.enumerate()) <= before_threads
+    assert me.num_fds() <= before_fds
+
+
+def wait_gone(pid: int, within_s: float = DEADLINE_S) -> bool:
+    """Whether the process ends in time; waits on the process itself, not on a clock."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([fd], [], [], within_s)[0])
+    finally:
+        os.close(fd)
+
+
+@dataclass
+class Launched:
+    """A `mach launch` in a process of its own, its output read line by line as it comes."""
+
+    process: subprocess.Popen[str]
+    runs: Path
+    name: str
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def directory(self) -> Path:
+        return self.runs / self.name
+
+    def status(self) -> dict[str, Any]:
+        """What `mach status --json` prints now."""
+        done = mach("status", self.name, "--runs", str(self.runs), "--json")
+        document: dict[str, Any] = json.loads(done.stdout)
+        return document
+
+    def component(self, name: str) -> dict[str, Any]:
+        return next(row for row in self.status()["components"] if row["component"] == name)
+
+    def until(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Follow the run's own progress lines until its status fulfils the condition; each line is an event."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if (self.directory / "status.json").exists() and condition(status := self.status()):
+                return status
+        raise AssertionError("the run ended before the condition held:\n" + "".join(self.lines))
+
+    def end(self) -> int:
+        """Wait for the end of the launcher; its exit code."""
+        output, _ = self.process.communicate(timeout=DEADLINE_S)
+        self.lines += output.splitlines(keepends=True)
+        return self.process.returncode
+
+    @property
+    def output(self) -> str:
+        return "".join(self.lines)
+
+
+def mach(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run one command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "mach", *words], capture_output=True, text=True, timeout=DEADLINE_S, cwd=cwd
+    )
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
+    """Launch a run; whatever is left of it at the end of the test is killed, and nothing may be left."""
+    launched: list[Launched] = []
+
+    def start(*words: str, name: str = "test") -> Launched:
+        command = [
+            sys.executable,
+            "-m",
+            "mach",
+            "launch",
+            "--name",
+            name,
+            "--runs",
+            str(tmp_path / "runs"),
+            *words,
+        ]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+        run = Launched(process, tmp_path / "runs", name)
+        launched.append(run)
+        return run
+
+    yield start
+    for run in launched:
+        if run.process.poll() is None:
+            os.killpg(run.process.pid, signal.SIGKILL)
+        run.process.communicate()

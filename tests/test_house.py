@@ -1,0 +1,108 @@
+"""The laws of the house: arrows only down, a core without I/O, rooms that stay small, a door that opens fast."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOORS = ("configs", "mach", "bus", "workers", "cli.py", "benchmarks")
+SOURCES = sorted(
+    path
+    for floor in FLOORS
+    for path in ([ROOT / floor] if floor.endswith(".py") else (ROOT / floor).rglob("*.py"))
+)
+NAMES = [str(path.relative_to(ROOT)) for path in SOURCES]
+DOORS = {"mach/__main__.py", "mach/pytest_plugin.py"}
+BELOW = {
+    "configs": set(),
+    "mach": {"configs"},
+    "bus": {"mach", "configs"},
+    "workers": {"bus", "mach", "configs"},
+}
+OUTSIDE = {"zmq", "socket", "subprocess", "multiprocessing", "threading", "asyncio", "time", "signal"}
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports, at its top or inside a function."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+def floor_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if floor_of(name.replace("/", ".")) in BELOW])
+def test_imports_point_down(name: str) -> None:
+    floor = name.partition("/")[0]
+    ours = {floor_of(module) for module in imported(ROOT / name)} & {
+        "configs",
+        "mach",
+        "bus",
+        "workers",
+        "cli",
+    }
+    if name not in DOORS:
+        assert ours <= BELOW[floor] | {floor}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("mach/") and name not in DOORS])
+def test_the_core_knows_no_socket_process_thread_or_clock(name: str) -> None:
+    modules = {floor_of(module) for module in imported(ROOT / name)}
+    assert not modules & OUTSIDE
+    assert "torch.multiprocessing" not in imported(ROOT / name)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("bus/")])
+def test_only_sockets_knows_zmq_and_no_floor_of_the_bus_knows_networks(name: str) -> None:
+    modules = imported(ROOT / name)
+    assert "torch.nn" not in modules
+    assert ("zmq" in {floor_of(module) for module in modules}) == (name == "bus/sockets.py")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rooms_stay_small(name: str) -> None:
+    text = (ROOT / name).read_text()
+    assert len(text.splitlines()) <= 400, f"{name} has grown too large"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < 50, f"{name}: {node.name} is longer than a screen"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_unpickled_evaluated_swallowed_or_left_undone(name: str) -> None:
+    text = (ROOT / name).read_text()
+    bad = r"NotImplementedError|\bTODO\b|\bFIXME\b|pickle\.|torch\.load\(|recv_pyobj|send_pyobj|\beval\(|\bexec\("
+    found = [line for line in text.splitlines() if re.search(bad, line)]
+    assert not found
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ExceptHandler):
+            assert not (len(node.body) == 1 and isinstance(node.body[0], ast.Pass)), (
+                f"{name}: an error is swallowed"
+            )
+
+
+def fresh_modules(statement: str) -> set[str]:
+    """Top-level modules loaded by a fresh interpreter that runs `statement`."""
+    code = f"{statement}; import sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("statement", ["import cli", "import workers.supervisor", "import workers.status"])
+def test_the_commands_load_neither_torch_nor_zmq(statement: str) -> None:
+    assert not fresh_modules(statement) & {"torch", "zmq", "tensorboard"}
+
+
+def test_the_door_of_children_loads_nothing_of_ours() -> None:
+    assert not fresh_modules("import mach.__main__") & {"cli", "bus", "workers", "configs", "click", "torch"}

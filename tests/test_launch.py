@@ -1,0 +1,156 @@
+"""The main job on real processes, real sockets and real data."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from configs.load import load
+from mach.recipes import RECIPES
+from tests_reference import train
+
+from conftest import Launched, mach, wait_gone
+
+Launch = Callable[..., Launched]
+QUICK = ("--set", "report.every_ms=100", "--set", "evaluate.every_steps=100")
+
+
+def all_training(status: dict) -> bool:
+    return all(row["step"] > 0 for row in status["components"])
+
+
+def processes_of(run: Launched) -> list[int]:
+    """The launcher and everything below it: forkserver, components."""
+    launcher = psutil.Process(run.process.pid)
+    return [launcher.pid, *(child.pid for child in launcher.children(recursive=True))]
+
+
+def test_a_chain_trains_ends_by_itself_and_leaves_everything_it_promised(launch: Launch) -> None:
+    run = launch("--components", "3", "--steps", "300", *QUICK)
+    assert run.end() == 0, run.output
+    status = run.status()
+    assert status["state"] == "finished"
+    for row in status["components"]:
+        assert row["state"] == "finished"
+        assert row["step"] == 300
+        assert row["child_steps"] > 0
+        assert row["staleness"]["target"]["max_ms"] > 0
+        assert row["staleness"]["gradient"]["count"] > 0
+        assert row["accuracy"]["student"] > 0.8
+        assert row["accuracy"]["child"] > 0.8
+        assert (run.directory / "weights" / f"{row['component']}.safetensors").stat().st_size > 0
+        assert list((run.directory / "tensorboard" / row["component"]).glob("events.*"))
+        assert (run.directory / "metrics" / f"{row['component']}.jsonl").read_text().count("\n") >= 2
+    assert mach("status", "--runs", str(run.runs)).returncode == 0
+
+
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_others_go_on_without_a_dead_or_stopped_component(launch: Launch, sig: signal.Signals) -> None:
+    run = launch(
+        "--components",
+        "3",
+        "--steps",
+        "600",
+        *QUICK,
+        "--set",
+        "bus.timeout_ms=300",
+        "--set",
+        "report.silent_ms=1000",
+    )
+    victim = next(row for row in run.until(all_training)["components"] if row["component"] == "c1")
+    os.kill(victim["pid"], sig)
+    assert run.end() == 1, run.output
+    rows = {row["component"]: row for row in run.status()["components"]}
+    assert rows["c1"]["state"] == "failed"
+    assert sig.name in rows["c1"]["reason"] or "stalled" in rows["c1"]["reason"]
+    assert rows["c0"]["step"] == rows["c2"]["step"] == 600
+    assert rows["c0"]["state"] == rows["c2"]["state"] == "finished"
+    assert "c1" in run.output.splitlines()[-1]
+
+
+def test_a_stub_that_crashes_leaves_the_other_three_training(launch: Launch) -> None:
+    run = launch("--components", "4", "--steps", "200", *QUICK, "--set", "components.1.stub.crash_at=20")
+    assert run.end() == 1, run.output
+    rows = {row["component"]: row for row in run.status()["components"]}
+    assert rows["c1"]["state"] == "failed"
+    assert all(rows[name]["step"] == 200 and rows[name]["state"] == "finished" for name in ("c0", "c2", "c3"))
+
+
+def test_a_neighbourhood_of_stubs_that_misbehave_never_stops_a_component(launch: Launch) -> None:
+    faults = "{latency_ms: 2, jitter_ms: 3, drop: 0.1, duplicate: 0.1, reorder: 0.1, corrupt: 0.1}"
+    run = launch(
+        *("--components", "3", "--steps", "300", "--set", "bus.timeout_ms=200", *QUICK),
+        *("--set", f"components.0.stub={faults}", "--set", f"components.2.stub={faults}"),
+    )
+    assert run.end() == 0, run.output
+    rows = {row["component"]: row for row in run.status()["components"]}
+    assert rows["c1"]["step"] == 300
+    assert rows["c1"]["child_steps"] > 0
+    dropped = rows["c1"]["messages"]["dropped"]
+    assert {"lost", "duplicate", "bad-checksum"} & set(dropped), dropped
+    for stub in ("c0", "c2"):
+        assert set(rows[stub]["messages"]["faults"]) == {"drop", "duplicate", "reorder", "corrupt"}
+
+
+@pytest.mark.parametrize("graph", ["ring", "chain"])
+def test_lockstep_equals_the_plain_reference_loop_bit_for_bit(launch: Launch, graph: str) -> None:
+    settings = ("--set", f"graph={graph}")
+    run = launch("--components", "4", "--steps", "200", "--seed", "3", "--lockstep", *QUICK, *settings)
+    assert run.end() == 0, run.output
+    config = load("digits", (f"graph={graph}", "n_components=4", "train.steps=200", "seed=3"), RECIPES)
+    for i, expected in enumerate(train(config, 200)):
+        found = load_file(run.directory / "weights" / f"c{i}.safetensors")
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_ctrl_c_stops_cleanly_and_marks_the_run(launch: Launch) -> None:
+    run = launch("--components", "2", "--minutes", "5", *QUICK)
+    run.until(all_training)
+    pids = processes_of(run)
+    os.kill(run.process.pid, signal.SIGINT)
+    assert run.end() == 130, run.output
+    assert all(wait_gone(pid, 3.0) for pid in pids)
+    assert run.status()["state"] == "stopped"
+    assert "Traceback" not in run.output
+
+
+def test_killing_the_launcher_leaves_no_process_even_a_stopped_one(launch: Launch) -> None:
+    run = launch("--components", "2", "--minutes", "5", *QUICK)
+    pids = processes_of(run) if run.until(all_training) else []
+    os.kill(run.component("c1")["pid"], signal.SIGSTOP)
+    os.kill(run.process.pid, signal.SIGKILL)
+    assert all(wait_gone(pid, 10.0) for pid in pids)
+    done = mach("status", run.name, "--runs", str(run.runs))
+    assert done.returncode == 2
+    assert "launcher" in done.stdout + done.stderr
+
+
+def test_detach_status_logs_and_stop(launch: Launch) -> None:
+    run = launch("--components", "2", "--minutes", "5", "--detach", *QUICK)
+    assert run.end() == 0, run.output
+    words = (run.name, "--runs", str(run.runs))
+    launcher = run.status()["launcher_pid"]
+    assert mach("status", *words).returncode == 0
+    assert mach("stop", *words).returncode == 0
+    assert wait_gone(launcher, 10.0)
+    assert run.status()["state"] == "stopped"
+    assert mach("stop", *words).returncode == 0, "stopping is idempotent"
+    logs = mach("logs", *words)
+    assert logs.returncode == 0
+    assert all(line.startswith(("c0", "c1", "launcher")) for line in logs.stdout.splitlines())
+
+
+def test_two_runs_of_one_name_are_refused_with_one_sentence(launch: Launch, tmp_path: Path) -> None:
+    first = launch("--components", "2", "--minutes", "5", *QUICK)
+    first.until(all_training)
+    second = launch("--components", "2", "--steps", "10")
+    assert second.end() == 2
+    assert len(second.output.strip().splitlines()) == 1
+    assert "test" in second.output
+    assert first.process.poll() is None

@@ -1,0 +1,187 @@
+"""A scripted neighbour without a model: speaks the bus protocol, answers with noise, misbehaves on command.
+
+As a child it answers activations after a set latency; as a parent it asks and pays. Everything random is
+seeded. `Stub.turn` knows no process and no wall clock, so the same stub runs in a process of its own, on the
+virtual bus and in the `neighbourhood` fixture. What it does to messages on their way out (drop, duplicate,
+reorder, corrupt) lies in `bus/faults.py`, wrapped around the transport; every fault that fires is counted.
+
+Shapes: B batch, E embedding.
+"""
+
+import heapq
+import itertools
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from bus.faults import Faults, FaultyTransport
+from bus.mailbox import Mailbox
+from bus.sockets import ZmqMailbox
+from configs import tree
+from mach.data import load
+from mach.messages import Activation, Gradient, Letter, Message, Target
+from mach.seeds import seed_of
+from workers.journal import Journal
+from workers.plan import Plan
+from workers.process import Control
+
+WAIT_S = 0.05
+"""Longest wait for a letter: orders of the supervisor are read in between."""
+OWING = 256
+"""Most unanswered questions it remembers: answers that never come do not fill its memory."""
+
+
+def die() -> None:
+    """The crash of `crash_at`: SIGKILL to itself, so that nothing is cleaned up."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Stub:
+    """The script. `turn()` reads, answers what is due, asks; `idle_s()` says when it is needed again."""
+
+    def __init__(
+        self,
+        script: tree.Stub,
+        mailbox: Mailbox,
+        *,
+        children: Sequence[str],
+        embedding: int,
+        sample_shape: Sequence[int],
+        batch_size: int,
+        seed: int,
+        crash: Callable[[], None] = die,
+    ) -> None:
+        self.script = script
+        self.mailbox = mailbox
+        self.children = tuple(children)
+        self.embedding = embedding
+        self.generator = torch.Generator().manual_seed(seed)
+        self.question = torch.randn(batch_size, *sample_shape, generator=self.generator)  # [B, ...]
+        self.crash = crash
+        self.taken = 0
+        """Messages received so far."""
+        self.answered = 0
+        """Its version: a stub moves on by one with every answer, as a component does with every step."""
+        self.ids = itertools.count()
+        self.owing: dict[tuple[str, int], None] = {}
+        """(child, id) of the questions whose answers will be paid, oldest first."""
+        self.outbox: list[tuple[float, int, str, Message]] = []
+        self.order = itertools.count()
+        self.ask_at = 0.0
+
+    @property
+    def silent(self) -> bool:
+        """Whether the script has reached its `silent_at`."""
+        return self.script.silent_at is not None and self.taken >= self.script.silent_at
+
+    def turn(self, wait_s: float = 0.0) -> None:
+        """Read, waiting up to `wait_s` for a first letter; send what is due by then; ask."""
+        letters = self.mailbox.receive(wait_s)
+        now = self.mailbox.now()
+        for letter in letters:
+            self.take(letter, now)
+        if self.silent:
+            return
+        while self.outbox and self.outbox[0][0] <= now:
+            _, _, peer, message = heapq.heappop(self.outbox)
+            self.mailbox.send(peer, message)
+        if now >= self.ask_at:
+            self.ask(now)
+
+    def idle_s(self) -> float:
+        """Seconds until the next answer or question is due, at most WAIT_S."""
+        now = self.mailbox.now()
+        due = [self.outbox[0][0]] if self.outbox else []
+        due += [self.ask_at] if self.children and self.ask_at > now else []
+        return max(0.0, min([WAIT_S, *(at - now for at in due)]))
+
+    def take(self, letter: Letter, now: float) -> None:
+        """Count, crash if the script says so, and put the reply into the outbox."""
+        self.taken += 1
+        if self.script.crash_at is not None and self.taken >= self.script.crash_at:
+            self.crash()
+        match letter.message:
+            case Activation() as asked:
+                noise = torch.randn(asked.inputs.shape[0], self.embedding, generator=self.generator)  # [B, E]
+                answer = Target(asked.id, self.answered, noise)
+                self.answered += 1
+                self.post(now + self.latency_s(), letter.sender, answer)
+            case Target() as target if (letter.sender, target.id) in self.owing:
+                del self.owing[letter.sender, target.id]
+                noise = torch.randn(target.embedding.shape, generator=self.generator)  # [B, E]
+                scale = 1e-3 / target.embedding.shape[0]  # the size of a mean loss's gradient, roughly
+                self.post(now, letter.sender, Gradient(target.id, target.version, noise * scale))
+            case Target() | Gradient():
+                pass  # a gradient is for a model, and a stub has none
+
+    def ask(self, now: float) -> None:
+        """Fill every child's window; with a rate, one activation a child, and the next when it is due."""
+        paced = self.script.rate > 0
+        for child in self.children:
+            while self.mailbox.room(child):
+                asked = Activation(next(self.ids), self.answered, self.question)
+                self.owing[child, asked.id] = None
+                if not self.mailbox.send(child, asked) or paced:
+                    break
+        while len(self.owing) > OWING:
+            del self.owing[next(iter(self.owing))]
+        if paced:
+            self.ask_at = now + 1.0 / self.script.rate
+
+    def post(self, due: float, peer: str, message: Message) -> None:
+        """Into the outbox, to leave at `due`."""
+        heapq.heappush(self.outbox, (due, next(self.order), peer, message))
+
+    def latency_s(self) -> float:
+        """Latency of one answer."""
+        jitter = float(torch.rand((), generator=self.generator)) * self.script.jitter_ms
+        return (self.script.latency_ms + jitter) / 1000.0
+
+
+def faults_of(script: tree.Stub) -> Faults:
+    """The part of a script that befalls messages on their way out."""
+    return Faults(drop=script.drop, duplicate=script.duplicate, reorder=script.reorder, corrupt=script.corrupt)
+
+
+def run(plan: Plan, name: str, control: Control) -> None:
+    """The body of a stub's process: turns until the supervisor releases it."""
+    config, process = plan.config, plan.process(name)
+    script = config.components[process.index].stub
+    if script is None:
+        raise ValueError(f"{name} is no stub: the plan says so and the configuration does not")
+    seed = seed_of(config.seed, process.index, "stub")
+    fired: Counter[str] = Counter()
+    mailbox = ZmqMailbox(
+        name,
+        run_id=plan.run_id,
+        incarnation=control.incarnation,
+        children=process.children,
+        parents=process.parents,
+        bus=config.bus,
+        directory=Path(plan.sockets),
+        wrap=lambda transport: FaultyTransport(transport, faults_of(script), seed, fired),
+    )
+    journal = Journal(plan, name, incarnation=control.incarnation)
+    try:
+        stub = Stub(
+            script,
+            mailbox,
+            children=process.children,
+            embedding=config.model.embedding,
+            sample_shape=load(config.data).train_inputs.shape[1:],
+            batch_size=config.train.batch_size,
+            seed=seed,
+        )
+        mailbox.counts.faults = fired
+        while not {"stop", "release"} & control.orders():
+            stub.turn(stub.idle_s())
+            if journal.due(mailbox.now()):
+                control.send(journal.report(mailbox.now(), mailbox, None, "waiting", "a stub: answers by script"))
+        control.send(journal.report(mailbox.now(), mailbox, None, "finished"))
+        journal.close()
+    finally:
+        mailbox.close()

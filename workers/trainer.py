@@ -1,0 +1,285 @@
+"""One component's life: a thin shell that carries messages between a `Learner` and a `Mailbox`.
+
+`Trainer.turn` is one turn of a component that never waits (law 1); `lockstep_turn` is its twin that waits for
+every message. Both call the same ask, answer, keep and step: there is no second implementation of the method.
+`run` is what a process does: build, train, examine, serve until the parents are done, save. It knows real
+sockets and files; `Trainer` knows neither and also runs on the virtual bus.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import assert_never
+
+import msgspec
+import torch
+
+from bus.mailbox import Mailbox
+from bus.sockets import ZmqMailbox
+from configs.load import dump
+from configs.tree import Config
+from mach.assemble import learner_of
+from mach.checkpoint import save_weights
+from mach.data import Batches, Dataset, load
+from mach.evaluate import Accuracy, Exam
+from mach.learner import Learner, Step
+from mach.messages import Activation, Batch, Gradient, Letter, Target
+from mach.seeds import seed_of
+from workers.journal import Journal
+from workers.plan import Plan, ProcessPlan
+from workers.process import Control, device_of
+from workers.report import State
+from workers.rundir import RunDir
+
+WAIT_S = 0.1
+"""Longest wait for a letter while there is nothing to train: orders of the supervisor are read in between."""
+EXAM_S = 20.0
+"""Longest wait at the end for children's answers to the test set."""
+FOREVER_MS = 10**9
+"""The time-out of an edge in lock-step: there an answer is waited for, however late."""
+
+
+class Trainer:
+    """A learner at its mailbox."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        mailbox: Mailbox,
+        batches: Iterator[Batch],
+        *,
+        children: Sequence[str],
+        parents: Sequence[str],
+        exam: Exam | None = None,
+    ) -> None:
+        self.learner = learner
+        self.mailbox = mailbox
+        self.batches = batches
+        self.children = tuple(children)
+        self.parents = tuple(parents)
+        self.exam = exam
+        self.early: list[Letter] = []
+        """Lock-step only: letters of the next turn, from peers that are one step ahead."""
+
+    def turn(self) -> Step:
+        """One optimiser step with what is at hand. Waits for nobody (law 1)."""
+        self.take(self.mailbox.receive())  # 1 read what has come, if anything
+        batch = next(self.batches)
+        for child in self.children:  # 2 ask ahead, while the window has room
+            if self.mailbox.room(child):
+                self.mailbox.send(child, self.question(child) or self.learner.ask(batch))
+        step = self.learner.step(batch, self.mailbox.now())  # 3 learn: on an answered batch, else with the student
+        self.pay(step)  # 4 a tensor that came owes its gradient (law 3)
+        return step
+
+    def lockstep_turn(self, interrupted: Callable[[], bool]) -> Step | None:
+        """The same step, every message waited for: this batch's target from every child, and from every parent
+        this step's activation and the gradient of the answer before. None if `interrupted` said so meanwhile.
+        """
+        batch = next(self.batches)
+        unasked = set(self.children)
+        due = self.due_letters()
+        while due or unasked:
+            if interrupted():
+                return None
+            for child in [child for child in self.children if child in unasked and self.mailbox.room(child)]:
+                self.mailbox.send(child, self.learner.ask(batch))
+                unasked.remove(child)
+            self.take_due(due, wait_s=WAIT_S if due else 0.0)
+        step = self.learner.step(batch, self.mailbox.now())
+        self.pay(step)
+        return step
+
+    def serve(self, wait_s: float) -> None:
+        """Answer parents without training, and carry on with an examination."""
+        self.take(self.mailbox.receive(wait_s))
+        for child in self.children:
+            while self.mailbox.room(child) and (question := self.question(child)) is not None:
+                if not self.mailbox.send(child, question):
+                    break
+
+    def take(self, letters: Iterable[Letter]) -> None:
+        """Answer what was asked, keep what was answered."""
+        for letter in letters:
+            match letter.message:
+                case Activation() as asked:  # law 2: the student answers for our own child
+                    answer = self.learner.answer(letter.sender, asked, self.mailbox.now())
+                    self.mailbox.send(letter.sender, answer)
+                case Target() as target if self.exam is not None and self.exam.owns(target):
+                    self.exam.keep(letter.sender, target)
+                case Target() | Gradient():
+                    self.learner.keep(letter, self.mailbox.now())
+                case _:
+                    assert_never(letter.message)
+
+    def pay(self, step: Step) -> None:
+        """Return the gradients of the tensors that this step was trained on."""
+        for peer, gradient in step.owed:
+            self.mailbox.send(peer, gradient)
+
+    def question(self, child: str) -> Activation | None:
+        """The next part of a running examination for `child`, if any."""
+        if self.exam is None or not self.exam.has(child, self.mailbox.now()):
+            return None
+        return self.exam.ask(child, self.mailbox.now())
+
+    def due_letters(self) -> set[tuple[str, type]]:
+        """Lock-step: the (sender, kind of message) that this turn waits for."""
+        due: set[tuple[str, type]] = {(child, Target) for child in self.children}
+        due |= {(parent, Activation) for parent in self.parents}
+        if self.learner.version > 0:
+            due |= {(parent, Gradient) for parent in self.parents}
+        return due
+
+    def take_due(self, due: set[tuple[str, type]], wait_s: float) -> None:
+        """Lock-step: take the letters of this turn, put those of the next one aside."""
+        come, self.early = self.early, []
+        if not any((letter.sender, type(letter.message)) in due for letter in come):
+            come += self.mailbox.receive(wait_s)
+        for letter in come:
+            key = (letter.sender, type(letter.message))
+            if key in due:
+                due.remove(key)
+                self.take([letter])
+            elif isinstance(letter.message, Activation) and not letter.message.owes:
+                self.take([letter])  # a peer that is done already examines us
+            else:
+                self.early.append(letter)
+
+
+class Life:
+    """What a trainer's process does from its first step to its last report."""
+
+    def __init__(self, plan: Plan, process: ProcessPlan, trainer: Trainer, journal: Journal, control: Control) -> None:
+        self.plan = plan
+        self.process = process
+        self.config: Config = plan.config
+        self.trainer = trainer
+        self.journal = journal
+        self.control = control
+        self.accuracy: Accuracy | None = None
+        self.orders: set[str] = set()
+        self.started = trainer.mailbox.now()
+
+    def live(self) -> None:
+        """Train, examine, save, serve. An order to stop shortens each of them but the saving."""
+        self.train()
+        stopped = self.stopped()
+        if not stopped:
+            self.examine()
+        run = RunDir(Path(self.plan.directory))
+        learner = self.trainer.learner
+        about = {"component": self.process.name, "version": str(learner.version), "config": dump(self.config)}
+        save_weights(learner.component, run.weights(self.process.name), about)
+        if not stopped:
+            self.trainer.mailbox.bye()
+            self.serve_parents()
+        self.report("stopped" if stopped else "finished", "asked to stop" if stopped else "")
+
+    def train(self) -> None:
+        """Turns until the steps, or the minutes, are done."""
+        learner, exam = self.trainer.learner, self.trainer.exam
+        while not self.stopped() and not self.trained():
+            step = self.trainer.lockstep_turn(self.interrupted) if self.plan.lockstep else self.trainer.turn()
+            if step is None:
+                return
+            now = self.trainer.mailbox.now()
+            self.journal.note(step, now)
+            self.note_exam()
+            if exam is not None and step.version % self.config.evaluate.every_steps == 0:
+                exam.begin(learner.version, ask=exam.done and not self.plan.lockstep)
+                self.note_exam()
+            if learner.version == 1 or self.journal.due(now):
+                self.report("training")
+
+    def trained(self) -> bool:
+        """Whether the run's length is reached."""
+        if self.config.train.minutes is not None:
+            return self.trainer.mailbox.now() - self.started >= 60.0 * self.config.train.minutes
+        return self.trainer.learner.version >= self.config.train.steps
+
+    def examine(self) -> None:
+        """The final accuracy: at once with the student, over the bus with the children, as far as they answer."""
+        exam = self.trainer.exam
+        if exam is None:
+            return
+        exam.begin(self.trainer.learner.version)
+        deadline = self.trainer.mailbox.now() + EXAM_S
+        while not exam.done and self.trainer.mailbox.now() < deadline and not self.stopped():
+            self.trainer.serve(WAIT_S)
+            self.report_if_due("waiting", "asks its children for the final examination")
+        self.note_exam()
+
+    def serve_parents(self) -> None:
+        """Answer until every parent said BYE, or the supervisor knows that none will."""
+        self.report("finished", "answers its parents until they are done")
+        while self.trainer.mailbox.parents_left() and not {"stop", "release"} & self.orders:
+            self.trainer.serve(WAIT_S)
+            self.report_if_due("finished", "answers its parents until they are done")
+            self.orders |= self.control.orders()
+
+    def note_exam(self) -> None:
+        """Take over the newest examination result."""
+        if self.trainer.exam is not None and self.trainer.exam.result is not None:
+            self.accuracy = self.trainer.exam.result
+
+    def stopped(self) -> bool:
+        """Whether the supervisor ordered a stop."""
+        self.orders |= self.control.orders()
+        return "stop" in self.orders
+
+    def interrupted(self) -> bool:
+        """Lock-step's wait: keep reporting, listen for orders."""
+        self.report_if_due("waiting", "waits for its neighbours' messages")
+        return self.stopped()
+
+    def report_if_due(self, state: State, reason: str) -> None:
+        """Progress heartbeat while nothing is trained."""
+        if self.journal.due(self.trainer.mailbox.now()):
+            self.report(state, reason)
+
+    def report(self, state: State, reason: str = "") -> None:
+        """Write and send what there is to say."""
+        mailbox = self.trainer.mailbox
+        self.control.send(self.journal.report(mailbox.now(), mailbox, self.accuracy, state, reason))
+
+
+def run(plan: Plan, name: str, control: Control) -> None:
+    """The body of a trainer's process.
+
+    Raises:
+        DataError, ConfigError: before the first step, with a sentence for the user.
+    """
+    config, process = plan.config, plan.process(name)
+    device = torch.device(device_of(process))
+    dataset = load(config.data).to(device)
+    learner = learner_of(config, process.index, process.children, dataset, device)
+    bus = msgspec.structs.replace(config.bus, timeout_ms=FOREVER_MS) if plan.lockstep else config.bus
+    mailbox = ZmqMailbox(
+        name,
+        run_id=plan.run_id,
+        incarnation=control.incarnation,
+        children=process.children,
+        parents=process.parents,
+        bus=bus,
+        directory=Path(plan.sockets),
+    )
+    try:
+        trainer = assemble(plan, process, learner, mailbox, dataset)
+        journal = Journal(plan, name, incarnation=control.incarnation)
+        Life(plan, process, trainer, journal, control).live()
+        journal.close()
+    finally:
+        mailbox.close()
+
+
+def assemble(plan: Plan, process: ProcessPlan, learner: Learner, mailbox: Mailbox, dataset: Dataset) -> Trainer:
+    """A trainer with its own data order and examination, on any mailbox."""
+    config = plan.config
+    batches = Batches(
+        dataset,
+        config.train.batch_size,
+        seed=seed_of(config.seed, process.index, "data"),
+        noise=config.data.noise,
+    )
+    exam = Exam(learner.component, dataset, process.children, config.train.batch_size, config.bus.timeout_ms / 1000)
+    return Trainer(learner, mailbox, batches, children=process.children, parents=process.parents, exam=exam)
