@@ -27,15 +27,9 @@ _PATTERN = re.compile(r"mach-(\d+)-[a-z0-9_]{8}")
 def base() -> Path:
     """Where private directories are made: the first of the usual places that leaves room for names."""
     places = (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp")
-    fit = [
-        place
-        for place in places
-        if place and len(os.fsencode(place)) <= 60 and os.access(place, os.W_OK | os.X_OK)
-    ]
+    fit = [place for place in places if place and len(os.fsencode(place)) <= 60 and os.access(place, os.W_OK | os.X_OK)]
     if not fit:
-        raise RunError(
-            "no short writable directory for sockets; set TMPDIR to one whose path has at most 60 bytes"
-        )
+        raise RunError("no short writable directory for sockets; set TMPDIR to one whose path has at most 60 bytes")
     return Path(fit[0])
 
 
@@ -56,9 +50,7 @@ def check_private(directory: Path) -> None:
     try:
         found = directory.lstat()
     except OSError as error:
-        raise RunError(
-            f"{directory}: the directory of sockets is missing ({error.strerror}); launch again"
-        ) from error
+        raise RunError(f"{directory}: the directory of sockets is missing ({error.strerror}); launch again") from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise RunError(f"{directory}: is no private directory of this user; remove it and launch again")
 
@@ -121,11 +113,7 @@ def mark_of(directory: Path, name: str) -> tuple[int, int] | None:
 def _abandoned(directory: Path) -> bool:
     try:
         found = directory.lstat()
-        if (
-            not _PATTERN.fullmatch(directory.name)
-            or found.st_uid != os.getuid()
-            or not stat.S_ISDIR(found.st_mode)
-        ):
+        if not _PATTERN.fullmatch(directory.name) or found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
             return False
         pid, _, started = (directory / "owner").read_text(encoding="utf-8").partition(" ")
         return not pid.isdecimal() or _started(int(pid)) != started

@@ -35,11 +35,7 @@ class ParentEnd(End):
         super().__init__(peer, terms, dropped)
         self.asked = 0  # activations that left, ever
         self.answered = 0
-        self.acknowledged = False  # our bye was
-        self._told = False  # our bye has found a connection
-        self._flying: OrderedDict[int, tuple[float, bool]] = (
-            OrderedDict()
-        )  # id → when it left, owes; oldest first
+        self._flying: OrderedDict[int, tuple[float, bool]] = OrderedDict()  # id → when it left, owes; oldest first
         self._past: OrderedDict[int, Fate | None] = OrderedDict()  # id → how it ended; None: answered
         self._debts: OrderedDict[int, int] = OrderedDict()  # id → version of a target to be paid for
         self._knock_at = float("-inf")
@@ -113,10 +109,6 @@ class ParentEnd(End):
             self._empty(Fate.BYE)
             self._knock_at, self._knock_s = now, self.terms.hello_s
 
-    def awaits(self) -> bool:
-        """Whether our bye has left and is not acknowledged."""
-        return self.left and self._told and not self.acknowledged
-
     def due(self, now: float) -> Kind | None:
         """The control frame to send now, if any: a hello until greeted, a bye until it is acknowledged."""
         if now < self._knock_at:
@@ -127,7 +119,7 @@ class ParentEnd(End):
 
     def knocked(self, now: float, *, sent: bool) -> None:
         """`due` was acted on. A knock that left backs off, so that they do not pile up at a stopped peer."""
-        self._told = self.left and sent
+        self.told = self.left and sent
         if sent:
             self.note(now, "bye" if self.left else "hello")
             self._knock_at = now + self._knock_s
@@ -234,11 +226,11 @@ class ChildEnd(End):
 
     def leave(self, now: float) -> bool:
         """We are about to close. Whether the parent is there to be told."""
-        told = self.state in (State.OPEN, State.SILENT)
+        there = self.state in (State.OPEN, State.SILENT)
         self.note(now, "left")
         self.left = True
         self._step(Event.LEFT)
-        return told
+        return there
 
     def _take(self, header: Header, now: float) -> Taken | Fate | None:
         match header.kind:
@@ -249,9 +241,11 @@ class ChildEnd(End):
                 return None
             case Kind.BYE:
                 self._step(Event.BYE)
+                self.acknowledged = True
                 self._replies.append(Kind.BYE_ACK)
                 return None
             case Kind.BYE_ACK:
+                self.acknowledged = self.left
                 return None
             case _:
                 return self._message(header, now)

@@ -4,6 +4,7 @@ Knows no socket, no clock and no tensor; `now` is an argument, in seconds. Laws:
 of order, or from an earlier life of the peer; every frame that is not accepted is counted under one `Fate`.
 """
 
+from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict, deque
 
 from bus.mailbox import EdgeView, Role
@@ -11,7 +12,7 @@ from bus.rules import NO_RULES, Event, Fate, Rules, State, Taken, Terms
 from bus.wire import Header, Kind
 
 
-class End:
+class End(ABC):
     """What both ends share: state, the peer's life and sequence, our sequence, the story."""
 
     role: Role
@@ -28,6 +29,8 @@ class End:
         self.version: int | None = None
         self.heard_at: float | None = None
         self.left = False  # we said bye
+        self.told = False  # and it found a connection
+        self.acknowledged = False  # and was answered, or the peer itself left
         self.story: deque[tuple[float, str, int]] = deque(maxlen=16)
         self._last = 0
         self._gaps: OrderedDict[int, None] = OrderedDict()
@@ -37,6 +40,10 @@ class End:
         """Control frames to send now, each once."""
         replies, self._replies = self._replies, []
         return replies
+
+    def awaits(self) -> bool:
+        """Whether our bye has left and is not acknowledged."""
+        return self.told and not self.acknowledged
 
     def note(self, now: float, what: str, number: int = 0) -> None:
         """Remember an event for the story."""
@@ -84,12 +91,13 @@ class End:
             self._drop(verdict)
         return verdict
 
+    @abstractmethod
     def _take(self, header: Header, now: float) -> Taken | Fate | None:
-        raise NotImplementedError
+        """The verdict on a frame that is fresh."""
 
+    @abstractmethod
     def _born(self) -> None:
         """Forget what belonged to the peer's earlier life."""
-        raise NotImplementedError
 
     def _fresh(self, header: Header, now: float) -> Fate | None:
         """Whether a frame is of the peer's present life, and next in its sequence."""

@@ -21,6 +21,8 @@ class Counts:
     sent: Counter[str] = field(default_factory=Counter)
     received: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    """Of a mailbox whose messages meet faults on purpose (`bus/faults.py`): those that fired, by kind."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,9 +99,7 @@ class EdgeMailbox:
 
     def parents_left(self) -> bool:
         """Whether some parent has been heard of and has not said BYE."""
-        return any(
-            edge.heard_at is not None and edge.state is not State.CLOSED for edge in self._answers.values()
-        )
+        return any(edge.heard_at is not None and edge.state is not State.CLOSED for edge in self._answers.values())
 
     def now(self) -> float:
         """Seconds on the clock that stamps ages."""
@@ -118,14 +116,14 @@ class EdgeMailbox:
             return
         self._closed = True
         try:
+            for edge in self._answers.values():
+                # a parent that has not read this before the connection closes would never see it: so wait, too
+                edge.told = edge.leave(self.now()) and self._say(edge, Kind.BYE)
             self.bye()
             until = self.now() + self._transport.farewell_s
-            while any(edge.awaits() for edge in self._asks.values()) and (left := until - self.now()) > 0.0:
+            while any(edge.awaits() for edge in self._every()) and (left := until - self.now()) > 0.0:
                 self._transport.wait(min(left, self._tick_s))
                 self._collect()
-            for edge in self._answers.values():
-                if edge.leave(self.now()):
-                    self._say(edge, Kind.BYE)
         finally:
             self._transport.close()
 
@@ -135,9 +133,7 @@ class EdgeMailbox:
     def _edge(self, edges: Mapping[str, E], peer: str) -> E:
         edge = edges.get(peer)
         if edge is None:
-            raise ValueError(
-                f"{peer!r} is no such neighbour of {self.name}; there are: {', '.join(edges) or 'none'}"
-            )
+            raise ValueError(f"{peer!r} is no such neighbour of {self.name}; there are: {', '.join(edges) or 'none'}")
         return edge
 
     def _collect(self) -> list[Letter]:

@@ -29,6 +29,9 @@ AT_ONCE = 256
 FRAMES_CAP = 8
 """Frames kept of one message; the wire format knows fewer, so the rest would be refused anyway."""
 
+LINGER_MS = 200
+"""How long last words (acknowledgements of a bye) may take to leave when everything is closed."""
+
 Socket = zmq.Socket[bytes]
 
 
@@ -125,19 +128,17 @@ class ZmqTransport:
         if self._context.closed:
             return
         for socket in self._dealers.values():
-            socket.close(linger=0)
+            socket.close(linger=LINGER_MS)
         if self._router is not None:
             address.withdraw(self._directory, self._name, self._endpoint)
-            self._router.close(linger=200)
+            self._router.close(linger=LINGER_MS)
             if self._endpoint.startswith("ipc://"):
                 Path(self._endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
         self._context.term()
 
     def _bind(self, transport: str, path: Path) -> None:
         self._router = self._socket(zmq.ROUTER)
-        self._router.setsockopt(
-            zmq.ROUTER_MANDATORY, 1
-        )  # else an answer to a parent that left vanishes, "sent"
+        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # else an answer to a parent that left vanishes, "sent"
         self._router.bind(f"ipc://{path}" if transport == "ipc" else "tcp://127.0.0.1:0")
         self._endpoint = self._router.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
         address.publish(self._directory, self._name, self._endpoint)

@@ -183,7 +183,9 @@ class VirtualBus:
     def carry(self, sender: Peer, to: VirtualTransport, frames: Frames) -> None:
         """One message sets out. What it refers to may change from now on: frames are copied."""
         edge = (sender.role, sender.name, to.name)
-        chance = self._chance.setdefault(edge, random.Random(f"{self._seed}:{edge}"))
+        chance = self._chance.get(edge)
+        if chance is None:
+            chance = self._chance[edge] = random.Random(f"{self._seed}:{edge}")
         arrives = self.clock.now + self.latency_s + self.jitter_s * chance.random()
         arrives = max(arrives, self._last.get(edge, 0.0))
         self._last[edge] = arrives

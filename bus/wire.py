@@ -162,8 +162,7 @@ def encode(message: Message, stamp: Stamp) -> list[Frame]:
     names = [_dtype_name(tensor) for tensor in tensors]
     payload = [_bytes_of(tensor) for tensor in tensors]
     what = tuple(
-        (name, tuple(tensor.shape), _sum(frame))
-        for name, tensor, frame in zip(names, tensors, payload, strict=True)
+        (name, tuple(tensor.shape), _sum(frame)) for name, tensor, frame in zip(names, tensors, payload, strict=True)
     )
     return [_sealed(Header(kind, *stamp, id=of, version=version, owes=owes, tensors=what)), *payload]
 

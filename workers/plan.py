@@ -61,10 +61,12 @@ def make_plan(
     """Deal components to `devices` round-robin and edges by the graph.
 
     Raises:
-        ConfigError: overrides of a component that is not there, an illegal graph, a stub in lock-step.
+        ConfigError: overrides of a component that is not there, an illegal graph, a stub or a time limit in lock-step.
     """
     children = children_of(config.graph, config.n_components)
     parents = parents_of(children)
+    if lockstep and config.train.minutes is not None:
+        raise ConfigError("train.minutes: in lock-step everybody takes the same steps; use train.steps (--steps)")
     for index, override in config.components.items():
         if not 0 <= index < config.n_components:
             raise ConfigError(

@@ -77,6 +77,8 @@ class Messages(Record):
     received: dict[str, int] = msgspec.field(default_factory=dict)
     dropped: dict[str, int] = msgspec.field(default_factory=dict)
     """By reason."""
+    faults: dict[str, int] = msgspec.field(default_factory=dict)
+    """Of a stub: faults that fired, by kind."""
 
 
 class Peer(Record):
@@ -101,7 +103,7 @@ class Report(Record):
     reason: str = ""
     """Why it is in this state, for people."""
     elapsed_s: float = 0.0
-    """Since the run was launched."""
+    """Since the process's first report."""
     step: int = 0
     """Optimiser steps taken: its version."""
     samples: int = 0

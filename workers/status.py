@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from workers.report import Report
+from workers.rundir import RunDir, replace
 
 RunState = Literal["starting", "training", "stopping", "finished", "stopped", "failed"]
 
@@ -43,3 +44,8 @@ class Status(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Seconds since 1970."""
     elapsed_s: float
     components: list[ComponentStatus]
+
+
+def write(run: RunDir, status: Status) -> None:
+    """Replace status.json (OSError: the disk is full or gone)."""
+    replace(run.status, msgspec.json.format(msgspec.json.encode(status)))

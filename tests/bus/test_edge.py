@@ -4,6 +4,7 @@ import itertools
 import random
 from collections import Counter, deque
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ class Line:
         assert self.parent.room()
         return self
 
-    def frame(self, end: ParentEnd | ChildEnd, kind: Kind, **fields: int) -> Header:
+    def frame(self, end: ParentEnd | ChildEnd, kind: Kind, **fields: Any) -> Header:
         end.sequence += 1
         who = "parent" if isinstance(end, ParentEnd) else "child"
         return Header(kind, "run", who, self.lives[who], end.sequence, **fields)
@@ -156,7 +157,8 @@ class Line:
         self.parent.leave(self.now)
 
     def leave_child(self) -> None:
-        if self.child.leave(self.now):
+        self.child.told = self.child.leave(self.now)
+        if self.child.told:
             self.up.append(self.control(self.child, Kind.BYE))
 
     # what always holds
@@ -164,9 +166,7 @@ class Line:
     def check(self) -> None:
         parent, child = self.parent, self.child
         drops = sum(parent.dropped[fate.value] for fate in (Fate.TIMEOUT, Fate.RESET, Fate.BYE))
-        assert parent.asked == parent.answered + drops + parent.in_flight(), (
-            "an activation is unaccounted for"
-        )
+        assert parent.asked == parent.answered + drops + parent.in_flight(), "an activation is unaccounted for"
         assert parent.in_flight() <= W
         assert not parent.room() or parent.state is State.OPEN
         bound = max(16, MEMORY * W)
@@ -485,9 +485,7 @@ def test_an_activation_without_room_is_an_error_that_tells_the_story() -> None:
     line = opened()
     line.ask()
     line.ask()
-    with pytest.raises(
-        ValueError, match=r"no room \(2 of 2 in flight\): child child is open; its story: .*asked 1"
-    ):
+    with pytest.raises(ValueError, match=r"no room \(2 of 2 in flight\): child child is open; its story: .*asked 1"):
         line.parent.check_ask(9, line.now)
 
 

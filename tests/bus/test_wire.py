@@ -69,9 +69,7 @@ def header_with(**changes: object) -> bytes:
 
 @given(names, shapes, st.integers(0, 2**31))
 @MANY
-def test_tensors_survive_bit_for_bit_and_own_their_memory(
-    name: str, shape: tuple[int, ...], seed: int
-) -> None:
+def test_tensors_survive_bit_for_bit_and_own_their_memory(name: str, shape: tuple[int, ...], seed: int) -> None:
     sent = random_tensor(name, shape, seed)
     header, frames = arrived(wire.encode(Gradient(7, 9, sent), STAMP))
     got = wire.message_of(header, frames)
@@ -121,9 +119,7 @@ descriptors = st.tuples(
     st.integers(-1, 2**63),
 )
 @SOME
-def test_nearly_right_headers_never_raise(
-    kind: str, tensors: object, payload: list[bytes], number: int
-) -> None:
+def test_nearly_right_headers_never_raise(kind: str, tensors: object, payload: list[bytes], number: int) -> None:
     frames: list[Frame] = [header_with(kind=kind, tensors=tensors, id=number), *payload]
     header = wire.inspect(frames, RUN)
     if isinstance(header, Header) and payload:

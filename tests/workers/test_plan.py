@@ -1,0 +1,64 @@
+"""A plan is a pure value: devices dealt round-robin, edges by the graph, impossible wishes refused."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from configs.errors import ConfigError
+from configs.load import load
+from mach.recipes import RECIPES
+from workers.plan import Plan, make_plan
+
+
+def plan_of(*settings: str, devices: tuple[str, ...] = ("cpu",), lockstep: bool = False) -> Plan:
+    config = load("digits", settings, RECIPES)
+    return make_plan(config, run="r", directory=Path("r"), sockets=Path("s"), devices=devices, lockstep=lockstep)
+
+
+def test_devices_are_dealt_round_robin() -> None:
+    plan = plan_of("n_components=5", devices=("0", "3"))
+    assert [process.device for process in plan.processes] == ["0", "3", "0", "3", "0"]
+
+
+def test_a_ring_gives_everybody_a_child_and_a_parent() -> None:
+    plan = plan_of("n_components=3")
+    assert [(p.name, p.children, p.parents) for p in plan.processes] == [
+        ("c0", ("c1",), ("c2",)),
+        ("c1", ("c2",), ("c0",)),
+        ("c2", ("c0",), ("c1",)),
+    ]
+
+
+def test_a_chain_has_two_ends() -> None:
+    plan = plan_of("n_components=2", "graph=chain")
+    assert [(p.children, p.parents) for p in plan.processes] == [(("c1",), ()), ((), ("c0",))]
+
+
+def test_a_stub_takes_no_device() -> None:
+    plan = plan_of("components.1.stub.latency_ms=5", devices=("0",))
+    assert [(p.kind, p.device) for p in plan.processes][:2] == [("trainer", "0"), ("stub", "cpu")]
+
+
+def test_every_run_has_an_id_of_its_own() -> None:
+    assert plan_of().run_id != plan_of().run_id
+
+
+def test_a_plan_survives_json() -> None:
+    plan = plan_of("components.1.stub.crash_at=20")
+    assert msgspec.json.decode(msgspec.json.encode(plan), type=Plan) == plan
+
+
+@pytest.mark.parametrize(
+    ("settings", "lockstep", "words"),
+    [
+        (("components.9.stub.drop=0.1",), False, "components.9"),
+        (("components.1.stub.drop=0.1",), True, "lock-step"),
+        (("train.minutes=1",), True, "train.minutes"),
+        (("graph=[[1],[2]]",), False, "adjacency"),
+        (("n_components=2", "graph=[[1],[1]]"), False, "row 1"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_with_a_sentence(settings: tuple[str, ...], lockstep: bool, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        plan_of(*settings, lockstep=lockstep)

@@ -1,0 +1,161 @@
+"""First and last thing in every child: one visible device, signals, death with the launcher, log, verdict.
+
+    supervisor ◀── reports ── child     one SOCK_SEQPACKET pair per child; neither end ever blocks on it
+    supervisor ─── orders ──▶ child     `stop`: save and leave now; `release`: nobody needs your answers any more
+
+Knows no socket of the bus and no model: what the process is for comes from the plan, as a module with
+`run(plan, name, control)`. Children come from a forkserver that has imported torch once (`PRELOAD`).
+
+Laws: no child outlives its launcher, not even a stopped one. Ctrl-C in a terminal reaches the launcher alone.
+What goes wrong ends in the child's log with its traceback, in one sentence at the supervisor, and in the exit code.
+"""
+
+import ctypes
+import faulthandler
+import importlib
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+import msgspec
+
+from configs.errors import MachError
+from workers.plan import Plan, ProcessPlan
+from workers.report import Report
+from workers.rundir import RunDir
+
+MODULES = {"trainer": "workers.trainer", "stub": "workers.stub"}
+"""Where the body of each kind of process lives: `run(plan, name, control)`."""
+PRELOAD = ["torch", "numpy", "zmq", "safetensors.torch", *MODULES.values()]
+"""Imported once by the forkserver; importing torch in every child would take seconds each."""
+UNEXPECTED = 1
+"""Exit code after an error that is no MachError; those bring their own."""
+PACKET = 1 << 16
+"""Most bytes of one order."""
+PR_SET_PDEATHSIG = 1
+
+
+class Control:
+    """The child's end of the pair: reports out, orders in."""
+
+    def __init__(self, channel: socket.socket, incarnation: int) -> None:
+        channel.setblocking(False)
+        self.incarnation = incarnation
+        self._channel = channel
+        self._orders: set[str] = set()
+
+    def send(self, report: Report) -> None:
+        """Send, or drop it if the supervisor does not read: a stopped launcher stops nobody."""
+        try:
+            self._channel.send(msgspec.msgpack.encode(report))
+        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+            return
+
+    def orders(self) -> set[str]:
+        """All orders so far."""
+        while True:
+            try:
+                order = self._channel.recv(PACKET)
+            except BlockingIOError:
+                return self._orders
+            self._orders.add(order.decode() if order else "stop")
+            if not order:
+                return self._orders  # the launcher's end is closed
+
+    def order_stop(self, *_: object) -> None:
+        """SIGTERM means the same as the order."""
+        self._orders.add("stop")
+
+
+def device_of(process: ProcessPlan) -> str:
+    """Torch's name of the process's device: it sees one at most."""
+    return "cpu" if process.device == "cpu" else "cuda:0"
+
+
+def enter(plan_json: bytes, name: str, incarnation: int, channel: socket.socket, launcher: int) -> None:
+    """The target of a child process; leaves with the exit code that the supervisor judges."""
+    die_with(launcher)
+    plan = msgspec.json.decode(plan_json, type=Plan)
+    process = plan.process(name)
+    redirect(RunDir(Path(plan.directory)).log(name))
+    control = Control(channel, incarnation)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, control.order_stop)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    os.environ["CUDA_VISIBLE_DEVICES"] = "" if process.device == "cpu" else process.device
+    print(f"{name}: incarnation {incarnation}, pid {os.getpid()}, device {process.device}", flush=True)
+    try:
+        body(process, plan, control)
+    except MachError as error:
+        last_word(control, process, str(error))
+        sys.exit(error.exit_code)
+    except BaseException as error:
+        traceback.print_exc()
+        last_word(control, process, f"{type(error).__name__}: {error}")
+        sys.exit(UNEXPECTED)
+
+
+def body(process: ProcessPlan, plan: Plan, control: Control) -> None:
+    """Set up torch, whose threads belong to this process, and do what the process is for."""
+    import torch
+
+    torch.set_num_threads(plan.config.threads)
+    importlib.import_module(MODULES[process.kind]).run(plan, process.name, control)
+
+
+def last_word(control: Control, process: ProcessPlan, sentence: str) -> None:
+    """Say why, in the log and to the supervisor."""
+    print(f"{process.name}: {sentence}", file=sys.stderr, flush=True)
+    control.send(
+        Report(
+            component=process.name,
+            kind=process.kind,
+            incarnation=control.incarnation,
+            pid=os.getpid(),
+            device=process.device,
+            state="failed",
+            reason=sentence,
+        )
+    )
+
+
+def redirect(log: Path) -> None:
+    """Everything that this process prints, from C too, goes to its log."""
+    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(fd, stream)
+    os.close(fd)
+    for text in (sys.stdout, sys.stderr):
+        if hasattr(text, "reconfigure"):
+            text.reconfigure(line_buffering=True)
+    faulthandler.enable()
+
+
+def die_with(launcher: int) -> None:
+    """SIGKILL to ourselves when the launcher is gone.
+
+    Twice: a thread waits for the launcher itself, and the kernel kills us, stopped or not, when our parent, the
+    forkserver, is gone, which ends with the launcher. A launcher that died before this line is noticed, too.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed; MACH needs Linux")
+    try:
+        watch = os.pidfd_open(launcher)
+    except ProcessLookupError:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return
+    if os.getppid() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    threading.Thread(target=follow, args=(watch,), name="launcher watch", daemon=True).start()
+
+
+def follow(watch: int) -> None:
+    """Wait for a process to end, then end."""
+    select.select([watch], [], [])
+    os.kill(os.getpid(), signal.SIGKILL)
