@@ -38,7 +38,7 @@ from workers.stub import Stub
 from workers.trainer import Trainer, assemble
 
 PARENT, SELF, CHILD = "c0", "c1", "c2"
-SCRIPTED = {0: {"stub": {}}, 2: {"stub": {}}}
+SCRIPTED: dict[int, dict[str, dict[str, float]]] = {0: {"stub": {}}, 2: {"stub": {}}}
 
 
 class Recorder(MailboxRelay):
@@ -87,9 +87,11 @@ def neighbour(plan_json: bytes, name: str, stop: "multiprocessing.synchronize.Ev
     torch.set_num_threads(1)
     plan = msgspec.json.decode(plan_json, type=Plan)
     process, config = plan.process(name), plan.config
+    script = config.components[process.index].stub
+    assert script is not None
     with contextlib.closing(mailbox_of(plan, name)) as mailbox:
         stub = Stub(
-            config.components[process.index].stub,
+            script,
             mailbox,
             children=process.children,
             embedding=config.model.embedding,

@@ -12,6 +12,10 @@ from bus.wire import Frames
 from mach.messages import Letter, Message
 
 
+Role = Literal["child", "parent"]
+"""What a peer is to us."""
+
+
 @dataclass(slots=True)
 class Counts:
     """What went through a mailbox since it was opened. Keys of `sent` and `received` are message kinds
@@ -30,7 +34,7 @@ class EdgeView:
     """One edge as its own end sees it, for status and logs."""
 
     peer: str
-    role: str
+    role: Role
     """`child` or `parent`: what the peer is to us."""
     state: str
     """`knocking` (no answer yet), `open`, `silent` (unanswered past the time-out), `closed` (after a BYE)."""
@@ -93,10 +97,6 @@ class Mailbox(Protocol):
     def close(self) -> None:
         """Say BYE where it was not said, wait up to a second for its acknowledgement, release everything."""
         ...
-
-
-Role = Literal["child", "parent"]
-"""What a peer is to us."""
 
 
 class Peer(NamedTuple):

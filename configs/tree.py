@@ -18,7 +18,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Base of every node of the tree."""
 
 
-class Data(Node):
+class Data(Node, frozen=True):
     """Where the samples come from."""
 
     source: str = "digits"
@@ -33,7 +33,7 @@ class Data(Node):
     """Standard deviation of Gaussian noise added to training inputs (inputs are scaled to about unit range)."""
 
 
-class Model(Node):
+class Model(Node, frozen=True):
     """Sizes of a component's networks."""
 
     family: str = "mlp"
@@ -46,7 +46,7 @@ class Model(Node):
     """Hidden widths of a student, which maps the activation to an imitation of the child's embedding."""
 
 
-class Loss(Node):
+class Loss(Node, frozen=True):
     """Weights of the terms of the loss (method.md, "One component")."""
 
     child: NonNegative = 1.0
@@ -61,7 +61,7 @@ class Loss(Node):
     """How far the student's imitation is from the target."""
 
 
-class Optimiser(Node):
+class Optimiser(Node, frozen=True):
     """One optimiser per component."""
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -73,7 +73,7 @@ class Optimiser(Node):
     """`cosine` falls from `lr` to a hundredth of it over `train.steps` (constant when a run is timed)."""
 
 
-class Train(Node):
+class Train(Node, frozen=True):
     """How long, and on how much at once."""
 
     steps: Positive = 2000
@@ -83,13 +83,13 @@ class Train(Node):
     batch_size: Positive = 128
 
 
-class Evaluate(Node):
+class Evaluate(Node, frozen=True):
     """Accuracy on the test set: with the student, and with the true child asked over the bus."""
 
     every_steps: Positive = 500
 
 
-class Bus(Node):
+class Bus(Node, frozen=True):
     """How messages travel."""
 
     transport: Literal["ipc", "tcp"] = "ipc"
@@ -104,7 +104,7 @@ class Bus(Node):
     """Larger messages are refused unread."""
 
 
-class Report(Node):
+class Report(Node, frozen=True):
     """What a component tells the supervisor and writes to disk."""
 
     every_ms: Annotated[int, Meta(ge=50, le=1000)] = 500
@@ -112,7 +112,7 @@ class Report(Node):
     """A component not heard of for this long is shown as stalled."""
 
 
-class Stub(Node):
+class Stub(Node, frozen=True):
     """A scripted neighbour without a model, in place of a component (`workers/stub.py`)."""
 
     latency_ms: NonNegative = 0.0
@@ -135,13 +135,13 @@ class Stub(Node):
     """Dies with SIGKILL at this many messages received."""
 
 
-class ComponentOverride(Node):
+class ComponentOverride(Node, frozen=True):
     """What is different about one component."""
 
     stub: Stub | None = None
 
 
-class Config(Node):
+class Config(Node, frozen=True):
     """A whole run."""
 
     recipe: str = "mach"

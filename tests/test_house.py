@@ -11,9 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ("configs", "mach", "bus", "workers", "cli.py", "benchmarks")
 SOURCES = sorted(
-    path
-    for floor in FLOORS
-    for path in ([ROOT / floor] if floor.endswith(".py") else (ROOT / floor).rglob("*.py"))
+    path for floor in FLOORS for path in ([ROOT / floor] if floor.endswith(".py") else (ROOT / floor).rglob("*.py"))
 )
 NAMES = [str(path.relative_to(ROOT)) for path in SOURCES]
 DOORS = {"mach/__main__.py", "mach/pytest_plugin.py"}
@@ -87,9 +85,7 @@ def test_nothing_is_unpickled_evaluated_swallowed_or_left_undone(name: str) -> N
     assert not found
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ExceptHandler):
-            assert not (len(node.body) == 1 and isinstance(node.body[0], ast.Pass)), (
-                f"{name}: an error is swallowed"
-            )
+            assert not (len(node.body) == 1 and isinstance(node.body[0], ast.Pass)), f"{name}: an error is swallowed"
 
 
 def fresh_modules(statement: str) -> set[str]:

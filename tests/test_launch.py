@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from configs.load import load
 from mach.recipes import RECIPES
-from tests_reference import train
+from reference import train
 
 from conftest import Launched, mach, wait_gone
 

@@ -18,22 +18,22 @@ class Board:
     """One writer, one folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._writer = SummaryWriter(str(folder), flush_secs=5)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), flush_secs=5)
 
     def write(self, report: Report, target: Sequence[Age], gradient: Sequence[Age]) -> None:
         """Draw a report at its step, and the recent ages of targets and gradients."""
         for name, value in scalars(msgspec.to_builtins(report)):
-            self._writer.add_scalar(name, value, report.step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, report.step)
         for kind, ages in (("target", target), ("gradient", gradient)):
             if ages:
                 versions = np.array([age.versions for age in ages])
                 millis = np.array([1000.0 * age.seconds for age in ages])
-                self._writer.add_histogram(f"staleness/{kind}/versions", versions, report.step)  # type: ignore[no-untyped-call]
-                self._writer.add_histogram(f"staleness/{kind}/ms", millis, report.step)  # type: ignore[no-untyped-call]
+                self._writer.add_histogram(f"staleness/{kind}/versions", versions, report.step)
+                self._writer.add_histogram(f"staleness/{kind}/ms", millis, report.step)
 
     def close(self) -> None:
         """Flush and end."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 def scalars(tree: dict[str, object], path: str = "") -> Iterator[tuple[str, float]]:

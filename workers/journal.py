@@ -7,7 +7,7 @@ training: the trouble is printed once, and the next report tries again.
 import os
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,8 @@ from workers.report import Accuracies, Losses, Messages, Peer, Report, Spread, S
 from workers.rundir import RunDir
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from workers.board import Board
 
 RECENT = 1024
@@ -78,9 +80,11 @@ class Journal:
         self.every_s = plan.config.report.every_ms / 1000
         self.steps = self.samples = self.child_steps = 0
         self.target, self.gradient = Tally(), Tally()
-        self._losses: dict[str, list[object]] = {}
+        self._losses: dict[str, list[Tensor]] = {}
         self._trend: deque[float] = deque(maxlen=2 * TREND)
         self._since: tuple[float, int] | None = None
+        self._rate: float | None = None
+        self._latest = Losses()
         self._born: float | None = None
         self._board: Board | None = None
         self._reports = 0
@@ -100,9 +104,7 @@ class Journal:
         """Whether it is time for a report."""
         return self._since is None or now - self._since[0] >= self.every_s
 
-    def report(
-        self, now: float, mailbox: Mailbox, accuracy: Accuracy | None, state: State, reason: str = ""
-    ) -> Report:
+    def report(self, now: float, mailbox: Mailbox, accuracy: Accuracy | None, state: State, reason: str = "") -> Report:
         """Make the report and write it down."""
         self._born = now if self._born is None else self._born
         edges = [edge for edges in mailbox.edges().values() for edge in edges]
@@ -118,8 +120,8 @@ class Journal:
             elapsed_s=round(now - self._born, 3),
             step=self.steps,
             samples=self.samples,
-            rate=self._rate(now),
-            loss=self._loss(),
+            rate=self._new_rate(now),
+            loss=self._new_losses(),
             accuracy=accuracies(accuracy),
             child_steps=self.child_steps,
             child_share=self.child_steps / self.steps if self.steps else None,
@@ -143,19 +145,25 @@ class Journal:
         if self._board is not None:
             self._attempt("TensorBoard events", self._board.close)
 
-    def _rate(self, now: float) -> float | None:
-        if self._since is None or now <= self._since[0] or self.steps == self._since[1]:
-            return None
-        return round((self.steps - self._since[1]) / (now - self._since[0]), 2)
+    def _new_rate(self, now: float) -> float | None:
+        """Steps per second since the last report; that of the last steps, once there are no more."""
+        if self._since is not None and now > self._since[0] and self.steps > self._since[1]:
+            self._rate = round((self.steps - self._since[1]) / (now - self._since[0]), 2)
+        return self._rate
 
-    def _loss(self) -> Losses:
-        means = {name: sum(float(v) for v in values) / len(values) for name, values in self._losses.items()}  # type: ignore[arg-type]
+    def _new_losses(self) -> Losses:
+        """Means over the steps since the last report; those of the last steps, once there are no more."""
+        means = {name: float(sum(values)) / len(values) for name, values in self._losses.items()}
         self._losses = {}
         if "target" in means:
             self._trend.append(means["target"])
-        return Losses(
-            target=means.get("target"), student=means.get("student"), distill=means.get("distill"), trend=self._change()
-        )
+            self._latest = Losses(
+                target=means["target"],
+                student=means.get("student"),
+                distill=means.get("distill", self._latest.distill),
+                trend=self._change(),
+            )
+        return self._latest
 
     def _change(self) -> float | None:
         """Relative change of the newer half of the remembered target losses against the older half."""
@@ -181,9 +189,9 @@ class Journal:
             self._board = Board(self.run.tensorboard(self.process.name))
         self._board.write(report, self.target.recent, self.gradient.recent)
 
-    def _attempt(self, what: str, write: object) -> None:
+    def _attempt(self, what: str, write: Callable[[], None]) -> None:
         try:
-            write()  # type: ignore[operator]
+            write()
             self._troubles.discard(what)
         except OSError as error:
             if what not in self._troubles:

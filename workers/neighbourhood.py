@@ -17,7 +17,7 @@ import torch
 
 from bus.faults import FaultyTransport
 from bus.mailbox import Mailbox, MailboxRelay
-from bus.virtual import VirtualBus
+from bus.virtual import Actor, VirtualBus
 from configs import tree
 from configs.load import load
 from mach.assemble import learner_of
@@ -151,7 +151,7 @@ class Neighbourhood:
         """Let everybody take turns until the component has made `steps` steps more; returns those."""
         before = len(self._trainer.steps)
         self._trainer.wanted = before + steps
-        actors = [self._trainer, *self._stubs]
+        actors: list[Actor] = [self._trainer, *self._stubs]
         self.bus.run(actors, until_s=self.bus.clock.now + (steps - 0.5) * self._trainer.compute_s)
         return self._trainer.steps[before:]
 

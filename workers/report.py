@@ -18,7 +18,7 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Losses(Record):
-    """Means over the steps since the last report; None where no such step was taken."""
+    """Means over the newest steps: those since the report before. None while no such step was taken."""
 
     target: float | None = None
     """Cross-entropy of the labels, with the child's target where one was at hand, else with the student."""
@@ -108,7 +108,7 @@ class Report(Record):
     """Optimiser steps taken: its version."""
     samples: int = 0
     rate: float | None = None
-    """Steps per second since the last report."""
+    """Steps per second, over the newest steps."""
     loss: Losses = msgspec.field(default_factory=Losses)
     accuracy: Accuracies = msgspec.field(default_factory=Accuracies)
     child_steps: int = 0

@@ -1,0 +1,121 @@
+"""A turn and its lock-step twin, on a mailbox that is a list."""
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from bus.mailbox import Counts
+from configs.load import load
+from mach.assemble import learner_of
+from mach.data import Dataset
+from mach.data import load as load_data
+from mach.messages import Activation, Age, Gradient, Letter, Message, Target
+from mach.recipes import RECIPES
+from workers.plan import make_plan
+from workers.trainer import Trainer, assemble
+
+CONFIG = load("digits", ("n_components=3", "graph=chain", "train.batch_size=8"), RECIPES)
+E = CONFIG.model.embedding
+
+
+class ListMailbox:
+    """A mailbox whose letters a test writes, turn by turn; `rooms` runs out like a window."""
+
+    def __init__(self, turns: list[list[Letter]], rooms: int = 1000) -> None:
+        self.turns = turns
+        self.rooms = rooms
+        self.sent: list[tuple[str, Message]] = []
+        self.counts = Counts()
+
+    def receive(self, wait_s: float = 0.0) -> list[Letter]:
+        return self.turns.pop(0) if self.turns else []
+
+    def room(self, child: str) -> bool:
+        return self.rooms > 0
+
+    def send(self, peer: str, message: Message) -> bool:
+        self.rooms -= isinstance(message, Activation)
+        self.sent.append((peer, message))
+        return True
+
+    def now(self) -> float:
+        return 0.0
+
+    def kinds(self) -> Counter[str]:
+        return Counter(type(message).__name__ for _, message in self.sent)
+
+
+def trainer_at(mailbox: ListMailbox, dataset: Dataset | None = None) -> Trainer:
+    dataset = load_data(CONFIG.data) if dataset is None else dataset
+    plan = make_plan(CONFIG, run="r", directory=Path(), sockets=Path())
+    process = plan.process("c1")
+    learner = learner_of(CONFIG, 1, process.children, dataset, torch.device("cpu"))
+    return assemble(plan, process, learner, mailbox, dataset)
+
+
+def target(id: int, version: int = 0) -> Letter:
+    return Letter("c2", Target(id, version, torch.randn(8, E)), Age(0, 0.0))
+
+
+def question(id: int) -> Letter:
+    return Letter("c0", Activation(id, 0, torch.randn(8, 64)))
+
+
+def test_a_turn_without_mail_asks_and_trains_on_the_student() -> None:
+    mailbox = ListMailbox([])
+    step = trainer_at(mailbox).turn()
+    assert not step.on_child
+    assert mailbox.kinds() == {"Activation": 1}
+
+
+def test_a_turn_answers_trains_on_the_answered_batch_and_pays() -> None:
+    mailbox = ListMailbox([[], [question(70), target(0)]])
+    trainer = trainer_at(mailbox)
+    trainer.turn()
+    step = trainer.turn()
+    assert step.on_child
+    assert [(peer, type(message), message.id) for peer, message in mailbox.sent] == [
+        ("c2", Activation, 0),
+        ("c0", Target, 70),
+        ("c2", Activation, 1),
+        ("c2", Gradient, 0),
+    ]
+
+
+def test_a_full_window_is_not_asked_into_and_nobody_waits() -> None:
+    mailbox = ListMailbox([], rooms=2)
+    trainer = trainer_at(mailbox)
+    assert [trainer.turn().version for _ in range(5)] == [1, 2, 3, 4, 5]
+    assert mailbox.kinds() == {"Activation": 2}
+
+
+def test_lockstep_waits_for_every_letter_and_puts_early_ones_aside() -> None:
+    early = [question(11), target(0)]
+    gradient = Letter("c0", Gradient(10, 0, torch.zeros(8, E)))
+    mailbox = ListMailbox([[], [question(10)], early, [], [gradient], [target(1)]])
+    trainer = trainer_at(mailbox)
+    first = trainer.lockstep_turn(lambda: False)
+    assert first is not None
+    assert first.on_child
+    assert [letter.message.id for letter in trainer.early] == [11]
+    second = trainer.lockstep_turn(lambda: False)
+    assert second is not None
+    assert len(second.gradient_ages) == 1
+    assert second.gradient_ages[0].versions == 1
+    answers = [message for _, message in mailbox.sent if isinstance(message, Target)]
+    assert [(answer.id, answer.version) for answer in answers] == [(10, 0), (11, 1)]
+
+
+def test_lockstep_gives_up_when_told_so() -> None:
+    assert trainer_at(ListMailbox([])).lockstep_turn(lambda: True) is None
+
+
+def test_an_examination_takes_its_questions_through_the_window_and_owes_nothing() -> None:
+    mailbox = ListMailbox([], rooms=3)
+    trainer = trainer_at(mailbox)
+    assert trainer.exam is not None
+    trainer.exam.begin(0)
+    trainer.serve(0.0)
+    assert mailbox.kinds() == {"Activation": 3}
+    assert not any(message.owes for _, message in mailbox.sent if isinstance(message, Activation))
