@@ -1,19 +1,26 @@
 """What a component's process writes down: steps in, a `Report` out, to `metrics/<component>.jsonl` and TensorBoard.
 
-Knows no model: losses are numbers here, ages are ages. A disk that is full or gone costs the record, never the
-training: the trouble is printed once, and the next report tries again.
+Knows no model: losses are numbers here, ages are ages. Laws: a disk that is full or gone costs the record, never
+the training: the trouble is printed once, and every later report tries again. Nothing is written by halves, so a
+file that could be read before a full disk can be read after it. Losses are read off their device once a report,
+not once a step.
 """
 
+import errno
+import io
+import math
 import os
-import sys
+import socket
+import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from bus.mailbox import EdgeView, Mailbox
+from bus.mailbox import Counts, EdgeView, Mailbox
 from mach.evaluate import Accuracy
 from mach.learner import Step
 from mach.messages import Age
@@ -24,12 +31,15 @@ from workers.rundir import RunDir
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workers.board import Board
-
 RECENT = 1024
 """Values that quantiles are taken over."""
 TREND = 10
 """Reports on either side of the comparison that makes the trend."""
+BARS = 16
+"""Buckets of a histogram."""
+NO_SCALARS = {"component", "kind", "incarnation", "pid", "device", "state", "reason", "peers", "step"}
+"""Fields of a report that TensorBoard does not draw."""
+STDERR = 2
 
 
 class Tally:
@@ -37,37 +47,35 @@ class Tally:
 
     def __init__(self) -> None:
         self.count = 0
-        self.recent: deque[Age] = deque(maxlen=RECENT)
-        self.most = Age(0, 0.0)
+        self.versions: deque[int] = deque(maxlen=RECENT)
+        self.millis: deque[float] = deque(maxlen=RECENT)
+        self.max_versions = 0
+        self.max_millis = 0.0
 
-    def add(self, ages: list[Age]) -> None:
+    def add(self, ages: Sequence[Age]) -> None:
         """Take note of some more."""
         self.count += len(ages)
-        self.recent.extend(ages)
         for age in ages:
-            self.most = Age(max(self.most.versions, age.versions), max(self.most.seconds, age.seconds))
+            millis = 1000.0 * age.seconds
+            self.versions.append(age.versions)
+            self.millis.append(millis)
+            self.max_versions = max(self.max_versions, age.versions)
+            self.max_millis = max(self.max_millis, millis)
 
     def spread(self) -> Spread:
         """The record of it; without values, of None."""
         if not self.count:
             return Spread()
-        versions = sorted(age.versions for age in self.recent)
-        millis = sorted(1000.0 * age.seconds for age in self.recent)
+        versions, millis = sorted(self.versions), sorted(self.millis)
         return Spread(
             count=self.count,
             p50=quantile(versions, 0.50),
             p99=quantile(versions, 0.99),
-            max=self.most.versions,
+            max=self.max_versions,
             p50_ms=round(quantile(millis, 0.50), 3),
             p99_ms=round(quantile(millis, 0.99), 3),
-            max_ms=round(1000.0 * self.most.seconds, 3),
+            max_ms=round(self.max_millis, 3),
         )
-
-
-def quantile(ordered: list[float] | list[int], share: float) -> float:
-    """The nearest-rank quantile of sorted values: the smallest with at least `share` of all at or below it."""
-    rank = max(0, -int(-share * len(ordered) // 1) - 1)
-    return ordered[rank]
 
 
 class Journal:
@@ -86,12 +94,12 @@ class Journal:
         self._rate: float | None = None
         self._latest = Losses()
         self._born: float | None = None
-        self._board: Board | None = None
-        self._reports = 0
+        self._events: Events | None = None
         self._troubles: set[str] = set()
 
     def note(self, step: Step, now: float) -> None:
         """Take note of one step; losses stay on their device until the next report."""
+        self._born = now if self._born is None else self._born
         self.steps += 1
         self.samples += step.samples
         self.child_steps += step.on_child
@@ -107,8 +115,7 @@ class Journal:
     def report(self, now: float, mailbox: Mailbox, accuracy: Accuracy | None, state: State, reason: str = "") -> Report:
         """Make the report and write it down."""
         self._born = now if self._born is None else self._born
-        edges = [edge for edges in mailbox.edges().values() for edge in edges]
-        counts = mailbox.counts
+        edges = mailbox.edges()
         report = Report(
             component=self.process.name,
             kind=self.process.kind,
@@ -127,23 +134,16 @@ class Journal:
             child_share=self.child_steps / self.steps if self.steps else None,
             staleness=Staleness(target=self.target.spread(), gradient=self.gradient.spread()),
             window=window(edges),
-            messages=Messages(
-                sent=dict(counts.sent),
-                received=dict(counts.received),
-                dropped={reason: count for reason, count in counts.dropped.items() if count},
-                faults=dict(counts.faults),
-            ),
-            peers=peers(mailbox.edges()),
+            messages=messages(mailbox.counts),
+            peers=peers(edges),
         )
+        self._write(report, first=self._since is None)
         self._since = (now, self.steps)
-        self._reports += 1
-        self._write(report)
         return report
 
     def close(self) -> None:
-        """Flush what TensorBoard still holds."""
-        if self._board is not None:
-            self._attempt("TensorBoard events", self._board.close)
+        """The end. Every report is on disk already: nothing is buffered, no thread is left."""
+        self._events = None
 
     def _new_rate(self, now: float) -> float | None:
         """Steps per second since the last report; that of the last steps, once there are no more."""
@@ -153,7 +153,7 @@ class Journal:
 
     def _new_losses(self) -> Losses:
         """Means over the steps since the last report; those of the last steps, once there are no more."""
-        means = {name: float(sum(values)) / len(values) for name, values in self._losses.items()}
+        means = {name: mean(values) for name, values in self._losses.items()}
         self._losses = {}
         if "target" in means:
             self._trend.append(means["target"])
@@ -161,33 +161,26 @@ class Journal:
                 target=means["target"],
                 student=means.get("student"),
                 distill=means.get("distill", self._latest.distill),
-                trend=self._change(),
+                trend=change(list(self._trend)),
             )
         return self._latest
 
-    def _change(self) -> float | None:
-        """Relative change of the newer half of the remembered target losses against the older half."""
-        if len(self._trend) < 2 * TREND:
-            return None
-        values = list(self._trend)
-        before, after = sum(values[:TREND]), sum(values[TREND:])
-        return after / before - 1.0 if before else None
-
-    def _write(self, report: Report) -> None:
-        self._attempt("metrics", lambda: self._append(report))
-        if self._reports > 1:  # not before the first step is out of the door
+    def _write(self, report: Report, *, first: bool) -> None:
+        self._attempt(
+            "metrics", lambda: append(self.run.metrics(report.component), msgspec.json.encode(report) + b"\n")
+        )
+        if not first:  # TensorBoard's import waits until the first step is known
             self._attempt("TensorBoard events", lambda: self._draw(report))
 
-    def _append(self, report: Report) -> None:
-        with self.run.metrics(self.process.name).open("ab") as lines:
-            lines.write(msgspec.json.encode(report) + b"\n")
-
     def _draw(self, report: Report) -> None:
-        if self._board is None:
-            from workers.board import Board
-
-            self._board = Board(self.run.tensorboard(self.process.name))
-        self._board.write(report, self.target.recent, self.gradient.recent)
+        if self._events is None:
+            self._events = Events(self.run.tensorboard(report.component), self.incarnation)
+        values: dict[str, Collection[float]] = {}
+        for kind, tally in (("target", self.target), ("gradient", self.gradient)):
+            if tally.count:
+                values[f"staleness/{kind}/versions"] = tally.versions
+                values[f"staleness/{kind}/ms"] = tally.millis
+        self._events.write(report.step, dict(scalars(msgspec.to_builtins(report))), values)
 
     def _attempt(self, what: str, write: Callable[[], None]) -> None:
         try:
@@ -195,8 +188,99 @@ class Journal:
             self._troubles.discard(what)
         except OSError as error:
             if what not in self._troubles:
-                print(f"{what} cannot be written ({error}); training goes on without", file=sys.stderr)
+                sentence = f"{what} cannot be written ({error}); training goes on without them\n"
+                with suppress(OSError):  # the log may lie on the same full disk
+                    os.write(STDERR, sentence.encode())  # no buffer, which would fail again at the exit
             self._troubles.add(what)
+
+
+class Events:
+    """TensorBoard's event file of one life of a component: one event a report, written at once.
+
+    TensorBoard's own writer is not used: its thread takes one scalar at a time (6 ms a report) and ends in a
+    traceback when the disk is full.
+    """
+
+    def __init__(self, folder: Path, incarnation: int) -> None:
+        # lays the file out: tensorboard/summary/writer/event_file_writer.py
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{incarnation}"
+        self.path = folder / name
+
+    def write(self, step: int, scalars: Mapping[str, float], values: Mapping[str, Collection[float]]) -> None:
+        """Scalars, and histograms of `values`, at `step`. Raises OSError if nothing could be written."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        bars = [Summary.Value(tag=tag, histo=histogram(some)) for tag, some in values.items()]
+        points = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        now = time.time()
+        head, body = io.BytesIO(), io.BytesIO()
+        RecordWriter(head).write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+        event = Event(wall_time=now, step=step, summary=Summary(value=points + bars))
+        RecordWriter(body).write(event.SerializeToString())
+        self.path.parent.mkdir(exist_ok=True)
+        append(self.path, body.getvalue(), head.getvalue())
+
+
+def histogram(values: Collection[float]) -> Any:
+    """TensorBoard's `HistogramProto` of some values, at least one."""
+    import numpy as np
+    from tensorboard.compat.proto.summary_pb2 import HistogramProto
+
+    array = np.sort(np.fromiter(values, dtype=np.float64, count=len(values)))
+    low, high = array[0], array[-1]
+    limits = np.linspace(low, high if high > low else low + 1.0, BARS + 1)[1:]
+    return HistogramProto(
+        min=low,
+        max=high,
+        num=array.size,
+        sum=array.sum(),
+        sum_squares=array @ array,
+        bucket_limit=limits.tolist(),
+        bucket=np.diff(np.searchsorted(array, limits, side="right"), prepend=0).tolist(),
+    )
+
+
+def append(path: Path, content: bytes, head: bytes = b"") -> None:
+    """Add to the end of a file, after `head` if it is empty; all of it or nothing. Raises OSError for nothing."""
+    with path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        content = content if end else head + content
+        if file.write(content) < len(content):
+            file.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def mean(values: Sequence["Tensor"]) -> float:
+    """Mean of 0-d tensors, at least one; one synchronisation with their device."""
+    import torch
+
+    return torch.stack(list(values)).mean(dtype=torch.float64).item()
+
+
+def change(values: Sequence[float]) -> float | None:
+    """Relative change of the newer TREND values against the older TREND; None while there are fewer."""
+    if len(values) < 2 * TREND:
+        return None
+    before, after = math.fsum(values[:TREND]), math.fsum(values[TREND:])
+    return after / before - 1.0 if before else None
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """The nearest-rank quantile of sorted values: the smallest with at least `share` of all at or below it."""
+    return ordered[max(1, math.ceil(share * len(ordered))) - 1]
+
+
+def scalars(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in a report, named by its path: `loss/target`."""
+    for name, value in tree.items():
+        if not path and name in NO_SCALARS:
+            continue
+        if isinstance(value, dict):
+            yield from scalars(value, f"{path}{name}/")
+        elif isinstance(value, int | float):
+            yield f"{path}{name}", float(value)
 
 
 def accuracies(accuracy: Accuracy | None) -> Accuracies:
@@ -206,10 +290,20 @@ def accuracies(accuracy: Accuracy | None) -> Accuracies:
     return Accuracies(student=accuracy.student, child=accuracy.child, step=accuracy.step)
 
 
-def window(edges: list[EdgeView]) -> Window:
+def window(edges: Mapping[str, list[EdgeView]]) -> Window:
     """Places in the windows of all edges to children, together."""
-    asks = [edge for edge in edges if edge.role == "child"]
+    asks = [edge for ends in edges.values() for edge in ends if edge.role == "child"]
     return Window(size=sum(edge.window for edge in asks), in_use=sum(edge.in_flight for edge in asks))
+
+
+def messages(counts: Counts) -> Messages:
+    """A copy of the counts as they are now."""
+    return Messages(
+        sent=dict(counts.sent),
+        received=dict(counts.received),
+        dropped={reason: count for reason, count in counts.dropped.items() if count},
+        faults={kind: count for kind, count in counts.faults.items() if count},
+    )
 
 
 def peers(edges: Mapping[str, list[EdgeView]]) -> dict[str, list[Peer]]:

@@ -4,14 +4,23 @@ Knows no process but by number, no torch, no zmq. Ages are recomputed when read:
 more grows old in plain sight.
 """
 
+import difflib
+import time
+from pathlib import Path
 from typing import Literal
 
 import msgspec
+import psutil
 
+from configs.errors import ConfigError, NoSuchRun, RunError
+from configs.load import load
+from configs.tree import Report as ReportSettings
 from workers.report import Report
 from workers.rundir import RunDir, replace
 
 RunState = Literal["starting", "training", "stopping", "finished", "stopped", "failed"]
+FINAL = ("finished", "stopped", "failed")
+"""States, of runs and of components, that nothing follows."""
 
 
 class ComponentStatus(Report, kw_only=True, forbid_unknown_fields=True):
@@ -29,11 +38,12 @@ class Status(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A run at one moment."""
 
     run: str
+    """Its name."""
     state: RunState
     reason: str = ""
     """Why, for people: the root cause of a failure."""
     exit_code: int | None = None
-    """What the launcher ended with, or will."""
+    """What the launcher ended with; None while it runs."""
     lockstep: bool = False
     launcher_pid: int
     launcher_started: float
@@ -43,9 +53,99 @@ class Status(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     written_at: float
     """Seconds since 1970."""
     elapsed_s: float
+    """From the launch to `written_at`."""
     components: list[ComponentStatus]
 
 
 def write(run: RunDir, status: Status) -> None:
     """Replace status.json (OSError: the disk is full or gone)."""
     replace(run.status, msgspec.json.format(msgspec.json.encode(status)))
+
+
+def read(run: RunDir, now: float | None = None) -> Status:
+    """The run as it is now, from its files alone; `now` in seconds since 1970.
+
+    Raises:
+        RunError: status.json is missing or is none of ours.
+    """
+    try:
+        status = msgspec.json.decode(run.status.read_bytes(), type=Status)
+    except OSError as error:
+        raise RunError(
+            f"{run.status}: cannot be read ({error.strerror}); is {run.path} a run of mach launch?"
+        ) from error
+    except msgspec.MsgspecError as error:
+        raise RunError(
+            f"{run.status}: is no status of this version ({error}); its metrics/ and logs/ remain"
+        ) from error
+    age = max(0.0, (time.time() if now is None else now) - status.written_at)
+    lost = status.state not in FINAL and not launcher_alive(status)
+    for row in status.components:
+        if row.last_seen_s is not None:
+            row.last_seen_s = round(row.last_seen_s + age, 3)
+        mark(row, silent_s(run), age, lost=lost)
+    if lost:
+        status.state = "failed"
+        status.reason = f"the launcher (pid {status.launcher_pid}) is gone, and its processes with it; see logs/"
+    return status
+
+
+def mark(row: ComponentStatus, limit_s: float, age: float, *, lost: bool) -> None:
+    """Show an unheard row as what it is."""
+    if row.state in FINAL and row.exit_code is not None:
+        return
+    if lost:
+        row.state, row.reason = "failed", "ended with its launcher"
+    elif age > limit_s or (row.last_seen_s is not None and row.last_seen_s > limit_s):
+        unheard = age if row.last_seen_s is None else row.last_seen_s
+        row.state, row.reason = "stalled", f"not heard of for {unheard:.0f} s"
+
+
+def silent_s(run: RunDir) -> float:
+    """`report.silent_ms` of the run, in seconds; the default if its config.yaml is gone."""
+    try:
+        return load(str(run.config)).report.silent_ms / 1000
+    except ConfigError:
+        return ReportSettings().silent_ms / 1000
+
+
+def launcher_alive(status: Status) -> bool:
+    """Whether the launcher still runs, and is not another process with its number."""
+    try:
+        process = psutil.Process(status.launcher_pid)
+        return abs(process.create_time() - status.launcher_started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def every_run(runs: Path) -> list[RunDir]:
+    """Runs in a directory, newest first."""
+    found = [RunDir(path.parent) for path in runs.glob("*/status.json")]
+    return sorted(found, key=lambda run: run.plan.stat().st_mtime if run.plan.exists() else 0.0, reverse=True)
+
+
+def find_run(runs: Path, name: str | None) -> RunDir:
+    """The run called `name`, or the newest.
+
+    Raises:
+        NoSuchRun: there is none.
+    """
+    found = every_run(runs)
+    if name is None:
+        if not found:
+            raise NoSuchRun(
+                f"there is no run in {runs}/; start one with mach launch, or name another place with --runs"
+            )
+        return found[0]
+    if any(run.name == name for run in found):
+        return RunDir(runs / name)
+    near = difflib.get_close_matches(name, [run.name for run in found], 1)
+    hint = f"; did you mean {near[0]!r}?" if near else "; mach runs lists those that there are"
+    raise NoSuchRun(f"there is no run {name!r} in {runs}/{hint}")
+
+
+def exit_code_of(status: Status) -> int:
+    """0 healthy, finished, or stopped on request; 1 degraded: a component failed or stalled; 2 failed."""
+    if status.state == "failed":
+        return 2
+    return 1 if any(row.state in ("failed", "stalled") for row in status.components) else 0

@@ -12,11 +12,12 @@ import heapq
 import itertools
 import os
 import signal
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from bus.faults import Faults, FaultyTransport
 from bus.mailbox import Mailbox
@@ -33,6 +34,11 @@ WAIT_S = 0.05
 """Longest wait for a letter: orders of the supervisor are read in between."""
 OWING = 256
 """Most unanswered questions it remembers: answers that never come do not fill its memory."""
+
+POOL = 16
+"""Different answers that a stub gives in turn."""
+GRADIENT = 1e-3
+"""Size of a gradient entry, times the batch: about that of a mean loss."""
 
 
 def die() -> None:
@@ -72,6 +78,7 @@ class Stub:
         self.outbox: list[tuple[float, int, str, Message]] = []
         self.order = itertools.count()
         self.ask_at = 0.0
+        self.pools: dict[tuple[int, float], deque[Tensor]] = {}
 
     @property
     def silent(self) -> bool:
@@ -106,15 +113,13 @@ class Stub:
             self.crash()
         match letter.message:
             case Activation() as asked:
-                noise = torch.randn(asked.inputs.shape[0], self.embedding, generator=self.generator)  # [B, E]
-                answer = Target(asked.id, self.answered, noise)
+                answer = Target(asked.id, self.answered, self.noise(asked.inputs.shape[0]))
                 self.answered += 1
                 self.post(now + self.latency_s(), letter.sender, answer)
             case Target() as target if (letter.sender, target.id) in self.owing:
                 del self.owing[letter.sender, target.id]
-                noise = torch.randn(target.embedding.shape, generator=self.generator)  # [B, E]
-                scale = 1e-3 / target.embedding.shape[0]  # the size of a mean loss's gradient, roughly
-                self.post(now, letter.sender, Gradient(target.id, target.version, noise * scale))
+                rows = target.embedding.shape[0]
+                self.post(now, letter.sender, Gradient(target.id, target.version, self.noise(rows, GRADIENT / rows)))
             case Target() | Gradient():
                 pass  # a gradient is for a model, and a stub has none
 
@@ -135,6 +140,14 @@ class Stub:
     def post(self, due: float, peer: str, message: Message) -> None:
         """Into the outbox, to leave at `due`."""
         heapq.heappush(self.outbox, (due, next(self.order), peer, message))
+
+    def noise(self, rows: int, scale: float = 1.0) -> Tensor:
+        """[rows, E] of a small pool, made once: a stub's own work should not slow its neighbours down."""
+        pool = self.pools.setdefault((rows, scale), deque())
+        if len(pool) < POOL:
+            pool.append(scale * torch.randn(rows, self.embedding, generator=self.generator))
+        pool.rotate()
+        return pool[0]
 
     def latency_s(self) -> float:
         """Latency of one answer."""

@@ -1,0 +1,110 @@
+"""Devices: what `--gpus` means, and that looking for them costs a CPU machine nothing."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.errors import ConfigError
+from workers import devices
+
+
+@pytest.mark.parametrize(
+    ("gpus", "found", "chosen"),
+    [
+        (None, ("0", "1"), ("0", "1")),
+        (None, (), ("cpu",)),
+        ("cpu", ("0",), ("cpu",)),
+        ("1,0", ("0", "1"), ("1", "0")),
+        ("GPU-5a,3", ("3", "GPU-5a"), ("GPU-5a", "3")),
+        (" 0 , 01", ("0", "1"), ("0", "1")),
+    ],
+)
+def test_the_choice(gpus: str | None, found: tuple[str, ...], chosen: tuple[str, ...]) -> None:
+    assert devices.choose(gpus, found) == chosen
+
+
+@pytest.mark.parametrize(
+    ("gpus", "found", "sentence"),
+    [
+        ("7", ("0", "1"), "--gpus 7: there is no such device; there are: 0, 1"),
+        ("0", (), "--gpus 0: there is no CUDA device here; use --gpus cpu"),
+        ("0,0", ("0",), "--gpus 0,0: a device is named twice; components share devices by themselves"),
+        ("cpu,0", ("0",), "--gpus cpu,0: give numbers of devices, like 0,1, or cpu; there are: 0"),
+        ("", (), "--gpus : give numbers of devices, like 0,1, or cpu; there is no CUDA device here"),
+        ("-1", ("0",), "--gpus -1: give numbers of devices, like 0,1, or cpu; there are: 0"),
+    ],
+)
+def test_a_wrong_choice_is_told_what_there_is(gpus: str, found: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        devices.choose(gpus, found)
+    assert str(refused.value) == sentence
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has the driver."""
+    monkeypatch.setattr(devices, "DRIVERS", (tmp_path,))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def answering(output: str) -> Any:
+    def run(*_: object, **__: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess([], 0, stdout=output)
+
+    return run
+
+
+def never(*_: object, **__: object) -> None:
+    raise AssertionError("a process was started")
+
+
+@pytest.mark.usefixtures("driver")
+@pytest.mark.parametrize(("output", "found"), [("2\n", ("0", "1")), ("0\n", ()), ("what?\n", ())])
+def test_torch_is_asked_where_there_is_a_driver(
+    monkeypatch: pytest.MonkeyPatch, output: str, found: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(subprocess, "run", answering(output))
+    assert devices.find_devices() == found
+
+
+@pytest.mark.usefixtures("driver")
+def test_visible_devices_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-5a,99")  # CUDA ignores what comes after a wrong one
+    monkeypatch.setattr(subprocess, "run", answering("2\n"))
+    assert devices.find_devices() == ("2", "GPU-5a")
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_driver_that_hangs_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "PATIENCE_S", 0.0)
+    assert devices.find_devices() == ()
+
+
+@pytest.mark.usefixtures("driver")
+def test_hidden_devices_are_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(subprocess, "run", never)
+    assert devices.find_devices() == ()
+
+
+def test_without_a_driver_nothing_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "DRIVERS", (tmp_path / "none",))
+    monkeypatch.setattr(subprocess, "run", never)
+    assert devices.find_devices() == ()
+
+
+def test_looking_loads_no_torch() -> None:
+    code = "import sys, workers.devices as d; d.find_devices(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.gpu
+def test_the_devices_of_this_machine_are_found() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    assert len(devices.find_devices()) == torch.cuda.device_count()
