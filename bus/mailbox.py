@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple, Protocol
 from bus.wire import Frames
 from mach.messages import Letter, Message
 
-
 Role = Literal["child", "parent"]
 """What a peer is to us."""
 

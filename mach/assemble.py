@@ -41,7 +41,7 @@ def component_of(config: Config, index: int, children: Sequence[str], dataset: D
 
 
 def optimiser_of(settings: Optimiser, component: Component) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101) or SGD with momentum, in torch's fused form: small networks spend their time in calls."""
+    """AdamW (arXiv 1711.05101) or SGD with momentum, in torch's fused form (fewer calls)."""
     parameters, lr, decay = component.parameters(), settings.lr, settings.weight_decay
     match settings.name:
         case "adamw":

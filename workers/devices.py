@@ -1,8 +1,11 @@
-"""Which devices there are, and which of them a run shall use. Found without torch: a process of its own asks it.
+"""Which CUDA devices there are, and which of them a run takes. Loads no torch: a process of its own asks it.
 
-Devices are strings: the number of a CUDA device as the launcher sees it, or `cpu`.
+Devices are strings: what `CUDA_VISIBLE_DEVICES` calls a CUDA device, or `cpu`.
+Laws: a machine without a driver pays nothing. `CUDA_VISIBLE_DEVICES` is honoured, and its own names are passed on:
+with `CUDA_VISIBLE_DEVICES=2,3` the devices are 2 and 3, so that what a child sets it to is the same device.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,36 +13,53 @@ from pathlib import Path
 from configs.errors import ConfigError
 
 CPU = ("cpu",)
+DRIVERS = (Path("/dev/nvidiactl"), Path("/proc/driver/nvidia/version"), Path("/dev/dxg"))
+"""One of these is there wherever CUDA can work; the last under WSL."""
 PROBE = "import torch; print(torch.cuda.device_count())"
-PROBE_S = 60.0
+PROBE_S = 30.0
+"""Longest wait for the process that asks torch."""
+
+
+def has_driver() -> bool:
+    """Whether there is an NVIDIA driver at all; costs a few system calls."""
+    return any(driver.exists() for driver in DRIVERS)
 
 
 def find_devices() -> tuple[str, ...]:
-    """Numbers of the CUDA devices that are visible. A machine without a driver pays nothing for the question."""
-    if not Path("/dev/nvidiactl").exists():
+    """The CUDA devices that torch can use; empty without any."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible == "" or not has_driver():
         return ()
     try:
         done = subprocess.run(
             [sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=PROBE_S, check=True
         )
-    except (subprocess.SubprocessError, OSError):
-        return ()
-    return tuple(map(str, range(int(done.stdout.split()[-1]))))
+        count = int(done.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return ()  # a driver that answers nothing serves nobody; `mach doctor` says so
+    names = [str(i) for i in range(count)] if visible is None else visible.split(",")
+    return tuple(name.strip() for name in names[:count])
 
 
 def choose(gpus: str | None, found: tuple[str, ...]) -> tuple[str, ...]:
-    """Devices to deal to components: those of `--gpus`, else all that were found, else the CPU.
+    """Devices to deal to components: those of `--gpus`, else all of `found`, else the CPU.
 
     Raises:
-        ConfigError: a device that is not there.
+        ConfigError: a device that is not there or is named twice, or no list of devices.
     """
     if gpus is None:
         return found or CPU
-    wanted = tuple(part.strip() for part in gpus.split(","))
+    wanted = tuple(word.strip() for word in gpus.split(","))
     if wanted == CPU:
         return CPU
     there = f"there are: {', '.join(found)}" if found else "there is no CUDA device here"
-    for device in wanted:
-        if device not in found:
-            raise ConfigError(f"--gpus {gpus}: there is no device {device!r}; {there}, and cpu")
-    return wanted
+    if not all(word.isdecimal() or word in found for word in wanted):
+        raise ConfigError(f"--gpus {gpus}: give numbers of devices, like 0,1, or cpu; {there}")
+    if not found:
+        raise ConfigError(f"--gpus {gpus}: there is no CUDA device here; use --gpus cpu")
+    chosen = tuple(word if word in found else str(int(word)) for word in wanted)
+    if not set(chosen) <= set(found):
+        raise ConfigError(f"--gpus {gpus}: there is no such device; {there}")
+    if len(set(chosen)) < len(chosen):
+        raise ConfigError(f"--gpus {gpus}: a device is named twice; components share devices by themselves")
+    return chosen

@@ -214,6 +214,5 @@ def type_name(kind: typing.Any) -> str:
         return f"{{{type_name(arguments[0])}: {type_name(arguments[1])}}}"
     if arguments:
         return " | ".join(type_name(argument) for argument in arguments)
-    return {"str": "string", "float": "number", "int": "integer", "bool": "true | false"}.get(
-        kind.__name__, kind.__name__
-    )
+    names = {"str": "string", "float": "number", "int": "integer", "bool": "true | false"}
+    return names.get(kind.__name__, str(kind.__name__))

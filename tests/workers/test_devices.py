@@ -79,7 +79,7 @@ def test_visible_devices_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.usefixtures("driver")
 def test_a_driver_that_hangs_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(devices, "PROBE_S", 0.0)
     assert devices.find_devices() == ()
 
 

@@ -1,0 +1,249 @@
+"""The commands. `mach --help` is the documentation; every command has examples in its help.
+
+Loads neither torch nor ZeroMQ: both belong to the processes that it starts. What the commands do lies in
+`workers/`; here they are named, their words are read, and their exit codes are decided.
+
+    exit code   launch                              status               others
+    0           every component finished            healthy, finished    done
+    1           some component failed               degraded             –
+    2           it cannot be run as asked           failed               cannot be done
+    3           –                                   no such run          no such run
+    130         stopped                             –                    interrupted
+"""
+
+import importlib.metadata
+import os
+import signal
+import tempfile
+import traceback
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from configs.errors import ConfigError, MachError, RunError
+from configs.load import dump, load, shipped
+from configs.tree import Config
+from mach.recipes import RECIPES
+from workers import commands, screen
+from workers.status import every_run, exit_code_of, find_run, read
+
+RUNS = click.option(
+    "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where runs lie."
+)
+RUN = click.argument("run", required=False)
+
+
+class Group(click.Group):
+    """Turns our errors into one sentence and their exit code; a surprise into one line and a file."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except MachError as error:
+            click.echo(f"mach: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if os.environ.get("MACH_DEBUG"):
+                raise
+            with tempfile.NamedTemporaryFile("w", prefix="mach-", suffix=".traceback", delete=False) as file:
+                traceback.print_exc(file=file)
+            click.echo(
+                f"mach: {type(error).__name__}: {error}; the traceback is in {file.name}, please report it", err=True
+            )
+            ctx.exit(2)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(importlib.metadata.version("mach-train"), prog_name="mach")
+def cli() -> None:
+    """Train a deep network as components that never wait for each other.
+
+    \b
+    Examples:
+      mach launch --components 4       train the embedded default, scikit-learn's digits
+      mach status                      the newest run, from any terminal
+      mach launch --help               everything that a launch can do
+    """
+
+
+@cli.command()
+@click.option(
+    "--config",
+    "config_name",
+    default="digits",
+    show_default=True,
+    metavar="FILE|NAME",
+    help="YAML file, or one of: " + ", ".join(shipped()) + ".",
+)
+@click.option("--components", type=click.IntRange(min=1), help="How many components.")
+@click.option("--gpus", metavar="0,1,…|cpu", help="Devices to deal, round-robin; default: all there are, else the CPU.")
+@click.option("--name", help="Name of the run; default: configuration and time.")
+@RUNS
+@click.option("--seed", type=int, help="Seed of weights and data order.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one key of the configuration; repeatable."
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps of every component.")
+@click.option("--minutes", type=float, help="Train for this long instead.")
+@click.option("--lockstep", is_flag=True, help="Every step waits for its messages: slow, exact, for comparison.")
+@click.option("--detach", is_flag=True, help="Leave the run in the background.")
+@click.option("--dry-run", is_flag=True, help="Print the configuration and the plan; start nothing.")
+@click.pass_context
+def launch(ctx: click.Context, *, runs: Path, name: str | None, detach: bool, dry_run: bool, **words: Any) -> None:
+    """Train: one process a component, until every component has done its steps.
+
+    Ctrl-C stops cleanly, a second Ctrl-C at once. Exit code 0 only if every component finished.
+
+    \b
+    Examples:
+      mach launch --components 4
+      mach launch --components 4 --gpus 0,1,2,3
+      mach launch --config fashion-mnist --minutes 10
+      mach launch --set optimiser.lr=3e-4 --set bus.window=4
+      mach launch --set components.1.stub.crash_at=20
+      mach launch --dry-run
+    """
+    if not dry_run and not detach:
+        commands.warm()
+    config = configured(
+        **{key: words[key] for key in ("config_name", "components", "seed", "settings", "steps", "minutes")}
+    )
+    name = name or fresh_name(words["config_name"], runs)
+    commands.check_name(runs, name)
+    devices = commands.choose_devices(words["gpus"])
+    if dry_run:
+        click.echo(dump(config) + "\n" + commands.describe(config, runs, name, devices, lockstep=words["lockstep"]))
+        return
+    if devices == ("cpu",) and words["gpus"] is None:
+        click.echo("no CUDA device: training on the CPU", err=True)
+    if detach:
+        ctx.exit(commands.detach(config, runs, name, words["gpus"], lockstep=words["lockstep"]))
+    ctx.exit(commands.train(config, runs, name, devices, lockstep=words["lockstep"]))
+
+
+@cli.command(epilog="\b\n" + screen.fields_help())
+@RUN
+@RUNS
+@click.option("--watch", is_flag=True, help="Show it again every second until the run ends.")
+@click.option("--json", "as_json", is_flag=True, help="The same fields as JSON; documented below.")
+@click.pass_context
+def status(ctx: click.Context, run: str | None, runs: Path, watch: bool, as_json: bool) -> None:
+    """Show a run, the newest by default, from its files alone: also after a crash, also over ssh.
+
+    Exit code: 0 healthy or finished, 1 degraded, 2 failed, 3 no such run. Staleness stands as p50/p99/max.
+
+    \b
+    Examples:
+      mach status
+      mach status digits-20260101-120000 --watch
+      mach status --json
+    """
+    found = find_run(runs, run)
+    now = read(found)
+    if watch and not as_json:
+        now = commands.watch(found)
+    elif as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(now)).decode())
+    else:
+        screen.show(screen.tables(now))
+    ctx.exit(exit_code_of(now))
+
+
+@cli.command()
+@RUN
+@RUNS
+@click.option("--now", is_flag=True, help="Do not wait for weights to be saved.")
+def stop(run: str | None, runs: Path, now: bool) -> None:
+    """Stop a run, the newest by default. Stopping one that has ended is no error.
+
+    \b
+    Examples:
+      mach stop
+      mach stop my-run --now
+    """
+    click.echo(commands.stop(find_run(runs, run), signal.SIGQUIT if now else signal.SIGTERM))
+
+
+@cli.command()
+@RUN
+@RUNS
+@click.option("-c", "--component", "only", metavar="C", help="Only this component, as in c2.")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the run ends.")
+def logs(run: str | None, runs: Path, only: str | None, follow: bool) -> None:
+    """Print what the processes of a run have printed, each line after its component's name.
+
+    \b
+    Examples:
+      mach logs
+      mach logs -c c2 -f
+    """
+    for line in commands.log_lines(find_run(runs, run), only, follow=follow):
+        click.echo(line)
+
+
+@cli.command(name="runs")
+@RUNS
+def list_runs(runs: Path) -> None:
+    """List the runs, newest first.
+
+    \b
+    Examples:
+      mach runs
+      mach runs --runs elsewhere
+    """
+    found = []
+    for run in every_run(runs):
+        try:
+            found.append(read(run))
+        except RunError as error:
+            click.echo(f"mach: {error}", err=True)
+    screen.show(screen.run_lines(found))
+
+
+@cli.command()
+@RUNS
+@click.pass_context
+def doctor(ctx: click.Context, runs: Path) -> None:
+    """Check what this machine can do, down to a round trip over the bus. Exit code 2 if something fails.
+
+    \b
+    Examples:
+      mach doctor
+    """
+    from workers import doctor as checks
+
+    found = checks.run(runs)
+    for check in found:
+        click.echo(f"{check.verdict:4}  {check.name:16} {check.text}")
+    ctx.exit(2 if any(check.verdict == "fail" for check in found) else 0)
+
+
+def configured(
+    config_name: str,
+    components: int | None,
+    seed: int | None,
+    settings: tuple[str, ...],
+    steps: int | None,
+    minutes: float | None,
+) -> Config:
+    """The configuration that the options describe; options win over `--set`, which wins over the file."""
+    if steps is not None and minutes is not None:
+        raise ConfigError("--steps and --minutes: give one of them")
+    options = {"n_components": components, "seed": seed, "train.steps": steps, "train.minutes": minutes}
+    given = [f"{key}={value}" for key, value in options.items() if value is not None]
+    if steps is not None:
+        given.append("train.minutes=null")
+    return load(config_name, (*settings, *given), RECIPES)
+
+
+def fresh_name(config_name: str, runs: Path) -> str:
+    """Configuration and time; with a number behind it where that is taken."""
+    base = f"{Path(config_name).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    names = [base, *(f"{base}-{number}" for number in range(2, 1000))]
+    return next(name for name in names if not (runs / name).exists())

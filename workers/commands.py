@@ -1,0 +1,223 @@
+"""What the commands do: train here or in the background, watch, stop, read logs. Knows no option and no torch."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from bus import address
+from configs.errors import ConfigError, RunError
+from configs.load import dump
+from configs.tree import Config
+from workers import devices as devices_of
+from workers import screen
+from workers.plan import Plan, make_plan
+from workers.rundir import RunDir
+from workers.status import FINAL, Status, launcher_alive, read
+from workers.supervisor import Supervisor, warm
+
+__all__ = ["check_name", "choose_devices", "describe", "detach", "log_lines", "stop", "train", "warm", "watch"]
+
+PLAIN_S = 2.0
+"""Time between two blocks of plain lines."""
+LOOK_S = 0.25
+"""Time between two looks into files that somebody else writes."""
+STOP_S = 10.0
+"""Longest wait for a launcher to end after it was told to."""
+
+
+def check_name(runs: Path, name: str) -> None:
+    """Refuse a name that is no directory's or belongs to another run.
+
+    Raises:
+        RunError: it is taken; says by what.
+        ConfigError: it is no name of one directory.
+    """
+    if not name or name != Path(name).name or name.startswith("."):
+        raise ConfigError(f"--name {name!r}: give the name of one directory, without / and no leading dot")
+    if not (runs / name).exists():
+        return
+    try:
+        status = read(RunDir(runs / name))
+    except RunError:
+        raise RunError(f"{runs / name} exists and is no run of mach; choose another --name") from None
+    doing = f"is running (pid {status.launcher_pid})" if status.state not in FINAL else f"has {ended(status)}"
+    raise RunError(
+        f"run {name!r} {doing} in {runs}/; choose another --name"
+        + (f", or stop it: mach stop {name}" if status.state not in FINAL else "")
+    )
+
+
+def ended(status: Status) -> str:
+    """How a run ended, after "has"."""
+    return {"stopped": "been stopped", "failed": "failed"}.get(status.state, "finished")
+
+
+def choose_devices(gpus: str | None) -> tuple[str, ...]:
+    """Devices to deal; asks for CUDA only where it may matter."""
+    found = () if gpus == "cpu" else devices_of.find_devices()
+    return devices_of.choose(gpus, found)
+
+
+def describe(config: Config, runs: Path, name: str, devices: tuple[str, ...], *, lockstep: bool) -> str:
+    """The plan, as `--dry-run` prints it."""
+    sockets = address.base() / "mach-…"
+    plan = make_plan(config, run=name, directory=runs / name, sockets=sockets, devices=devices, lockstep=lockstep)
+    lines = [f"# plan of run {name} in {plan.directory}" + (", in lock-step" if lockstep else "")]
+    for process in plan.processes:
+        socket = (
+            f"{sockets}/{process.name}.1.sock"
+            if config.bus.transport == "ipc"
+            else "tcp://127.0.0.1:(chosen by the system)"
+        )
+        lines.append(
+            f"{process.name}  {process.kind}  device {process.device}  "
+            f"socket {socket if process.parents else 'none'}  "
+            f"asks {', '.join(process.children) or 'nobody'}  answers {', '.join(process.parents) or 'nobody'}"
+        )
+    return "\n".join(lines)
+
+
+def train(config: Config, runs: Path, name: str, devices: tuple[str, ...], *, lockstep: bool) -> int:
+    """Run to the end on this terminal; the exit code."""
+    address.sweep()
+    sockets = address.make_directory()
+    try:
+        plan = make_plan(config, run=name, directory=runs / name, sockets=sockets, devices=devices, lockstep=lockstep)
+        return supervised(plan)
+    except FileExistsError:
+        check_name(runs, name)
+        raise
+    except OSError as error:
+        raise RunError(f"{runs / name}: {error.strerror or error}; choose another place with --runs") from error
+    finally:
+        address.remove(sockets)
+
+
+def supervised(plan: Plan) -> int:
+    """Start, show, judge."""
+    console = Console()
+    with Supervisor(plan) as supervisor:
+        if console.is_terminal:
+            with Live(console=console, refresh_per_second=8, transient=True) as live:
+                for status in supervisor.watch():
+                    live.update(screen.tables(status))
+        else:
+            follow_plainly(supervisor)
+        status = supervisor.status
+    if status.exit_code == 2:
+        raise ConfigError(status.reason)
+    screen.show(screen.verdict(status))
+    print(f"run {status.run}: {plan.directory}" if not status.reason else status.reason, flush=True)
+    return status.exit_code or 0
+
+
+def follow_plainly(supervisor: Supervisor) -> None:
+    """A block of lines now and then, the first as soon as everybody has made a step."""
+    shown, met = float("-inf"), False
+    for status in supervisor.watch():
+        everybody = all(row.step > 0 or row.kind == "stub" for row in status.components)
+        if time.monotonic() - shown >= PLAIN_S or (everybody and not met):
+            shown, met = time.monotonic(), met or everybody
+            print("\n".join(screen.plain_lines(status)), flush=True)
+
+
+def detach(config: Config, runs: Path, name: str, gpus: str | None, *, lockstep: bool) -> int:
+    """Start a launcher in a session of its own, and see that its components begin; the exit code."""
+    runs.mkdir(parents=True, exist_ok=True)
+    draft = runs / f".{name}.yaml"
+    draft.write_text(dump(config), encoding="utf-8")
+    command = [sys.executable, "-m", "mach", "launch", "--config", str(draft), "--name", name, "--runs", str(runs)]
+    command += ["--gpus", gpus] if gpus else []
+    command += ["--lockstep"] if lockstep else []
+    log = runs / f".{name}.log"
+    run = RunDir(runs / name)
+    try:
+        with log.open("wb") as out:
+            launcher = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        code = begun(run, launcher)
+    finally:
+        draft.unlink()
+        if run.path.is_dir():
+            log.replace(run.log("launcher"))
+    if code is not None and code != 0:
+        lines = (run.log("launcher") if run.path.is_dir() else log).read_text(encoding="utf-8").strip().splitlines()
+        print(lines[-1] if lines else f"mach: the launcher ended with exit code {code}", file=sys.stderr)
+        log.unlink(missing_ok=True)
+        return code
+    print(f"run {name} goes on in the background; mach status {name}, mach logs {name} -f, mach stop {name}")
+    return 0
+
+
+def begun(run: RunDir, launcher: "subprocess.Popen[bytes]") -> int | None:
+    """Wait until every component trains, or the launcher has ended; its exit code in that case."""
+    watch = os.pidfd_open(launcher.pid)
+    try:
+        while not select.select([watch], [], [], LOOK_S)[0]:
+            if run.status.exists() and all(row.state != "starting" for row in read(run).components):
+                return None
+    finally:
+        os.close(watch)
+    return launcher.wait()
+
+
+def watch(run: RunDir) -> Status:
+    """Show a run until it ends; its last status."""
+    console = Console()
+    with Live(console=console, refresh_per_second=4, screen=console.is_terminal) as live:
+        while (status := read(run)).state not in FINAL:
+            live.update(screen.tables(status))
+            time.sleep(1.0)
+    screen.show(screen.tables(status))
+    return status
+
+
+def stop(run: RunDir, number: signal.Signals) -> str:
+    """Tell the launcher to end and wait until it has; what to say about it."""
+    status = read(run)
+    if status.state in FINAL or not launcher_alive(status):
+        return f"run {run.name} has {ended(status)} already"
+    launcher = os.pidfd_open(status.launcher_pid)
+    try:
+        signal.pidfd_send_signal(launcher, number)
+        if not select.select([launcher], [], [], STOP_S)[0]:
+            raise RunError(f"run {run.name}: the launcher (pid {status.launcher_pid}) did not end; try mach stop --now")
+    finally:
+        os.close(launcher)
+    return f"run {run.name} is stopped"
+
+
+def log_lines(run: RunDir, only: str | None, *, follow: bool) -> Iterator[str]:
+    """Lines of the logs after their components' names; all that there are, then, to follow, those that come.
+
+    Raises:
+        RunError: there is no such component.
+    """
+    logs = {path.stem: path for path in sorted(run.log("c0").parent.glob("*.log"))}
+    if only is not None:
+        if only not in logs:
+            raise RunError(f"run {run.name} has no log of {only!r}; there are: {', '.join(logs)}")
+        logs = {only: logs[only]}
+    at = dict.fromkeys(logs, 0)
+    while True:
+        ended = not follow or read(run).state in FINAL  # before reading: what was written until then is all read
+        for name, path in logs.items():
+            with path.open("rb") as log:
+                log.seek(at[name])
+                for line in log:
+                    if not line.endswith(b"\n") and not ended:
+                        break  # half a line: its rest is yet to come
+                    at[name] += len(line)
+                    yield f"{name}  {line.decode(errors='replace').rstrip()}"
+        if ended:
+            return
+        time.sleep(LOOK_S)
