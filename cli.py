@@ -95,7 +95,7 @@ def cli() -> None:
 @click.option("--detach", is_flag=True, help="Leave the run in the background.")
 @click.option("--dry-run", is_flag=True, help="Print the configuration and the plan; start nothing.")
 @click.pass_context
-def launch(ctx: click.Context, *, runs: Path, name: str | None, detach: bool, dry_run: bool, **words: Any) -> None:
+def launch(ctx: click.Context, /, *, runs: Path, name: str | None, detach: bool, dry_run: bool, **words: Any) -> None:
     """Train: one process a component, until every component has done its steps.
 
     Ctrl-C stops cleanly, a second Ctrl-C at once. Exit code 0 only if every component finished.

@@ -47,6 +47,12 @@ class Component(nn.Module):
         """A [B, D] → s [B, E] of every student, by child."""
         return {child: student(a) for child, student in self.students.items()}
 
+    def target_shape(self, child: str, x: Tensor) -> torch.Size:
+        """What a target of `child` for x [B, ...] must look like: our student's imitation of it, [B, E]."""
+        with torch.no_grad():
+            imitation: Tensor = self.students[child](self.activation(x[:1]))
+        return torch.Size((len(x), *imitation.shape[1:]))
+
     def embed(self, a: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """A [B, D] and a target or imitation [B, E] of every child → e [B, E]."""
         e: Tensor = self.joiner(torch.cat([a, *(targets[child] for child in self.students)], dim=1))

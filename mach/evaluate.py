@@ -92,6 +92,8 @@ class Exam:
         part = target.id - self._first_id
         if part not in self._open.get(child, ()):
             return  # of an earlier examination, or answered twice
+        if target.embedding.shape != self.component.target_shape(child, self.inputs[part]):
+            return  # of another network than ours expects: as good as no answer
         self._open[child].remove(part)
         answers = self._answers[part]
         answers[child] = target.embedding.to(self.labels[part].device)

@@ -17,6 +17,7 @@ Source: method.md; recompute as in Features Replay (arXiv 1807.04511).
 Shapes: B batch, E embedding, K classes. Times are seconds of the caller's clock.
 """
 
+import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,7 +32,8 @@ from mach.losses import DISTANCES, cross_entropy, pull
 from mach.messages import Activation, Age, Batch, Gradient, Letter, Target
 
 MEMORY = 4
-"""Batches and answers remembered, in windows: an answer later than that is forgotten, and counted."""
+"""Batches asked, answers given and late gradients kept of one neighbour, in windows: what comes when its batch or
+answer has been pushed out by newer ones is dropped, and counted in `Learner.forgotten`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +57,7 @@ class _Answered:
     """An input that we answered, until its gradient comes."""
 
     inputs: Tensor
+    shape: torch.Size  # of the answer, and so of its gradient
     version: int
     at: float
 
@@ -100,18 +103,23 @@ class Learner:
         self.schedule = schedule
         self.version = 0
         self.forgotten: Counter[str] = Counter()
-        """Targets and gradients that came too late for our memory, by kind."""
+        """Targets and gradients that came too late for our memory, or twice, by kind."""
+        self.unfit: Counter[str] = Counter()
+        """Targets and gradients of another shape than they must have, or not finite, by kind: never trained on, so
+        that a neighbour that diverged or runs another network ruins only itself."""
         self._capacity = MEMORY * window
-        self._asked: OrderedDict[int, Batch] = OrderedDict()
+        self._asked: dict[str, OrderedDict[int, Batch]] = {child: OrderedDict() for child in component.children_names}
         self._answered: dict[str, OrderedDict[int, _Answered]] = {}
         self._targets: deque[_Arrived] = deque()
-        self._late: list[_Late] = []
+        self._late: deque[_Late] = deque()
         self._heard: dict[str, int] = {}
+        self._shapes: dict[str, torch.Size] = {}
 
-    def ask(self, batch: Batch) -> Activation:
-        """The activation of a batch, to be sent to a child; the batch is remembered until answered."""
-        self._asked[batch.id] = batch
-        self._trim(self._asked)
+    def ask(self, batch: Batch, child: str | None = None) -> Activation:
+        """The activation of a batch, to be sent to `child`, or to every child; remembered until answered."""
+        for name in self._asked if child is None else (child,):
+            self._asked[name][batch.id] = batch
+            self._trim(self._asked[name])
         return Activation(batch.id, self.version, batch.inputs)
 
     def answer(self, parent: str, asked: Activation, now: float) -> Target:
@@ -121,7 +129,7 @@ class Learner:
             e = self._alone(x)
         if asked.owes:
             answered = self._answered.setdefault(parent, OrderedDict())
-            answered[asked.id] = _Answered(x, self.version, now)
+            answered[asked.id] = _Answered(x, e.shape, self.version, now)
             self._trim(answered)
         return Target(asked.id, self.version, e)
 
@@ -129,19 +137,9 @@ class Learner:
         """Put a target or a late gradient by for the next step; one that nobody remembers is counted."""
         match letter.message:
             case Target() as target:
-                self._heard[letter.sender] = max(target.version, self._heard.get(letter.sender, 0))
-                batch = self._asked.get(target.id)
-                if batch is None:
-                    self.forgotten["target"] += 1
-                    return
-                age = letter.age or Age(0, 0.0)
-                self._targets.append(_Arrived(letter.sender, batch, target, age, now))
+                self._keep_target(letter.sender, target, letter.age or Age(0, 0.0), now)
             case Gradient() as gradient:
-                answered = self._answered.get(letter.sender, OrderedDict()).pop(gradient.id, None)
-                if answered is None:
-                    self.forgotten["gradient"] += 1
-                    return
-                self._late.append(_Late(letter.sender, answered, gradient.gradient.to(self.device)))
+                self._keep_gradient(letter.sender, gradient)
             case Activation():
                 raise ValueError("an activation is answered, not kept")
 
@@ -149,9 +147,9 @@ class Learner:
         """One optimiser step: on the oldest answered batch with its targets, else on `batch` with the students."""
         arrived = self._next_answered()
         batch = arrived[0].batch if arrived else batch
-        targets = {each.child: each.target.embedding.to(self.device).requires_grad_() for each in arrived}
+        targets = {each.child: each.target.embedding.to(self.device).detach().requires_grad_() for each in arrived}
         losses, total = self._losses(batch, targets)
-        late, self._late = sorted(self._late, key=lambda each: each.parent), []
+        late, self._late = sorted(self._late, key=_order), deque()
         if late and self.loss.late > 0.0:
             losses["late"] = torch.stack(
                 [pull(self._alone(each.answered.inputs), each.gradient) for each in late]
@@ -170,6 +168,28 @@ class Learner:
             target_ages=[self._age(each, now) for each in arrived],
             gradient_ages=gradient_ages,
         )
+
+    def _keep_target(self, child: str, target: Target, age: Age, now: float) -> None:
+        batch = self._asked.get(child, OrderedDict()).pop(target.id, None)
+        if batch is None:
+            self.forgotten["target"] += 1
+        elif not self._fits(target.embedding, self._shape_of(child, batch)):
+            self.unfit["target"] += 1
+        else:
+            self._heard[child] = max(target.version, self._heard.get(child, 0))
+            self._targets.append(_Arrived(child, batch, target, age, now))
+
+    def _keep_gradient(self, parent: str, gradient: Gradient) -> None:
+        answered = self._answered.get(parent, OrderedDict()).pop(gradient.id, None)
+        if answered is None:
+            self.forgotten["gradient"] += 1
+        elif not self._fits(gradient.gradient, answered.shape):
+            self.unfit["gradient"] += 1
+        else:
+            self._late.append(_Late(parent, answered, gradient.gradient.to(self.device)))
+            if len(self._late) > self._capacity * len(self._answered):  # we answer and no longer train
+                self._late.popleft()
+                self.forgotten["gradient"] += 1
 
     def _losses(self, batch: Batch, targets: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """The terms of L on a batch, and their weighted sum; `targets` [B, E] by child, empty if none came."""
@@ -219,6 +239,21 @@ class Learner:
         versions = self._heard[arrived.child] - arrived.target.version
         return Age(versions, arrived.age.seconds + now - arrived.at)
 
+    def _shape_of(self, child: str, batch: Batch) -> torch.Size:
+        """What a target of `child` must look like: our student's imitation of it."""
+        if child not in self._shapes:
+            self._shapes[child] = self.component.target_shape(child, batch.inputs.to(self.device))[1:]
+        return torch.Size((len(batch.labels), *self._shapes[child]))
+
+    def _fits(self, tensor: Tensor, shape: torch.Size) -> bool:
+        """Whether a tensor that came may be trained on; one sum finds every NaN and infinity."""
+        return tensor.shape == shape and tensor.is_floating_point() and math.isfinite(float(tensor.sum()))
+
     def _trim(self, memory: OrderedDict[int, Any]) -> None:
         while len(memory) > self._capacity:
             memory.popitem(last=False)
+
+
+def _order(late: _Late) -> tuple[int, str]:
+    """Parents by number, c2 before c10: the sum of their gradients must not depend on who came first."""
+    return len(late.parent), late.parent

@@ -1,5 +1,6 @@
 """Fixtures for every floor: one CPU thread, a run launched as a user would, and a check that nothing leaks."""
 
+import contextlib
 import json
 import os
 import select
@@ -126,6 +127,6 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
 
     yield start
     for run in launched:
-        if run.process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(run.process.pid, signal.SIGKILL)
         run.process.communicate()

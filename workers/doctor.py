@@ -1,7 +1,8 @@
 """What this machine can do: checks with a verdict each. `mach doctor` prints them.
 
 What needs torch or ZeroMQ runs in one process of its own (`python -m workers.doctor`), so that the command line
-stays light and a broken installation is a failed check instead of a traceback.
+stays light. Law: whatever is broken, an installation or a limit, is a failed check in one line, never a traceback,
+and is told within PROBE_S.
 """
 
 import functools
@@ -21,15 +22,24 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from bus import address
-from workers.devices import find_devices
+from workers.devices import find_devices, has_driver
 
 if TYPE_CHECKING:
     from bus.mailbox import Mailbox
+    from mach.messages import Activation
 
-PROBE_S = 60.0
+PROBE_S = 30.0
+"""Longest wait for the process with the heavy checks."""
+MEET_S = 5.0
+"""Longest wait for two mailboxes to find each other, and for one answer."""
 SHARED_MB = 64
+"""Free megabytes of /dev/shm below which there is a warning."""
 FILES = 1024
+"""Open files below which there is a warning."""
 ROUNDS = 200
+"""Questions whose median is the bus round trip."""
+HEAVY = ("versions", "bus round trip")
+"""Checks that run in the process of its own."""
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -43,14 +53,14 @@ class Check(msgspec.Struct, frozen=True):
 def run(runs: Path) -> list[Check]:
     """Every check; `runs` is where runs would be written."""
     local: list[tuple[str, Callable[[], Check]]] = [
-        ("versions", versions),
         ("devices", devices),
         ("shared memory", shared_memory),
         ("ulimits", limits),
         ("runs directory", lambda: writable(runs)),
         ("sockets", sockets),
     ]
-    return [attempt(name, check) for name, check in local] + probe()
+    versions, round_trip = probe()
+    return [versions, *(attempt(name, check) for name, check in local), round_trip]
 
 
 def attempt(name: str, check: Callable[[], Check]) -> Check:
@@ -58,21 +68,17 @@ def attempt(name: str, check: Callable[[], Check]) -> Check:
     try:
         return check()
     except Exception as error:
-        return Check(name, "fail", f"{type(error).__name__}: {error}")
-
-
-def versions() -> Check:
-    """Python, ours, and what we stand on."""
-    names = ("mach-train", "torch", "pyzmq", "numpy", "msgspec")
-    found = " · ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    return Check("versions", "ok", f"Python {platform.python_version()} · {found}")
+        return Check(name, "fail", " ".join(f"{type(error).__name__}: {error}".split()))
 
 
 def devices() -> Check:
-    """CUDA devices; none is no fault."""
+    """CUDA devices; a machine without a driver is meant for the CPU, one with a driver and no device is not."""
     found = find_devices()
-    text = f"CUDA {', '.join(found)}" if found else "no CUDA device: components train on the CPU"
-    return Check("devices", "ok" if found else "warn", text)
+    if found:
+        return Check("devices", "ok", f"CUDA {', '.join(found)}")
+    if has_driver():
+        return Check("devices", "warn", "a driver, but no CUDA device that torch can use; see CUDA_VISIBLE_DEVICES")
+    return Check("devices", "ok", "no CUDA device: components train on the CPU")
 
 
 def shared_memory() -> Check:
@@ -86,8 +92,8 @@ def limits() -> Check:
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     processes = resource.getrlimit(resource.RLIMIT_NPROC)[0]
     locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    text = f"open files {limit(files)} · processes {limit(processes)} · locked memory {limit(locked)}"
-    few = 0 <= files < FILES
+    text = f"open files {limit(files)} · processes {limit(processes)} · locked memory {limit(locked)} bytes"
+    few = files != resource.RLIM_INFINITY and files < FILES
     return Check("ulimits", "warn" if few else "ok", text + (f"; raise it: ulimit -n {FILES}" if few else ""))
 
 
@@ -98,31 +104,63 @@ def limit(value: int) -> str:
 
 def writable(runs: Path) -> Check:
     """Whether a run could be written."""
-    place = next(folder for folder in (runs, *runs.absolute().parents) if folder.is_dir())
+    place = next(folder for folder in (runs.absolute(), *runs.absolute().parents) if folder.exists())
+    if not place.is_dir():
+        return Check("runs directory", "fail", f"{place} is no directory; name another one with --runs")
     with tempfile.TemporaryFile(dir=place):
         free = shutil.disk_usage(place).free >> 20
     return Check("runs directory", "ok", f"{place} can be written, {free:,} MB free")
 
 
 def sockets() -> Check:
-    """Whether a private directory for sockets can be made."""
+    """Whether a private directory for sockets can be made and written."""
     directory = address.make_directory()
     try:
-        return Check("sockets", "ok", f"private directory {directory}")
+        address.check_private(directory)
+        return Check("sockets", "ok", f"private directories can be made in {directory.parent}")
     finally:
         address.remove(directory)
 
 
 def probe() -> list[Check]:
-    """The checks that need torch and ZeroMQ, from a process of their own."""
+    """The checks called HEAVY, from a process of their own."""
+    command = [sys.executable, "-m", "workers.doctor"]
     try:
-        done = subprocess.run([sys.executable, "-m", "workers.doctor"], capture_output=True, text=True, timeout=PROBE_S)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_S)
     except subprocess.TimeoutExpired:
-        return [Check("bus round trip", "fail", f"no answer within {PROBE_S:.0f} s")]
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        return [Check("bus round trip", "fail", last)]
-    return msgspec.json.decode(done.stdout, type=list[Check])
+        return failed(f"no answer within {PROBE_S:.0f} s")
+    except OSError as error:
+        return failed(f"{sys.executable} cannot be started ({error.strerror})")
+    try:
+        checks = msgspec.json.decode(done.stdout, type=list[Check])
+    except msgspec.DecodeError:
+        checks = []
+    if tuple(check.name for check in checks) == HEAVY:
+        return checks
+    last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    return failed(f"the checking process ended with {done.returncode}: {last}")
+
+
+def failed(reason: str) -> list[Check]:
+    """All of HEAVY, for one reason."""
+    return [Check(name, "fail", reason) for name in HEAVY]
+
+
+def versions() -> Check:
+    """Python, ours, and what we stand on, each of which is really imported."""
+    import numpy
+    import torch
+    import zmq
+
+    found = {
+        "Python": platform.python_version(),
+        "mach-train": importlib.metadata.version("mach-train"),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "pyzmq": zmq.pyzmq_version(),
+        "libzmq": zmq.zmq_version(),
+    }
+    return Check("versions", "ok", " · ".join(f"{name} {version}" for name, version in found.items()))
 
 
 def round_trip() -> Check:
@@ -131,7 +169,7 @@ def round_trip() -> Check:
 
     from bus.sockets import ZmqMailbox
     from configs.tree import Bus
-    from mach.messages import Activation, Target
+    from mach.messages import Activation
 
     directory = address.make_directory()
     open_box = functools.partial(ZmqMailbox, run_id="doctor", incarnation=1, bus=Bus(), directory=directory)
@@ -140,31 +178,37 @@ def round_trip() -> Check:
     tensor = torch.zeros(128, 64)
     try:
         meet(parent, child)
-        times = []
-        for number in range(ROUNDS):
-            start = time.perf_counter()
-            parent.send("c1", Activation(number, 0, tensor))
-            asked = child.receive(1.0)[0].message
-            child.send("c0", Target(asked.id, 0, tensor))
-            if not parent.receive(1.0):
-                return Check("bus round trip", "fail", f"answer {number} did not come within a second")
-            times.append(time.perf_counter() - start)
+        median = statistics.median(ask(parent, child, Activation(i, 0, tensor)) for i in range(ROUNDS))
     finally:
         parent.close()
         child.close()
         address.remove(directory)
-    return Check("bus round trip", "ok", f"{1e6 * statistics.median(times):.0f} µs for 32 KB each way, ipc")
+    return Check("bus round trip", "ok", f"{1e6 * median:.0f} µs over ipc, 32 KiB each way")
 
 
 def meet(parent: "Mailbox", child: "Mailbox") -> None:
-    """Let two mailboxes find each other, within a few seconds."""
-    until = time.monotonic() + 5.0
+    """Let two mailboxes find each other."""
+    until = time.monotonic() + MEET_S
     while not parent.room("c1"):
         if time.monotonic() > until:
-            raise TimeoutError("two mailboxes in one process did not meet within 5 s")
+            raise TimeoutError(f"two mailboxes in one process did not meet within {MEET_S:.0f} s")
         child.receive(0.01)
         parent.receive(0.01)
 
 
+def ask(parent: "Mailbox", child: "Mailbox", question: "Activation") -> float:
+    """Seconds from a question to its answer, which is the question's own tensor."""
+    from mach.messages import Target
+
+    start = time.perf_counter()
+    parent.send("c1", question)
+    for letter in child.receive(MEET_S):
+        child.send(letter.sender, Target(letter.message.id, 0, question.inputs))
+    if not parent.receive(MEET_S):
+        raise TimeoutError(f"answer {question.id} did not come within {MEET_S:.0f} s")
+    return time.perf_counter() - start
+
+
 if __name__ == "__main__":
-    sys.stdout.write(msgspec.json.encode([attempt("bus round trip", round_trip)]).decode())
+    checks = [attempt(name, check) for name, check in zip(HEAVY, (versions, round_trip), strict=True)]
+    sys.stdout.write(msgspec.json.encode(checks).decode())

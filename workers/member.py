@@ -90,7 +90,7 @@ class Member:
 
     def silence(self, now: float) -> str:
         """For people: how long it has not been heard of."""
-        return f"not heard of for {self._silence(now):.0f} s: stopped, or hung"
+        return f"not heard of for {self._silence(now):.0f} s (stopped, or hung)"
 
     def order(self, order: str) -> None:
         """Tell it; a member that does not listen is killed in time by the supervisor."""

@@ -20,6 +20,7 @@ import socket
 import sys
 import threading
 import traceback
+from multiprocessing import forkserver
 from pathlib import Path
 
 import msgspec
@@ -31,7 +32,11 @@ from workers.rundir import RunDir
 
 MODULES = {"trainer": "workers.trainer", "stub": "workers.stub"}
 """Where the body of each kind of process lives: `run(plan, name, control)`."""
-PRELOAD = ["torch", "numpy", "zmq", "safetensors.torch", *MODULES.values()]
+PRELOAD = [
+    *("torch", "numpy", "zmq", "safetensors.torch", *MODULES.values()),
+    *("tensorboard.compat.proto.event_pb2", "tensorboard.compat.proto.summary_pb2"),
+    "tensorboard.summary.writer.record_writer",
+]
 """Imported once by the forkserver; importing torch in every child would take seconds each."""
 UNEXPECTED = 1
 """Exit code after an error that is no MachError; those bring their own."""
@@ -145,6 +150,11 @@ def die_with(launcher: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed; MACH needs Linux")
+    # The forkserver ends when the last copy of this pipe's end is closed. Children inherit one: a stopped child
+    # would then keep the forkserver alive, and with it itself.
+    kept = getattr(forkserver._forkserver, "_forkserver_alive_fd", None)
+    if kept is not None:
+        os.close(kept)
     try:
         watch = os.pidfd_open(launcher)
     except ProcessLookupError:

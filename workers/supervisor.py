@@ -204,7 +204,7 @@ class Supervisor:
             return
         for member in trainers:
             if member.alive and not member.done and member.stalled(now, times=2):
-                member.kill(f"{member.silence(now)} when the others were done, and was killed")
+                member.kill(f"{member.silence(now)}; killed when the others were done")
         if not any(member.alive and not member.done for member in trainers):
             self._order("release", LEAVE_S)
 

@@ -13,7 +13,7 @@ from typing import assert_never
 import msgspec
 import torch
 
-from bus.mailbox import Mailbox
+from bus.mailbox import EdgeView, Mailbox
 from bus.sockets import ZmqMailbox
 from configs.load import dump
 from configs.tree import Config
@@ -202,9 +202,13 @@ class Life:
         exam = self.trainer.exam
         if exam is None:
             return
+        mailbox = self.trainer.mailbox
         exam.begin(self.trainer.learner.version)
-        deadline = self.trainer.mailbox.now() + EXAM_S
-        while not exam.done and self.trainer.mailbox.now() < deadline and not self.stopped():
+        start, patience_s = mailbox.now(), 2 * self.config.bus.timeout_ms / 1000
+        while not exam.done and not self.stopped():
+            reachable = any(edge.role == "child" and edge.state == "open" for edge in every_edge(mailbox))
+            if mailbox.now() - start > (EXAM_S if reachable else patience_s):
+                break
             self.trainer.serve(WAIT_S)
             self.report_if_due("waiting", "asks its children for the final examination")
         self.note_exam()
@@ -241,6 +245,11 @@ class Life:
         """Write and send what there is to say."""
         mailbox = self.trainer.mailbox
         self.control.send(self.journal.report(mailbox.now(), mailbox, self.accuracy, state, reason))
+
+
+def every_edge(mailbox: Mailbox) -> list[EdgeView]:
+    """Both ends' views, of all peers."""
+    return [edge for edges in mailbox.edges().values() for edge in edges]
 
 
 def run(plan: Plan, name: str, control: Control) -> None:

@@ -36,7 +36,7 @@ class Batches(Iterator[Batch]):
         rows = self._order[self._at : self._at + self.batch_size]
         self._at += self.batch_size
         self.id += 1
-        inputs = self.dataset.train_inputs[rows]
+        inputs = self.dataset.train_inputs.index_select(0, rows)
         if self.noise > 0.0:
             inputs += self.noise * torch.randn(inputs.shape, generator=self._generator, device=self.device)
-        return Batch(self.id, inputs, self.dataset.train_labels[rows])
+        return Batch(self.id, inputs, self.dataset.train_labels.index_select(0, rows))

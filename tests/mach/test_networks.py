@@ -1,0 +1,78 @@
+"""Families by name: the built-in ones, a user's own, and what is said when there is none."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+from torch import nn
+
+from configs.errors import ConfigError
+from configs.tree import Data, Model
+from mach.component import Component
+from mach.data import Dataset
+from mach.data import load as load_data
+from mach.networks import build
+from mach.registry import find
+
+
+def own_family(model: Model, sample_shape: Sequence[int], classes: int, children: Sequence[str]) -> Component:
+    features = math.prod(sample_shape)
+    return Component(
+        nn.Identity(),
+        nn.Linear(features + model.embedding * len(children), model.embedding),
+        nn.Linear(model.embedding, classes),
+        {child: nn.Linear(features, model.embedding) for child in children},
+    )
+
+
+def no_family(*_: object) -> str:
+    return "a string"
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of the user's own, as on PYTHONPATH."""
+    import sys
+    import types
+
+    module = types.ModuleType("users_own")
+    module.__dict__.update(own_family=own_family, no_family=no_family, number=3)
+    monkeypatch.setitem(sys.modules, "users_own", module)
+    return "users_own"
+
+
+def test_a_users_own_factory_makes_the_component(here: str) -> None:
+    component = build(Model(family=f"{here}:own_family", embedding=4), (2, 3), 5, ("c1", "c2"))
+    assert component.children_names == ("c1", "c2")
+    assert isinstance(component.joiner, nn.Linear)
+    assert component.joiner.in_features == 6 + 8
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("mpl", "did you mean 'mlp'"),
+        ("users_own:missing", "cannot be imported"),
+        ("no_such_module_anywhere:make", "is the module on PYTHONPATH"),
+        (":make", "cannot be imported"),
+        ("users_own:number", "is a int, not a function"),
+        ("users_own:no_family", "made a str, not a mach Component"),
+    ],
+)
+def test_every_wrong_family_is_one_sentence_that_names_the_key(here: str, name: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as error:
+        build(Model(family=name), (4,), 2, ())
+    assert str(error.value).startswith("model.family: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_users_own_data_source_joins_the_same_registry(here: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.source: 'users_own:no_family' made a str, not a mach Dataset"):
+        load_data(Data(source="users_own:no_family"))
+    with pytest.raises(ConfigError, match="did you mean 'digits'"):
+        load_data(Data(source="digit"))
+    assert isinstance(load_data(Data(source="mach.data.digits:digits")), Dataset)
+
+
+def test_find_returns_the_known_factory_itself() -> None:
+    assert find("key", "own", {"own": own_family}) is own_family

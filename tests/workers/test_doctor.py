@@ -1,0 +1,125 @@
+"""What this machine can do: every check passes here, and whatever breaks is one failed line."""
+
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bus import address
+from configs.errors import RunError
+from workers import doctor
+from workers.doctor import Check
+
+NAMES = ["versions", "devices", "shared memory", "ulimits", "runs directory", "sockets", "bus round trip"]
+
+
+@pytest.fixture
+def sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A place of its own for private directories, with a path that is short enough."""
+    with tempfile.TemporaryDirectory() as place:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", place)
+        yield Path(place)
+
+
+@pytest.mark.usefixtures("leaks")
+def test_every_check_passes_here_and_the_round_trip_is_measured(tmp_path: Path, sockets: Path) -> None:
+    assert address.base() == sockets
+    checks = doctor.run(tmp_path / "runs")
+    assert [check.name for check in checks] == NAMES
+    assert [check for check in checks if check.verdict == "fail"] == []
+    measured = re.fullmatch(r"(\d+) µs over ipc, 32 KiB each way", checks[-1].text)
+    assert measured is not None
+    assert int(measured[1]) > 0
+    assert all(name in checks[0].text for name in ("Python 3.", "mach-train ", "torch ", "numpy ", "libzmq 4."))
+    assert not (tmp_path / "runs").exists()
+    assert list(sockets.iterdir()) == []
+
+
+def test_a_broken_check_is_one_failed_line() -> None:
+    def broken() -> Check:
+        raise ImportError("libcuda.so: cannot open\n  shared object file")
+
+    assert doctor.attempt("torch", broken) == Check(
+        "torch", "fail", "ImportError: libcuda.so: cannot open shared object file"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise SystemError('no torch here')", "the checking process ended with 1: SystemError: no torch here"),
+        ("print('hello')", "the checking process ended with 0: it said nothing"),
+        ("print('[]')", "the checking process ended with 0: it said nothing"),
+        ("import os; os.abort()", "the checking process ended with -6: it said nothing"),
+    ],
+)
+def test_a_process_that_breaks_fails_its_checks(monkeypatch: pytest.MonkeyPatch, code: str, reason: str) -> None:
+    real = subprocess.run
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        assert command == [sys.executable, "-m", "workers.doctor"]
+        return real([sys.executable, "-c", code], **options)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert doctor.probe() == [Check("versions", "fail", reason), Check("bus round trip", "fail", reason)]
+
+
+def test_a_process_that_hangs_fails_its_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "PROBE_S", 0.0)
+    assert {(check.verdict, check.text) for check in doctor.probe()} == {("fail", "no answer within 0 s")}
+
+
+def test_a_missing_interpreter_fails_its_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert doctor.probe()[0].text == "/nowhere/python cannot be started (No such file or directory)"
+
+
+def test_a_file_in_place_of_the_runs_directory_fails(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    check = doctor.writable(tmp_path / "runs")
+    assert (check.verdict, check.text) == (
+        "fail",
+        f"{tmp_path / 'runs'} is no directory; name another one with --runs",
+    )
+
+
+def test_sockets_without_a_place_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RunError("no short writable directory for sockets")
+
+    monkeypatch.setattr(address, "base", nowhere)
+    assert doctor.attempt("sockets", doctor.sockets).text == "RunError: no short writable directory for sockets"
+
+
+@pytest.mark.parametrize(("files", "verdict"), [(1023, "warn"), (1024, "ok"), (resource.RLIM_INFINITY, "ok")])
+def test_few_open_files_are_a_warning(monkeypatch: pytest.MonkeyPatch, files: int, verdict: str) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+    assert doctor.limits().verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("found", "driver", "verdict", "text"),
+    [
+        (("0", "3"), True, "ok", "CUDA 0, 3"),
+        ((), False, "ok", "no CUDA device: components train on the CPU"),
+        ((), True, "warn", "a driver, but no CUDA device that torch can use; see CUDA_VISIBLE_DEVICES"),
+    ],
+)
+def test_devices(
+    monkeypatch: pytest.MonkeyPatch, found: tuple[str, ...], driver: bool, verdict: str, text: str
+) -> None:
+    monkeypatch.setattr(doctor, "find_devices", lambda: found)
+    monkeypatch.setattr(doctor, "has_driver", lambda: driver)
+    check = doctor.devices()
+    assert (check.verdict, check.text) == (verdict, text)
+
+
+def test_shared_memory_that_runs_short_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "SHARED_MB", 1 << 40)
+    assert doctor.shared_memory().verdict == "warn"
