@@ -7,6 +7,7 @@ asked again. These questions owe no gradient, and their ids lie in a range of th
 Shapes: N samples of the test set, B batch, K classes.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,7 +48,9 @@ class Exam:
         self.samples = len(dataset.test_labels)
         self.result: Accuracy | None = None
         """The newest; its `child` is that of the last complete examination."""
-        self._first_id = EXAM_IDS
+        self._ids = itertools.count(EXAM_IDS)
+        self._asked: dict[int, tuple[str, int]] = {}
+        """(child, part) of the questions of this examination, by id: a part asked again gets a new one."""
         self._asked_at: dict[tuple[str, int], float] = {}
         self._open: dict[str, list[int]] = {}
         self._answers: dict[int, dict[str, Tensor]] = {}
@@ -64,7 +67,7 @@ class Exam:
         self.result = Accuracy(student, None if self.result is None else self.result.child, version)
         if not ask:
             return
-        self._first_id += len(self.inputs)
+        self._asked = {}
         self._right = 0
         self._answers = {part: {} for part in range(len(self.inputs))} if self.children else {}
         self._open = {child: list(self._answers) for child in self.children}
@@ -81,7 +84,9 @@ class Exam:
             return None
         self._asked_at[child, part] = now
         version = self.result.step if self.result is not None else 0
-        return Activation(self._first_id + part, version, self.inputs[part], owes=False)
+        id = next(self._ids)
+        self._asked[id] = (child, part)
+        return Activation(id, version, self.inputs[part], owes=False)
 
     def owns(self, target: Target) -> bool:
         """Whether a target answers an examination, this one or an earlier."""
@@ -89,8 +94,8 @@ class Exam:
 
     def keep(self, child: str, target: Target) -> None:
         """Take an answer; a part is judged when every child has answered it."""
-        part = target.id - self._first_id
-        if part not in self._open.get(child, ()):
+        asked, part = self._asked.pop(target.id, ("", -1))
+        if asked != child or part not in self._open[child]:
             return  # of an earlier examination, or answered twice
         if target.embedding.shape != self.component.target_shape(child, self.inputs[part]):
             return  # of another network than ours expects: as good as no answer

@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping
 
 from configs.errors import ConfigError
 from configs.tree import Data
+from mach.data import digits, idx
 from mach.data.batches import Batches
 from mach.data.dataset import Dataset
-from mach.data.digits import digits
-from mach.data.idx import idx
 from mach.registry import find
 
-SOURCES: Mapping[str, Callable[[Data], Dataset]] = {"digits": digits, "idx": idx}
+SOURCES: Mapping[str, Callable[[Data], Dataset]] = {"digits": digits.digits, "idx": idx.idx}
 
 __all__ = ["SOURCES", "Batches", "Dataset", "load"]
 

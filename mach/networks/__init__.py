@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from configs.errors import ConfigError
 from configs.tree import Model
 from mach.component import Component
-from mach.networks.mlp import mlp
+from mach.networks import mlp
 from mach.registry import find
 
-FAMILIES: Mapping[str, Callable[..., Component]] = {"mlp": mlp}
+FAMILIES: Mapping[str, Callable[..., Component]] = {"mlp": mlp.mlp}
 
 
 def build(model: Model, sample_shape: Sequence[int], classes: int, children: Sequence[str]) -> Component:

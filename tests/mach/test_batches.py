@@ -1,0 +1,69 @@
+"""A component's own way through the samples: seeded, shuffled, without replacement, never ending."""
+
+from itertools import chain, islice
+
+import pytest
+import torch
+
+from mach.data import Batches, Dataset
+
+N = 20
+
+
+def dataset() -> Dataset:
+    """The label of a sample is its number, and so is its input."""
+    numbers = torch.arange(N)
+    return Dataset(numbers.float()[:, None], numbers, torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64), N)
+
+
+def labels(batches: Batches, count: int) -> list[list[int]]:
+    return [batch.labels.tolist() for batch in islice(batches, count)]
+
+
+def test_the_same_seed_gives_the_same_batches_and_another_seed_others() -> None:
+    assert labels(Batches(dataset(), 6, seed=1), 9) == labels(Batches(dataset(), 6, seed=1), 9)
+    assert labels(Batches(dataset(), 6, seed=1), 9) != labels(Batches(dataset(), 6, seed=2), 9)
+
+
+def test_an_epoch_has_no_sample_twice_and_the_next_has_another_order() -> None:
+    rows = labels(Batches(dataset(), 5, seed=0), 8)
+    first, second = list(chain(*rows[:4])), list(chain(*rows[4:]))
+    assert sorted(first) == sorted(second) == list(range(N))
+    assert first != second
+
+
+def test_what_is_less_than_a_batch_at_an_epochs_end_is_left_out() -> None:
+    rows = labels(Batches(dataset(), 6, seed=0), 6)
+    assert all(len(row) == 6 for row in rows)
+    assert len(set(chain(*rows[:3]))) == 18
+    assert len(set(chain(*rows[3:]))) == 18
+
+
+def test_ids_count_from_zero_and_inputs_belong_to_their_labels() -> None:
+    for expected, batch in enumerate(islice(Batches(dataset(), 6, seed=0), 7)):
+        assert batch.id == expected
+        assert torch.equal(batch.inputs[:, 0], batch.labels.float())
+
+
+def test_a_batch_is_never_larger_than_the_data() -> None:
+    assert len(next(Batches(dataset(), 500, seed=0)).labels) == N
+
+
+def test_noise_is_fresh_seeded_and_leaves_the_data_alone() -> None:
+    data = dataset()
+    first, second = ([batch.inputs for batch in islice(Batches(data, N, seed=3, noise=0.5), 2)] for _ in range(2))
+    clean = [batch.inputs for batch in islice(Batches(data, N, seed=3), 1)]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    difference = first[0] - clean[0]
+    assert 0.2 < difference.std() < 0.9
+    assert not torch.equal(first[0].sort(dim=0).values, first[1].sort(dim=0).values)
+    assert torch.equal(data.train_inputs, dataset().train_inputs)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_the_global_generator_is_left_alone(noise: float) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    next(Batches(dataset(), 6, seed=0, noise=noise))
+    assert torch.equal(torch.rand(3), expected)

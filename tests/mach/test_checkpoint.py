@@ -1,0 +1,39 @@
+"""Weights on disk: the same back, whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from configs.errors import DataError
+from configs.tree import Model
+from mach.checkpoint import load_weights, save_weights
+from mach.networks import build
+
+
+def test_weights_come_back_bit_for_bit_with_what_was_said_about_them(tmp_path: Path) -> None:
+    component = build(Model(embedding=4), (5,), 3, ("c1",))
+    path = tmp_path / "c0.safetensors"
+    save_weights(component, path, {"component": "c0", "version": "12"})
+    twin = build(Model(embedding=4), (5,), 3, ("c1",))
+    twin.load_state_dict(load_weights(path))
+    assert all(torch.equal(a, b) for a, b in zip(component.parameters(), twin.parameters(), strict=True))
+    with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        assert file.metadata() == {"component": "c0", "version": "12"}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["c0.safetensors"]
+
+
+def test_nothing_partial_is_left_where_nothing_can_be_written(tmp_path: Path) -> None:
+    component = build(Model(embedding=4), (5,), 3, ())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"c0|directory"):
+        save_weights(component, tmp_path / "file" / "c0.safetensors", {})
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_missing_or_damaged_weights_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "damaged").write_bytes(b"\xff" * 40)
+    for name in ("missing", "damaged"):
+        with pytest.raises(DataError, match=f"{name}: holds no weights"):
+            load_weights(tmp_path / name)
