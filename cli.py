@@ -151,7 +151,8 @@ def status(ctx: click.Context, run: str | None, runs: Path, watch: bool, as_json
     elif as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(now)).decode())
     else:
-        screen.show(screen.tables(now))
+        terminal = screen.console()
+        terminal.print(screen.tables(now, terminal.width))
     ctx.exit(exit_code_of(now))
 
 
@@ -203,7 +204,7 @@ def list_runs(runs: Path) -> None:
             found.append(read(run))
         except RunError as error:
             click.echo(f"mach: {error}", err=True)
-    screen.show(screen.run_lines(found))
+    screen.console().print(screen.run_lines(found))
 
 
 @cli.command()

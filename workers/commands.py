@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
 from rich.live import Live
 
 from bus import address
@@ -103,19 +102,20 @@ def train(config: Config, runs: Path, name: str, devices: tuple[str, ...], *, lo
 
 def supervised(plan: Plan) -> int:
     """Start, show, judge."""
-    console = Console()
+    console = screen.console()
     with Supervisor(plan) as supervisor:
         if console.is_terminal:
             with Live(console=console, refresh_per_second=8, transient=True) as live:
                 for status in supervisor.watch():
-                    live.update(screen.tables(status))
+                    live.update(screen.tables(status, console.width))
         else:
             follow_plainly(supervisor)
         status = supervisor.status
     if status.exit_code == 2:
         raise ConfigError(status.reason)
-    screen.show(screen.verdict(status))
-    print(f"run {status.run}: {plan.directory}" if not status.reason else status.reason, flush=True)
+    console.print(screen.verdict(status, console.width))
+    if not status.reason:
+        print(f"run {status.run}: {plan.directory}", flush=True)
     return status.exit_code or 0
 
 
@@ -172,12 +172,12 @@ def begun(run: RunDir, launcher: "subprocess.Popen[bytes]") -> int | None:
 
 def watch(run: RunDir) -> Status:
     """Show a run until it ends; its last status."""
-    console = Console()
+    console = screen.console()
     with Live(console=console, refresh_per_second=4, screen=console.is_terminal) as live:
         while (status := read(run)).state not in FINAL:
-            live.update(screen.tables(status))
+            live.update(screen.tables(status, console.width))
             time.sleep(1.0)
-    screen.show(screen.tables(status))
+    console.print(screen.tables(status, console.width))
     return status
 
 

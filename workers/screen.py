@@ -5,6 +5,7 @@ Every field that the JSON has stands here too, but where a person has no use for
 
 import inspect
 import typing
+from collections.abc import Callable, Mapping
 
 import msgspec
 from rich.console import Console, Group, RenderableType
@@ -26,16 +27,54 @@ STYLES = {
 }
 
 
-def tables(status: Status) -> RenderableType:
+def state(row: ComponentStatus) -> Text:
+    """A component's state, in its colour; a stub that answers is a stub."""
+    return Text("stub" if row.kind == "stub" and row.state == "waiting" else row.state, STYLES[row.state])
+
+
+Column = Callable[[ComponentStatus], str | Text]
+PROCESS: Mapping[str, Column] = {
+    "state": state,
+    "dev": lambda row: row.device,
+    "pid": lambda row: str(row.pid or "–"),
+    "step": lambda row: f"{row.step:,}",
+    "samples": lambda row: f"{row.samples:,}",
+    "steps/s": lambda row: number(row.rate, ".0f"),
+    "seen": lambda row: seen(row),
+}
+LEARNING: Mapping[str, Column] = {
+    "loss": lambda row: number(row.loss.target, ".4f") + arrow(row.loss.trend),
+    "distill": lambda row: number(row.loss.distill, ".4f"),
+    "student": lambda row: percent(row.accuracy.student),
+    "child": lambda row: percent(row.accuracy.child),
+    "on child": lambda row: percent(row.child_share, 0),
+}
+STALENESS: Mapping[str, Column] = {
+    "target staleness": lambda row: versions(row.staleness.target),
+    "in ms": lambda row: millis(row.staleness.target),
+    "gradient staleness": lambda row: versions(row.staleness.gradient),
+    "in  ms": lambda row: millis(row.staleness.gradient),
+}
+TRAFFIC: Mapping[str, Column] = {
+    "window": lambda row: f"{row.window.in_use}/{row.window.size}",
+    "out": lambda row: f"{sum(row.messages.sent.values()):,}",
+    "in": lambda row: f"{sum(row.messages.received.values()):,}",
+    "dropped": lambda row: dropped(row),
+}
+WIDE = 105
+"""Columns from which a component's process and learning fit on one row."""
+
+
+def tables(status: Status, width: int = 200) -> RenderableType:
     """What `mach status` shows: training above, the bus below, reasons last."""
-    parts: list[RenderableType] = [headline(status), training_table(status), bus_table(status)]
+    parts = [headline(status), *all_tables(status, width)]
     reasons = [f"{row.component}: {row.reason}" for row in status.components if row.reason and row.state != "finished"]
     return Group(*parts, *reasons)
 
 
-def verdict(status: Status) -> RenderableType:
+def verdict(status: Status, width: int = 200) -> RenderableType:
     """The end of a launch: the tables, and the root cause last."""
-    parts: list[RenderableType] = [headline(status), training_table(status), bus_table(status)]
+    parts = [headline(status), *all_tables(status, width)]
     if status.reason:
         parts.append(Text(status.reason, style=STYLES.get(status.state, "")))
     return Group(*parts)
@@ -55,54 +94,23 @@ def headline(status: Status) -> Text:
     return text
 
 
-def training_table(status: Status) -> Table:
-    """How training goes, one row a component."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("")
-    table.add_column("state")
-    for name in ("dev", "pid", "step", "samples", "steps/s", "loss", "distill", "student", "child", "on child", "seen"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in status.components:
-        table.add_row(
-            Text(row.component, "bold"),
-            Text("stub" if row.kind == "stub" and row.state == "waiting" else row.state, STYLES[row.state]),
-            row.device,
-            str(row.pid or "–"),
-            f"{row.step:,}",
-            f"{row.samples:,}",
-            number(row.rate, ".0f"),
-            number(row.loss.target, ".4f") + arrow(row.loss.trend),
-            number(row.loss.distill, ".4f"),
-            percent(row.accuracy.student),
-            percent(row.accuracy.child),
-            percent(row.child_share, 0),
-            seen(row),
-        )
-    return table
+def all_tables(status: Status, width: int) -> list[RenderableType]:
+    """Process, learning and bus of every component; the first two side by side where they fit."""
+    if width >= WIDE:
+        return [table(status, {**PROCESS, **LEARNING}), table(status, {**STALENESS, **TRAFFIC})]
+    return [table(status, columns) for columns in (PROCESS, LEARNING, STALENESS, TRAFFIC)]
 
 
-def bus_table(status: Status) -> Table:
-    """How messages travel, one row a component: quantiles as p50/p99/max."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("")
-    for name in ("target staleness", "ms", "gradient staleness", "ms", "window", "out", "in"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("dropped")
+def table(status: Status, columns: Mapping[str, Column]) -> Table:
+    """One row a component."""
+    shown = Table(box=None, pad_edge=False, header_style="dim")
+    shown.add_column("")
+    for name in columns:
+        left = name in ("state", "dropped")
+        shown.add_column(name, justify="left" if left else "right", no_wrap=not left)
     for row in status.components:
-        target, gradient = row.staleness.target, row.staleness.gradient
-        table.add_row(
-            Text(row.component, "bold"),
-            versions(target),
-            millis(target),
-            versions(gradient),
-            millis(gradient),
-            f"{row.window.in_use}/{row.window.size}",
-            f"{sum(row.messages.sent.values()):,}",
-            f"{sum(row.messages.received.values()):,}",
-            counts(row.messages.dropped)
-            + (f"  faults: {counts(row.messages.faults)}" if any(row.messages.faults.values()) else ""),
-        )
-    return table
+        shown.add_row(Text(row.component, "bold"), *(cell(row) for cell in columns.values()))
+    return shown
 
 
 def plain_lines(status: Status) -> list[str]:
@@ -137,12 +145,10 @@ def run_lines(found: list[Status]) -> Table:
     return table
 
 
-def show(renderable: RenderableType) -> None:
-    """Print to the terminal, or at a width that wraps nothing into a pipe."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
-    console.print(renderable)
+def console() -> Console:
+    """The terminal, or a pipe at a width that wraps nothing."""
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=200)
 
 
 def number(value: float | None, form: str) -> str:
@@ -177,6 +183,12 @@ def versions(spread: Spread) -> str:
 def millis(spread: Spread) -> str:
     """p50/p99/max in milliseconds."""
     return "–" if spread.p50_ms is None else f"{spread.p50_ms:.0f}/{spread.p99_ms:.0f}/{spread.max_ms:.0f}"
+
+
+def dropped(row: ComponentStatus) -> str:
+    """What its mailbox dropped, by reason; of a stub, also the faults that it made."""
+    faults = counts(row.messages.faults)
+    return counts(row.messages.dropped) + (f"; faults: {faults}" if faults != "–" else "")
 
 
 def counts(of: dict[str, int]) -> str:

@@ -1,0 +1,146 @@
+"""YAML and --set into a typed tree; every mistake is one sentence with key, place and nearest valid key."""
+
+from pathlib import Path
+
+import pytest
+
+from configs.errors import ConfigError
+from configs.load import dump, find, load, merge, parse_setting, shipped
+from configs.tree import Config
+from mach.recipes import RECIPES
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_every_shipped_configuration_is_valid_and_found_by_name() -> None:
+    assert {"digits", "fashion-mnist"} <= set(shipped())
+    for name in shipped():
+        assert load(name, recipes=RECIPES).recipe in RECIPES
+        assert find(name).stem == name
+
+
+def test_an_empty_file_is_the_trees_defaults(tmp_path: Path) -> None:
+    assert load(write(tmp_path, "")) == Config()
+
+
+def test_later_layers_win_key_by_key(tmp_path: Path) -> None:
+    file = write(tmp_path, "train: {steps: 7, batch_size: 9}\nloss: {late: 0.25}")
+    recipes = {"mach": {"loss": {"late": 4.0, "distill": 5.0}, "train": {"steps": 1}}}
+    config = load(file, ("train.steps=8", "train.steps=11"), recipes)
+    assert (config.train.steps, config.train.batch_size) == (11, 9)
+    assert (config.loss.late, config.loss.distill, config.loss.child) == (0.25, 5.0, Config().loss.child)
+
+
+def test_a_dumped_tree_is_a_configuration_again(tmp_path: Path) -> None:
+    config = load("digits", ("components.1.stub.latency_ms=5", "graph=[[1],[]]", "n_components=2"), RECIPES)
+    assert load(write(tmp_path, dump(config)), recipes=RECIPES) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train.steps=5", {"train": {"steps": 5}}),
+        ("optimiser.lr=1e-3", {"optimiser": {"lr": 0.001}}),
+        ("components.1.stub={drop: 0.5}", {"components": {1: {"stub": {"drop": 0.5}}}}),
+        ("data.path=/a=b", {"data": {"path": "/a=b"}}),
+        ("train.minutes=null", {"train": {"minutes": None}}),
+        ("graph=[[1], []]", {"graph": [[1], []]}),
+    ],
+)
+def test_settings_are_nested_yaml(text: str, expected: object) -> None:
+    assert parse_setting(text) == expected
+
+
+@pytest.mark.parametrize("text", ["train.steps", "=3", "train..steps=3", "a=[1", "train.=3"])
+def test_a_malformed_setting_is_quoted(text: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_setting(text)
+    assert f"--set {text}: " in str(error.value)
+
+
+def test_a_decimal_number_written_with_an_exponent_is_a_number() -> None:
+    assert load("digits", ("optimiser.lr=3e-4",)).optimiser.lr == pytest.approx(3e-4)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("optimizer.lr=1", "unknown key 'optimizer'; did you mean 'optimiser'?"),
+        ("bus.windw=3", "unknown key 'bus.windw'; did you mean 'bus.window'?"),
+        ("components.1.stub.latency=5", "did you mean 'components.1.stub.latency_ms'?"),
+        ("loss.zzz=1", "unknown key 'loss.zzz'; valid here: child, student, distill, late, distance"),
+    ],
+)
+def test_an_unknown_key_names_itself_its_place_and_the_nearest(setting: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load("digits", (setting,), RECIPES)
+    assert f"--set {setting}: " in str(error.value)
+    assert said in str(error.value)
+
+
+def test_an_unknown_key_in_a_file_names_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path, "train:\n  stepz: 3\n")
+    with pytest.raises(ConfigError, match=r"unknown key 'train\.stepz'; did you mean 'train\.steps'") as error:
+        load(file)
+    assert str(error.value).startswith(file)
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [
+        ("train.steps=many", "train.steps"),
+        ("train.steps=0", "train.steps"),
+        ("optimiser.lr=-1", "optimiser.lr"),
+        ("optimiser.name=adam", "optimiser.name"),
+        ("model.joiner=[64, 0]", "model.joiner"),
+        ("components.2.stub.drop=1.5", "components"),
+        ("data.noise=-0.5", "data.noise"),
+        ("train=3", "train"),
+    ],
+)
+def test_a_wrong_value_names_its_key_and_place(setting: str, key: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load("digits", (setting,), RECIPES)
+    assert str(error.value).startswith(f"--set {setting}: {key}")
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_recipe_names_the_nearest_and_all() -> None:
+    with pytest.raises(ConfigError, match=r"recipe: 'mahc' is not known; did you mean 'mach'\?; there are: mach"):
+        load("digits", ("recipe=mahc",), RECIPES)
+
+
+def test_without_recipes_the_layer_is_left_out() -> None:
+    assert load("digits", ("recipe=anything",)).recipe == "anything"
+
+
+def test_an_unknown_configuration_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"no configuration 'digit'.*did you mean 'digits'"):
+        load("digit")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("a: [1", "is no valid YAML"), ("- 1\n- 2", "holds a list"), ("just words", "holds a str")],
+)
+def test_a_file_that_is_no_mapping_is_named(tmp_path: Path, text: str, said: str) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(ConfigError, match=said) as error:
+        load(file)
+    assert str(error.value).startswith(file)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(str(path))
+
+
+def test_merging_replaces_everything_but_mappings() -> None:
+    assert merge({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 3}, "d": [2]}) == {"a": {"b": 3, "c": 2}, "d": [2]}
+    assert merge({"a": 1}, {"a": {"b": 2}}) == {"a": {"b": 2}}

@@ -1,0 +1,99 @@
+"""The command line: every command's manual, every mistake one clear sentence and exit code 2."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from conftest import mach
+
+from cli import cli
+
+COMMANDS = ("launch", "status", "stop", "logs", "runs", "doctor")
+
+
+def invoke(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli, words)
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_examples_in_its_help(command: str) -> None:
+    code, output = invoke(command, "--help")
+    assert code == 0
+    assert "Examples:" in output
+    assert f"mach {command}" in output
+
+
+def test_the_help_of_mach_lists_the_commands_and_its_version_is_known() -> None:
+    assert all(command in invoke("--help")[1] for command in COMMANDS)
+    assert invoke("--version")[0] == 0
+
+
+def test_status_documents_its_json() -> None:
+    _, output = invoke("status", "--help")
+    assert "ComponentStatus" in output
+    assert "child_share: number | null" in output
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--gpus", "7"), "--gpus 7: there is no"),
+        (("--set", "optimizer.lr=1"), "did you mean 'optimiser'?"),
+        (("--set", "optimiser.lr=fast"), "optimiser.lr"),
+        (("--set", "optimiser"), "key=value"),
+        (("--config", "digit"), "did you mean 'digits'?"),
+        (("--steps", "5", "--minutes", "1"), "--steps and --minutes"),
+        (("--name", "a/b"), "one directory"),
+        (("--set", "components.9.stub.drop=1"), "components.9"),
+        (("--lockstep", "--minutes", "1"), "lock-step"),
+    ],
+)
+def test_a_wrong_launch_is_one_sentence_and_exit_code_2(tmp_path: Path, words: tuple[str, ...], sentence: str) -> None:
+    code, output = invoke("launch", "--dry-run", "--runs", str(tmp_path / "runs"), *words)
+    assert code == 2
+    assert sentence in output
+    assert len(output.strip().splitlines()) == 1
+    assert "Traceback" not in output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_missing_data_file_is_one_sentence_naming_it_and_where_to_get_it(tmp_path: Path) -> None:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    words = ("--config", "fashion-mnist", "--components", "2", "--set", f"data.path={folder}")
+    done = mach("launch", "--gpus", "cpu", "--runs", str(tmp_path / "runs"), *words)
+    assert done.returncode == 2
+    assert "train-images-idx3-ubyte" in done.stderr
+    assert "dataset-fashion-mnist" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_dry_run_prints_configuration_and_plan_and_makes_nothing(tmp_path: Path) -> None:
+    code, output = invoke("launch", "--dry-run", "--components", "3", "--runs", str(tmp_path / "runs"))
+    assert code == 0
+    assert "n_components: 3" in output
+    assert "c2  trainer  device cpu  socket" in output
+    assert "asks c0  answers c1" in output
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("command", ["status", "stop", "logs"])
+def test_a_run_that_is_not_there_is_exit_code_3(tmp_path: Path, command: str) -> None:
+    code, output = invoke(command, "nothing", "--runs", str(tmp_path))
+    assert code == 3
+    assert "nothing" in output
+
+
+def test_a_name_that_a_foreign_directory_has_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    code, output = invoke("launch", "--dry-run", "--name", "taken", "--runs", str(tmp_path))
+    assert code == 2
+    assert "taken" in output
+
+
+def test_runs_lists_nothing_where_there_is_nothing(tmp_path: Path) -> None:
+    code, output = invoke("runs", "--runs", str(tmp_path))
+    assert code == 0
+    assert "run" in output

@@ -1,0 +1,159 @@
+"""A run read from its files alone: fresh, old, crashed, torn; and the shape of the JSON."""
+
+import os
+import typing
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from configs.errors import NoSuchRun, RunError
+from workers import screen
+from workers.report import Accuracies, Losses, Spread, Staleness
+from workers.rundir import RunDir
+from workers.status import ComponentStatus, Status, exit_code_of, find_run, read, write
+
+
+def component(name: str = "c0", **fields: object) -> ComponentStatus:
+    base = {
+        "component": name,
+        "kind": "trainer",
+        "incarnation": 1,
+        "pid": 4711,
+        "device": "cpu",
+        "state": "training",
+        "step": 7,
+        "last_seen_s": 0.5,
+        "log": f"logs/{name}.log",
+    }
+    return ComponentStatus(**(base | fields))
+
+
+def status(**fields: object) -> Status:
+    base = {
+        "run": "r",
+        "state": "training",
+        "launcher_pid": os.getpid(),
+        "launcher_started": psutil.Process().create_time(),
+        "started_at": 1000.0,
+        "written_at": 1010.0,
+        "elapsed_s": 10.0,
+        "components": [component()],
+    }
+    return Status(**(base | fields))
+
+
+def run_with(tmp_path: Path, content: Status, name: str = "r") -> RunDir:
+    run = RunDir(tmp_path / name)
+    run.make()
+    run.plan.write_text("{}")
+    write(run, content)
+    return run
+
+
+def test_a_fresh_run_reads_as_written(tmp_path: Path) -> None:
+    found = read(run_with(tmp_path, status()), now=1010.2)
+    assert found.state == "training"
+    assert found.components[0].state == "training"
+    assert found.components[0].last_seen_s == pytest.approx(0.7)
+    assert exit_code_of(found) == 0
+
+
+def test_an_old_file_is_never_silently_old(tmp_path: Path) -> None:
+    found = read(run_with(tmp_path, status()), now=1022.0)
+    row = found.components[0]
+    assert (row.state, row.last_seen_s) == ("stalled", pytest.approx(12.5))
+    assert "not heard of for 12 s" in row.reason
+    assert exit_code_of(found) == 1
+
+
+def test_the_limit_of_silence_is_the_runs_own(tmp_path: Path) -> None:
+    run = run_with(tmp_path, status())
+    run.config.write_text("report: {silent_ms: 60000}")
+    assert read(run, now=1022.0).components[0].state == "training"
+
+
+def test_a_run_without_its_launcher_has_failed(tmp_path: Path) -> None:
+    found = read(run_with(tmp_path, status(launcher_started=1.0)), now=1010.0)
+    assert found.state == "failed"
+    assert "launcher" in found.reason
+    assert found.components[0].state == "failed"
+    assert exit_code_of(found) == 2
+
+
+def test_an_ended_run_stays_as_it_ended(tmp_path: Path) -> None:
+    rows = [component(state="finished", exit_code=0), component("c1", state="failed", exit_code=-9, reason="SIGKILL")]
+    found = read(run_with(tmp_path, status(state="finished", launcher_started=1.0, components=rows)), now=9e9)
+    assert [row.state for row in found.components] == ["finished", "failed"]
+    assert exit_code_of(found) == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"run": "r"}', '{"unknown": 1}'])
+def test_a_torn_or_foreign_file_is_one_sentence(tmp_path: Path, content: str) -> None:
+    run = run_with(tmp_path, status())
+    run.status.write_text(content)
+    with pytest.raises(RunError, match=r"status\.json"):
+        read(run)
+
+
+def test_the_newest_run_is_the_default_and_names_are_helped_with(tmp_path: Path) -> None:
+    for age, name in ((300, "older"), (100, "newest"), (200, "old")):
+        run = run_with(tmp_path, status(run=name), name)
+        os.utime(run.plan, (1e9 - age, 1e9 - age))
+    assert find_run(tmp_path, None).name == "newest"
+    assert find_run(tmp_path, "old").name == "old"
+    with pytest.raises(NoSuchRun, match="did you mean 'newest'"):
+        find_run(tmp_path, "newst")
+    with pytest.raises(NoSuchRun, match="mach launch"):
+        find_run(tmp_path / "nowhere", None)
+
+
+def test_the_json_has_exactly_the_documented_fields() -> None:
+    document = msgspec.to_builtins(status())
+    assert list(document) == [field.name for field in msgspec.structs.fields(Status)]
+    row = document["components"][0]
+    assert set(row) == {field.name for field in msgspec.structs.fields(ComponentStatus)}
+    assert set(row["staleness"]["target"]) == {"count", "p50", "p99", "max", "p50_ms", "p99_ms", "max_ms"}
+    assert set(row["accuracy"]) == {"student", "child", "step"}
+    assert set(row["loss"]) == {"target", "student", "distill", "trend"}
+    assert set(row["messages"]) == {"sent", "received", "dropped", "faults"}
+    assert set(row["window"]) == {"size", "in_use"}
+    documented = screen.fields_help()
+    for record in screen.RECORDS:
+        for field in msgspec.structs.fields(record):
+            assert f"  {field.name}: " in documented
+    assert typing.get_type_hints(Status)["components"] == list[ComponentStatus]
+
+
+def full() -> Status:
+    spread = Spread(count=9, p50=1, p99=12, max=31, p50_ms=29.4, p99_ms=81.2, max_ms=204.0)
+    row = component(
+        samples=256000,
+        rate=64.2,
+        loss=Losses(target=0.0123, student=0.02, distill=0.5, trend=-0.2),
+        accuracy=Accuracies(student=0.986, child=0.9917, step=2000),
+        child_share=0.93,
+        staleness=Staleness(target=spread, gradient=spread),
+    )
+    row.messages.dropped = {"timeout": 3, "bad-checksum": 1}
+    return status(components=[row, component("c1", state="stalled", reason="not heard of for 12 s")])
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_the_screen_shows_every_number_at_any_width(width: int) -> None:
+    console = screen.Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    with console.file:
+        console.print(screen.tables(full(), width))
+        text = console.export_text()
+    for shown in ("98.6%", "99.2%", "93%", "0.0123 ↓", "1/12/31", "29/81/204", "bad-checksum 1", "timeout 3", "0.5 s"):
+        assert shown in text, shown
+    assert "c1: not heard of for 12 s" in text
+    assert "…" not in text, "nothing is cut off"
+
+
+def test_plain_lines_are_one_a_component() -> None:
+    lines = screen.plain_lines(full())
+    assert len(lines) == 2
+    assert "student 98.6% child 99.2%" in lines[0]
+    assert lines[1].endswith("(not heard of for 12 s)")
