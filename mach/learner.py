@@ -170,13 +170,13 @@ class Learner:
         )
 
     def _keep_target(self, child: str, target: Target, age: Age, now: float) -> None:
+        self._heard[child] = max(target.version, self._heard.get(child, 0))
         batch = self._asked.get(child, OrderedDict()).pop(target.id, None)
         if batch is None:
             self.forgotten["target"] += 1
         elif not self._fits(target.embedding, self._shape_of(child, batch)):
             self.unfit["target"] += 1
         else:
-            self._heard[child] = max(target.version, self._heard.get(child, 0))
             self._targets.append(_Arrived(child, batch, target, age, now))
 
     def _keep_gradient(self, parent: str, gradient: Gradient) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
+pytest_plugins = ["pytester"]
+
 DEADLINE_S = 90.0
 """Generous: reached only by a test that fails."""
 

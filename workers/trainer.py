@@ -170,6 +170,7 @@ class Life:
         learner = self.trainer.learner
         about = {"component": self.process.name, "version": str(learner.version), "config": dump(self.config)}
         save_weights(learner.component, run.weights(self.process.name), about)
+        self.say("stopped; weights are saved" if stopped else "has done its steps; weights are saved")
         if not stopped:
             self.trainer.mailbox.bye()
             self.serve_parents()
@@ -223,8 +224,11 @@ class Life:
 
     def note_exam(self) -> None:
         """Take over the newest examination result."""
-        if self.trainer.exam is not None and self.trainer.exam.result is not None:
-            self.accuracy = self.trainer.exam.result
+        result = None if self.trainer.exam is None else self.trainer.exam.result
+        if result is not None and result != self.accuracy:
+            self.accuracy = result
+            child = "not known" if result.child is None else f"{result.child:.4f}"
+            self.say(f"test accuracy with the student {result.student:.4f}, with the true children {child}")
 
     def stopped(self) -> bool:
         """Whether the supervisor ordered a stop."""
@@ -240,6 +244,10 @@ class Life:
         """Progress heartbeat while nothing is trained."""
         if self.journal.due(self.trainer.mailbox.now()):
             self.report(state, reason)
+
+    def say(self, sentence: str) -> None:
+        """One line in the component's log."""
+        print(f"[{self.process.name} - step {self.trainer.learner.version}] {sentence}", flush=True)
 
     def report(self, state: State, reason: str = "") -> None:
         """Write and send what there is to say."""

@@ -19,7 +19,7 @@ def test_weights_come_back_bit_for_bit_with_what_was_said_about_them(tmp_path: P
     twin = build(Model(embedding=4), (5,), 3, ("c1",))
     twin.load_state_dict(load_weights(path))
     assert all(torch.equal(a, b) for a, b in zip(component.parameters(), twin.parameters(), strict=True))
-    with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+    with safe_open(path, framework="pt") as file:
         assert file.metadata() == {"component": "c0", "version": "12"}
     assert [entry.name for entry in tmp_path.iterdir()] == ["c0.safetensors"]
 
