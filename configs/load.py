@@ -21,6 +21,15 @@ Layer = dict[str, Any]
 Recipes = Mapping[str, Mapping[str, Any]]
 
 
+class Loader(yaml.SafeLoader):
+    """Plain YAML, no objects; but 1e-3 is a number, which YAML 1.1 reads as a string."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 def shipped() -> list[str]:
     """Names of the configurations that come with MACH."""
     return sorted(path.stem for path in HERE.glob("*.yaml"))
@@ -67,7 +76,7 @@ def find(config: str) -> Path:
 def read(path: Path) -> Layer:
     """The mapping in a YAML file; an empty file is an empty mapping."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); check the file and its permissions") from error
     except yaml.YAMLError as error:
@@ -87,11 +96,9 @@ def parse_setting(text: str) -> Layer:
     if not equals or not all(parts):
         raise ConfigError(f"--set {text}: is not of the form key=value, for example --set optimiser.lr=0.001")
     try:
-        leaf: Any = yaml.safe_load(value)
+        leaf: Any = yaml.load(value, Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text}: {value!r} is no valid YAML value; quote it") from error
-    if isinstance(leaf, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", leaf):
-        leaf = float(leaf)  # YAML 1.1 reads 1e-3 as a string
     for part in reversed(parts):
         leaf = {int(part) if part.isdecimal() else part: leaf}
     layer: Layer = leaf
