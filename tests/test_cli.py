@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import mach
 
 from cli import cli
+from conftest import mach
 
 COMMANDS = ("launch", "status", "stop", "logs", "runs", "doctor")
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import Launched, mach, wait_gone
-from reference import train
 from safetensors.torch import load_file
 
 from configs.load import load
+from conftest import Launched, mach, wait_gone
 from mach.recipes import RECIPES
+from reference import train
 
 Launch = Callable[..., Launched]
 QUICK = ("--set", "report.every_ms=100", "--set", "evaluate.every_steps=100")

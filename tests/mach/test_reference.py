@@ -4,10 +4,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import pytest
-import reference
 import torch
 from torch import Tensor
 
+import reference
 from configs.load import load
 from configs.tree import Config
 from mach.assemble import learner_of
