@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from bus.mailbox import Peer, Relay, Transport
-from bus.wire import Frames
+from bus.wire import PREFIX, Frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Faults:
     reorder: float = 0.0
     """Leave after the next one."""
     corrupt: float = 0.0
-    """Leave with one byte of their header changed, or cut short in their last frame."""
+    """Leave with one bit of their head changed, or cut short in their last frame."""
 
 
 class FaultyTransport(Relay):
@@ -62,10 +62,10 @@ class FaultyTransport(Relay):
 
     def _spoiled(self, frames: Frames) -> list[bytes]:
         spoiled = [bytes(frame) for frame in frames]
-        if len(spoiled) > 1 and self._random.random() < 0.5:
+        if self._random.random() < 0.5:
             spoiled[-1] = spoiled[-1][: self._random.randrange(len(spoiled[-1]))] if spoiled[-1] else b"\0"
             return spoiled
         header = bytearray(spoiled[0])
-        header[self._random.randrange(len(header))] ^= 1 << self._random.randrange(8)
+        header[self._random.randrange(PREFIX)] ^= 1 << self._random.randrange(8)
         spoiled[0] = bytes(header)
         return spoiled

@@ -158,7 +158,7 @@ class EdgeMailbox:
             return
         asks = peer.role == "child"
         edge: Edge | None = self._asks.get(peer.name) if asks else self._answers.get(peer.name)
-        if edge is None or header.sender != peer.name or not (asks or header.incarnation == peer.incarnation):
+        if edge is None or header.sender != wire.tag(peer.name) or not (asks or header.incarnation == peer.incarnation):
             self.counts.dropped[Reason.SENDER.value] += 1
             return
         verdict = edge.hear(header, now)
@@ -212,7 +212,7 @@ class EdgeMailbox:
 
     def _ship(self, edge: Edge, message: Message, now: float) -> bool:
         frames = wire.encode(message, self._stamp(edge))
-        if len(frames[-1]) > self._cap:
+        if max(map(len, frames)) > self._cap:
             return self._refuse(Fate.TOO_LARGE)
         if not self._transport.send(_address(edge), frames):
             edge.unreachable(now)

@@ -18,12 +18,10 @@ import zmq
 from bus import address
 from bus.mailbox import Peer, Transport
 from bus.post import EdgeMailbox
-from bus.wire import Frame, Frames
+from bus.wire import INLINE_CAP, Frame, Frames
 from configs.errors import RunError
 from configs.tree import Bus
 
-COPY_BELOW = 65536
-"""Bytes below which a copy is cheaper than reference counting."""
 AT_ONCE = 256
 """Messages taken from one socket in one go: a flood must not keep a component from training."""
 FRAMES_CAP = 8
@@ -33,6 +31,9 @@ LINGER_MS = 200
 """How long last words (acknowledgements of a bye) may take to leave when everything is closed."""
 
 Socket = zmq.Socket[bytes]
+
+_DONTWAIT, _MORE, _POLLIN = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE), int(zmq.POLLIN)
+"""As plain ints: pyzmq's flags are enums, whose `|` and `&` cost more than the call that they are for."""
 
 
 class ZmqTransport:
@@ -53,11 +54,13 @@ class ZmqTransport:
         address.check_private(directory)
         self._directory = directory
         self._identity = f"{name}:{incarnation}".encode()
-        self._max_bytes = (bus.max_message_mb << 20) + COPY_BELOW
+        self._max_bytes = (bus.max_message_mb << 20) + 2 * INLINE_CAP
         self._parents = frozenset(parents)
+        self._children = {child: Peer("child", child) for child in children}
         self._known: dict[bytes, Peer] = {}
+        self._identities: dict[Peer, bytes] = {}
         self._dealers: dict[str, Socket] = {}
-        self._marks: dict[str, tuple[int, int] | None] = dict.fromkeys(children)
+        self._marks: dict[str, tuple[int, int] | None] = dict.fromkeys(self._children)
         self._endpoints: dict[str, str] = {}
         self._context = zmq.Context()
         self._poller = zmq.Poller()
@@ -76,19 +79,20 @@ class ZmqTransport:
 
     def send(self, peer: Peer, frames: Frames) -> bool:
         """Send without blocking; False if there is no connection to the peer."""
+        socket = self._dealers.get(peer.name) if peer.role == "child" else self._router
+        if socket is None:
+            return False
         try:
-            if peer.role == "child":
-                socket = self._dealers.get(peer.name)
-                if socket is None:
-                    return False
-            else:
-                socket = self._router
-                if socket is None:
-                    return False
-                socket.send(f"{peer.name}:{peer.incarnation}".encode(), zmq.DONTWAIT | zmq.SNDMORE)
-            for frame in frames[:-1]:
-                socket.send(frame, zmq.DONTWAIT | zmq.SNDMORE, len(frame) < COPY_BELOW)
-            socket.send(frames[-1], zmq.DONTWAIT, len(frames[-1]) < COPY_BELOW)
+            if socket is self._router:
+                socket.send(self._identity_of(peer), _MORE)
+            first, *rest = frames  # frame 0 is short, the others are long
+            if not rest:
+                socket.send(first, _DONTWAIT)
+                return True
+            socket.send(first, _MORE)
+            for frame in rest[:-1]:
+                socket.send(frame, _MORE, copy=False)
+            socket.send(rest[-1], _DONTWAIT, copy=False)
         except zmq.ZMQError:  # Again: nobody connected (IMMEDIATE); EHOSTUNREACH: that identity has left
             return False
         return True
@@ -98,7 +102,7 @@ class ZmqTransport:
         parcels: list[tuple[Peer, Frames]] = []
         for child, socket in self._dealers.items():
             if _readable(socket):
-                peer = Peer("child", child)
+                peer = self._children[child]
                 parcels += [(peer, frames) for frames in _drain(socket)]
         if self._router is not None and _readable(self._router):
             for identity, *frames in _drain(self._router):
@@ -174,6 +178,14 @@ class ZmqTransport:
         self._poller.register(socket, zmq.POLLIN)
         return socket
 
+    def _identity_of(self, parent: Peer) -> bytes:
+        identity = self._identities.get(parent)
+        if identity is None:
+            if len(self._identities) >= AT_ONCE:
+                self._identities.clear()
+            identity = self._identities[parent] = f"{parent.name}:{parent.incarnation}".encode()
+        return identity
+
     def _parent(self, identity: bytes) -> Peer:
         """Who is connected under this identity; strangers get a name that nobody has."""
         peer = self._known.get(identity)
@@ -222,12 +234,12 @@ def _drain(socket: Socket) -> list[list[Frame]]:
     messages: list[list[Frame]] = []
     while len(messages) < AT_ONCE:
         try:
-            frame = socket.recv(zmq.DONTWAIT, copy=False)
+            frame = socket.recv(_DONTWAIT, copy=False)
         except zmq.Again:
             break
         frames: list[Frame] = [frame.buffer]
         while frame.more:
-            frame = socket.recv(zmq.DONTWAIT, copy=False)
+            frame = socket.recv(_DONTWAIT, copy=False)
             if len(frames) < FRAMES_CAP:
                 frames.append(frame.buffer)
         messages.append(frames)
@@ -238,4 +250,4 @@ def _drain(socket: Socket) -> list[list[Frame]]:
 
 def _readable(socket: Socket) -> bool:
     """Whether a message waits; half the price of a poll, and no exception if there is none."""
-    return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)
+    return bool(int(socket.get(zmq.EVENTS)) & _POLLIN)

@@ -1,40 +1,44 @@
 """Message ↔ frames. Knows no socket and no edge: bytes in, a header or a `Rejected` out.
 
-    kind        frame 0: header, in short          frames 1…: one per tensor, the bulk last
-    hello       window, schema, heard              –
-    activation  id, version, owes                  inputs  |  labels, inputs
-    target      id, version                        embedding  |  gradient, embedding
-    gradient    id, version (= of_version)         gradient
-    bye         –                                  –
-    bye-ack     –                                  –
+    kind        says                    tensors
+    hello       window, schema, heard   –
+    activation  id, version, owes       inputs  |  labels, inputs
+    target      id, version             embedding  |  gradient, embedding
+    gradient    id, version of target   gradient
+    bye         –                       –
+    bye-ack     –                       –
 
-Frame 0 is a crc32 of its rest (4 bytes, little-endian), then `Header` as a msgpack array, which holds a plain
-sum of the words of every other frame: sixteen times as fast as a crc, and no changed byte escapes it.
-Laws: nothing that comes in can raise. Nothing is allocated before every check is passed: a claim of 2⁶⁰
-elements costs one multiplication of Python ints. A tensor that is read owns aligned memory of its own and is
-equal bit for bit; a tensor that is sent is referred to, not copied, so nobody may write into it any more.
+Frame 0 is a fixed head (`_HEAD`), a fixed description of every tensor (`_TENSOR`) and, if they are short, the
+tensors themselves, each filled up to 8 bytes: for small messages a frame costs more than a copy. Long tensors are
+frames of their own, which are referred to, not copied, so nobody may write into a tensor that was sent. Frame 0
+begins with a crc32 of head and descriptions; what keeps the tensors whole is the transport, a unix socket or TCP.
+Everything is little-endian.
+Laws: nothing that comes in can raise. Nothing is allocated before every check is passed: a claim of 2⁶⁰ elements
+costs one multiplication of Python ints. A tensor that is read owns aligned memory and is equal bit for bit.
 Nothing is ever pickled or evaluated.
 """
 
 import math
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, NamedTuple
+from functools import cache
+from hashlib import blake2b
+from typing import Any, NamedTuple
+from zlib import crc32
 
-import msgspec
 import numpy as np
+import numpy.typing as npt
 import torch
-from msgspec import Meta
 from torch import Tensor
 
 from mach.messages import Activation, Gradient, Message, Target
 
 SCHEMA = 1
 """Number of this wire format, agreed in HELLO."""
-HEADER_CAP = 4096
-"""A longer frame 0 is refused unread, bytes."""
+INLINE_CAP = 1 << 16
+"""Tensors of this many bytes together travel in frame 0. Longer ones are sent, and received, without a copy."""
 NDIM_CAP = 8
 SPAN_CAP = 1 << 40
 """Bytes of a tensor whose empty dimensions count as one: keeps strides within what torch can hold."""
@@ -46,18 +50,19 @@ DTYPES: Mapping[str, torch.dtype] = {
         *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
     )
 }
-"""All that may travel."""
+"""All that may travel. A description names them by their place in this list."""
 CARRIERS: Mapping[torch.dtype, torch.dtype] = {torch.bfloat16: torch.int16, torch.bool: torch.uint8} | {
     dtype: torch.uint8 for name, dtype in DTYPES.items() if name.startswith("float8")
 }
 """As what numpy, which is the cheapest way in and out, sees those that it has no word for."""
 
-Frame = bytes | memoryview
+Frame = bytes | bytearray | memoryview
 Frames = Sequence[Frame]
+Array = npt.NDArray[Any]
 
 
 class Kind(StrEnum):
-    """What a header announces."""
+    """What a head announces, by its place in this list."""
 
     HELLO = "hello"
     ACTIVATION = "activation"
@@ -67,7 +72,7 @@ class Kind(StrEnum):
     BYE_ACK = "bye-ack"
 
 
-TENSORS: Mapping[str, tuple[int, ...]] = {
+TENSORS: Mapping[Kind, tuple[int, ...]] = {
     Kind.HELLO: (0,),
     Kind.ACTIVATION: (1, 2),
     Kind.TARGET: (1, 2),
@@ -81,17 +86,16 @@ TENSORS: Mapping[str, tuple[int, ...]] = {
 class Reason(StrEnum):
     """Why frames were refused, in the order of the checks: keys of `Counts.dropped`."""
 
-    FRAMES = "bad-frames"  # none, too many, or another number than the header announces
-    HEADER_SIZE = "bad-header-size"  # frame 0 is too short or too long
+    FRAMES = "bad-frames"  # none, too many, or another number than announced
+    HEAD_SIZE = "bad-header-size"  # frame 0 is too short, too long, or not whole words
     CHECKSUM = "bad-checksum"  # bytes changed on the way
-    HEADER = "bad-header"  # not the msgpack array that it should be
-    KIND = "bad-kind"  # no kind of ours
+    HEAD = "bad-header"  # a field holds what no sender of ours writes
     RUN = "other-run"  # of another run
     SENDER = "bad-sender"  # no neighbour, or another one than the connection belongs to
     SCHEMA = "other-schema"  # a HELLO of another wire format
     DTYPE = "bad-dtype"  # not on the whitelist
     NDIM = "bad-ndim"  # more than NDIM_CAP dimensions
-    SIZE = "bad-size"  # shape times item size is not the length of the frame
+    SIZE = "bad-size"  # shape times item size is not the length that came
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,31 +105,36 @@ class Rejected:
     reason: Reason
 
 
-Natural = Annotated[int, Meta(ge=0, le=(1 << 62))]
-Name = Annotated[str, Meta(max_length=64)]
+class Described(NamedTuple):
+    """What is said of a tensor."""
+
+    dtype: int
+    """Place in DTYPES."""
+    shape: tuple[int, ...]
 
 
-class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """Frame 0. Fields that a kind does not use are 0."""
+class Header(NamedTuple):
+    """What frame 0 says. Fields that a kind does not use are 0."""
 
-    kind: Name
-    run: Name
-    sender: Name
-    incarnation: Natural
+    kind: Kind
+    run: int
+    """`tag` of the run."""
+    sender: int
+    """`tag` of the sender's name."""
+    incarnation: int
     """Of the sender: how often it was started. 1 at first."""
-    sequence: Natural
-    """Of this frame on this edge, counted by the sender from 1 up."""
-    id: Natural = 0
-    version: Natural = 0
+    sequence: int
+    """Of this message on this edge, counted by the sender from 1 up."""
+    id: int = 0
+    version: int = 0
     """As the message says; of a hello, 0."""
     owes: bool = False
-    window: Natural = 0
+    window: int = 0
     """Of a parent's hello: W."""
-    schema: Natural = 0
-    heard: Natural = 0
+    schema: int = 0
+    heard: int = 0
     """Of a hello: incarnation of the receiver that the sender has heard a hello of, 0 if none."""
-    tensors: tuple[tuple[Name, tuple[Natural, ...], int], ...] = ()
-    """(dtype, shape, sum of the bytes as 64-bit words) of every frame that follows."""
+    tensors: tuple[Described, ...] = ()
 
 
 class Stamp(NamedTuple):
@@ -137,15 +146,45 @@ class Stamp(NamedTuple):
     sequence: int
 
 
-_add = np.add.reduce
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Header).decode
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_FRAMES_CAP = 1 + max(max(counts) for counts in TENSORS.values())
+class _Type(NamedTuple):
+    """How tensors of one dtype go in and out of bytes."""
+
+    code: int
+    dtype: torch.dtype
+    carrier: np.dtype[Any]
+    view: torch.dtype | None  # the carrier, where it is another dtype
+
+
+_HEAD = struct.Struct("<4B I Q Q I I Q Q Q")
+"""kind, schema, owes, tensors; window, run, sender, incarnation, heard, sequence, id, version."""
+_TENSOR = struct.Struct(f"<B B 6x {NDIM_CAP}Q")
+"""dtype, dimensions; sizes."""
+_SEAL = struct.Struct("<4s I")
+"""magic, crc32 of head and descriptions."""
+_MAGIC = b"MACH"
+PREFIX = _SEAL.size + _HEAD.size
+"""Bytes of frame 0 before descriptions and tensors."""
+_KINDS = tuple(Kind)
+_CODES = {kind: code for code, kind in enumerate(_KINDS)}
+_COUNTS = tuple(TENSORS[kind] for kind in _KINDS)
+_TYPES = tuple(
+    _Type(code, dtype, np.dtype(str(CARRIERS.get(dtype, dtype)).removeprefix("torch.")), CARRIERS.get(dtype))
+    for code, dtype in enumerate(DTYPES.values())
+)
+_TYPE_OF = {each.dtype: each for each in _TYPES}
+_TENSORS_CAP = max(max(counts) for counts in _COUNTS)
+_FIRST_CAP = PREFIX + _TENSORS_CAP * (_TENSOR.size + 8) + INLINE_CAP
+_PADS = (0,) * NDIM_CAP
+
+
+@cache
+def tag(name: str) -> int:
+    """A name of any length in one word: the first 8 bytes of its BLAKE2b digest."""
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
 def encode(message: Message, stamp: Stamp) -> list[Frame]:
-    """The frames of a message; tensors on other devices are copied to the CPU, others are referred to.
+    """The frames of a message; tensors on other devices are copied to the CPU.
 
     Raises:
         ValueError: a tensor whose dtype may not travel, or with too many dimensions: the caller's mistake.
@@ -159,34 +198,51 @@ def encode(message: Message, stamp: Stamp) -> list[Frame]:
             kind, owes = Kind.TARGET, False
         case Gradient(id=of, of_version=version, gradient=gradient):
             tensors, kind, owes = (gradient,), Kind.GRADIENT, False
-    names = [_dtype_name(tensor) for tensor in tensors]
-    payload = [_bytes_of(tensor) for tensor in tensors]
-    what = tuple(
-        (name, tuple(tensor.shape), _sum(frame)) for name, tensor, frame in zip(names, tensors, payload, strict=True)
-    )
-    return [_sealed(Header(kind, *stamp, id=of, version=version, owes=owes, tensors=what)), *payload]
+    types = [_type_of(tensor) for tensor in tensors]
+    head = _head(kind, stamp, of, version, owes, count=len(tensors))
+    for each, tensor in zip(types, tensors, strict=True):
+        shape = tensor.shape
+        head += _TENSOR.pack(each.code, len(shape), *shape, *_PADS[len(shape) :])
+    arrays = [_array_of(each, tensor) for each, tensor in zip(types, tensors, strict=True)]
+    if sum([array.nbytes for array in arrays]) > INLINE_CAP:
+        return [_sealed(head), *[array.reshape(-1).view(np.uint8).data for array in arrays]]
+    padded: list[memoryview | bytes] = []
+    for array in arrays:
+        padded.append(array.data)
+        if array.nbytes & 7:
+            padded.append(bytes(-array.nbytes & 7))
+    return [_sealed(head, *padded)]
 
 
 def encode_control(kind: Kind, stamp: Stamp, *, window: int = 0, heard: int = 0) -> list[Frame]:
     """The frames of a hello, bye or bye-ack."""
-    schema = SCHEMA if kind == Kind.HELLO else 0
-    return [_sealed(Header(kind, *stamp, window=window, schema=schema, heard=heard))]
+    return [_sealed(_head(kind, stamp, window=window, heard=heard))]
 
 
 def inspect(frames: Frames, run: str) -> Header | Rejected:
     """Every check that needs no knowledge of the edge; allocates nothing but the header."""
-    if not 1 <= len(frames) <= _FRAMES_CAP:
+    if not 1 <= len(frames) <= 1 + _TENSORS_CAP:
         return Rejected(Reason.FRAMES)
-    if not 4 < len(frames[0]) <= HEADER_CAP:
-        return Rejected(Reason.HEADER_SIZE)
-    packed = memoryview(frames[0])[4:]
-    if zlib.crc32(packed) != int.from_bytes(frames[0][:4], "little"):
+    first = memoryview(frames[0])
+    if not PREFIX <= len(first) <= _FIRST_CAP or len(first) & 7:
+        return Rejected(Reason.HEAD_SIZE)
+    code, schema, owes, count, window, of_run, sender, incarnation, heard, sequence, id, version = _HEAD.unpack_from(
+        first, _SEAL.size
+    )
+    magic, crc = _SEAL.unpack_from(first)
+    if crc32(first[_SEAL.size : PREFIX + count * _TENSOR.size]) != crc:
         return Rejected(Reason.CHECKSUM)
-    try:
-        header = _decode(packed)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        return Rejected(Reason.HEADER)
-    return _flaw(header, frames, run) or header
+    if magic != _MAGIC or code >= len(_KINDS) or owes > 1 or count not in _COUNTS[code]:
+        return Rejected(Reason.HEAD)
+    if of_run != tag(run):
+        return Rejected(Reason.RUN)
+    if schema != (SCHEMA if code == 0 else 0):
+        return Rejected(Reason.SCHEMA)
+    described = _described(frames, count)
+    if isinstance(described, Reason):
+        return Rejected(described)
+    kind = _KINDS[code]
+    return Header(kind, of_run, sender, incarnation, sequence, id, version, owes == 1, window, schema, heard, described)
 
 
 def message_of(header: Header, frames: Frames) -> Message:
@@ -195,7 +251,15 @@ def message_of(header: Header, frames: Frames) -> Message:
     Raises:
         ValueError: a header of a kind that is no message: the caller's mistake.
     """
-    tensors = [_tensor_of(name, shape, frame) for (name, shape, _), frame in _described(header, frames)]
+    tensors = []
+    apart = len(frames) > 1
+    owned, at = frames[0] if apart else bytearray(frames[0]), PREFIX + _TENSOR.size * len(header.tensors)
+    for number, (code, shape) in enumerate(header.tensors, start=1):
+        if apart:
+            owned, at = bytearray(frames[number]), 0
+        array = np.ndarray(shape, _TYPES[code].carrier, owned, at)
+        at += array.nbytes + (-array.nbytes & 7)
+        tensors.append(_tensor_of(_TYPES[code], array))
     bulk, extra = tensors.pop() if tensors else None, tensors.pop() if tensors else None
     if bulk is not None:
         match header.kind:
@@ -208,84 +272,80 @@ def message_of(header: Header, frames: Frames) -> Message:
     raise ValueError(f"a {header.kind} is no message")
 
 
-def _flaw(header: Header, frames: Frames, run: str) -> Rejected | None:
-    """What is wrong with a header, if anything."""
-    if header.kind not in TENSORS:
-        return Rejected(Reason.KIND)
-    if header.run != run:
-        return Rejected(Reason.RUN)
-    if header.kind == Kind.HELLO and header.schema != SCHEMA:
-        return Rejected(Reason.SCHEMA)
-    if len(header.tensors) != len(frames) - 1 or len(header.tensors) not in TENSORS[header.kind]:
-        return Rejected(Reason.FRAMES)
-    for (name, shape, total), frame in _described(header, frames):
-        reason = _tensor_flaw(name, shape, len(frame))
-        if reason is not None:
-            return Rejected(reason)
-        if _sum(frame) != total:
-            return Rejected(Reason.CHECKSUM)
-    return None
+def _described(frames: Frames, count: int) -> tuple[Described, ...] | Reason:
+    """What frame 0 says of its tensors, if it is so."""
+    first, apart = frames[0], len(frames) > 1
+    left = len(first) - PREFIX - _TENSOR.size * count
+    if left < 0 or (apart and count != len(frames) - 1):
+        return Reason.FRAMES
+    described = []
+    for number in range(count):
+        code, ndim, *sizes = _TENSOR.unpack_from(first, PREFIX + number * _TENSOR.size)
+        shape = tuple(sizes[:ndim])
+        if code >= len(_TYPES):
+            return Reason.DTYPE
+        if ndim > NDIM_CAP:
+            return Reason.NDIM
+        item = _TYPES[code].dtype.itemsize
+        length = math.prod(shape) * item
+        if length == 0 and math.prod([max(size, 1) for size in shape]) * item > SPAN_CAP:
+            return Reason.SIZE
+        if not apart:
+            left -= length + (-length & 7)
+        elif length != len(frames[number + 1]):
+            return Reason.SIZE
+        described.append(Described(code, shape))
+    return Reason.SIZE if left else tuple(described)
 
 
-def _tensor_flaw(name: str, shape: tuple[int, ...], length: int) -> Reason | None:
-    dtype = DTYPES.get(name)
-    if dtype is None:
-        return Reason.DTYPE
-    if len(shape) > NDIM_CAP:
-        return Reason.NDIM
-    if math.prod(shape) * dtype.itemsize != length:
-        return Reason.SIZE
-    if length == 0 and math.prod(max(size, 1) for size in shape) * dtype.itemsize > SPAN_CAP:
-        return Reason.SIZE
-    return None
+def _head(
+    kind: Kind,
+    stamp: Stamp,
+    id: int = 0,
+    version: int = 0,
+    owes: bool = False,
+    *,
+    count: int = 0,
+    window: int = 0,
+    heard: int = 0,
+) -> bytes:
+    run, sender, incarnation, sequence = stamp
+    schema = SCHEMA if kind is Kind.HELLO else 0
+    who = tag(run), tag(sender), incarnation, heard
+    return _HEAD.pack(_CODES[kind], schema, owes, count, window, *who, sequence, id, version)
 
 
-def _described(header: Header, frames: Frames) -> Iterator[tuple[tuple[str, tuple[int, ...], int], Frame]]:
-    return zip(header.tensors, frames[1:], strict=True)
+def _sealed(head: bytes, *tensors: memoryview | bytes) -> bytes:
+    """Frame 0: the crc of its head, the head, short tensors."""
+    return b"".join((_SEAL.pack(_MAGIC, crc32(head)), head, *tensors))
 
 
-def _sealed(header: Header) -> bytes:
-    packed = _encode(header)
-    return zlib.crc32(packed).to_bytes(4, "little") + packed
-
-
-def _sum(frame: Frame) -> int:
-    """Of 64-bit words, modulo 2⁶⁴, the last one filled up with zeros."""
-    whole = len(frame) & ~7
-    total = int(_add(np.frombuffer(frame, np.uint64, whole >> 3))) if whole else 0
-    return (total + int.from_bytes(frame[whole:], "little")) & 0xFFFF_FFFF_FFFF_FFFF
-
-
-def _dtype_name(tensor: Tensor) -> str:
-    name = _NAMES.get(tensor.dtype)
-    if name is None or tensor.dim() > NDIM_CAP:
+def _type_of(tensor: Tensor) -> _Type:
+    kind = _TYPE_OF.get(tensor.dtype)
+    if kind is None or tensor.dim() > NDIM_CAP:
         raise ValueError(
             f"a tensor of {tensor.dtype} with shape {tuple(tensor.shape)} cannot travel; "
             f"send at most {NDIM_CAP} dimensions of {', '.join(DTYPES)}"
         )
-    return name
+    return kind
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def _array_of(kind: _Type, tensor: Tensor) -> Array:
     """The memory of a tensor; no copy if it is dense and on the CPU."""
-    if tensor.numel() == 0:
-        return memoryview(b"")
     if tensor.requires_grad:
         tensor = tensor.detach()
-    if tensor.device.type != "cpu":
+    if not tensor.is_cpu:
         tensor = tensor.cpu()
     if not tensor.is_contiguous():
         tensor = tensor.contiguous()
-    if tensor.dtype in CARRIERS:
-        tensor = tensor.view(CARRIERS[tensor.dtype])
-    return tensor.numpy().data.cast("B")
+    return (tensor if kind.view is None else tensor.view(kind.view)).numpy()
 
 
-def _tensor_of(name: str, shape: tuple[int, ...], frame: Frame) -> Tensor:
-    """A tensor in memory of its own (a bytearray, which the allocator aligns to 16 bytes)."""
-    dtype = DTYPES[name]
-    carrier = CARRIERS.get(dtype, dtype)
-    tensor = torch.from_numpy(np.ndarray(shape, str(carrier).removeprefix("torch."), bytearray(frame)))
-    if dtype is torch.bool:  # bytes other than 0 and 1 would be no bool at all
+def _tensor_of(kind: _Type, array: Array) -> Tensor:
+    """A tensor over memory of its own (a bytearray, which the allocator aligns to 16 bytes)."""
+    tensor = torch.from_numpy(array)
+    if kind.view is None:
+        return tensor
+    if kind.dtype is torch.bool:  # bytes other than 0 and 1 would be no bool at all
         return tensor.ne(0)
-    return tensor if carrier is dtype else tensor.view(dtype)
+    return tensor.view(kind.dtype)

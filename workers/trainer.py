@@ -99,17 +99,19 @@ class Trainer:
 
     def take(self, letters: Iterable[Letter]) -> None:
         """Answer what was asked, keep what was answered."""
+        answers: list[tuple[str, Target]] = []
         for letter in letters:
             match letter.message:
                 case Activation() as asked:  # law 2: the student answers for our own child
-                    answer = self.learner.answer(letter.sender, asked, self.mailbox.now())
-                    self.mailbox.send(letter.sender, answer)
+                    answers.append((letter.sender, self.learner.answer(letter.sender, asked, self.mailbox.now())))
                 case Target() as target if self.exam is not None and self.exam.owns(target):
                     self.exam.keep(letter.sender, target)
                 case Target() | Gradient():
                     self.learner.keep(letter, self.mailbox.now())
                 case _:
                     assert_never(letter.message)
+        for parent, answer in answers:  # together: code and buffers of the bus are warm after the first
+            self.mailbox.send(parent, answer)
 
     def pay(self, step: Step) -> None:
         """Return the gradients of the tensors that this step was trained on."""

@@ -397,11 +397,12 @@ def test_more_than_the_largest_message_is_not_sent(world: World) -> None:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda f: [[bytes(f[0]), bytes(f[1])[:-1]]], "bad-size"),
-        (lambda f: [[bytes(f[0]), b"\xff" + bytes(f[1])[1:]]], "bad-checksum"),
-        (lambda f: [[bytes(f[0])[:-1], f[1]]], "bad-checksum"),
-        (lambda f: [[f[0], f[1], f[1], f[1], f[1], f[1], f[1], f[1], f[1], f[1], f[1]]], "bad-frames"),
-        (lambda f: [[b"", f[1]]], "bad-header-size"),
+        (lambda f: [[f[0][:-8]]], "bad-size"),
+        (lambda f: [[f[0][:-1]]], "bad-header-size"),
+        (lambda f: [[f[0][:9] + b"\xff" + f[0][10:]]], "bad-checksum"),
+        (lambda f: [[b"JSON" + f[0][4:]]], "bad-header"),
+        (lambda f: [[f[0], *[bytes(8)] * 9]], "bad-frames"),
+        (lambda f: [[b""]], "bad-header-size"),
         (lambda f: [f, f], "duplicate"),
     ],
 )
