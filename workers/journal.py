@@ -92,6 +92,7 @@ class Journal:
         self._trend: deque[float] = deque(maxlen=2 * TREND)
         self._since: tuple[float, int] | None = None
         self._rate: float | None = None
+        self._stepped = (0.0, 0.0)  # when the first and the newest step ended
         self._latest = Losses()
         self._born: float | None = None
         self._events: Events | None = None
@@ -100,6 +101,7 @@ class Journal:
     def note(self, step: Step, now: float) -> None:
         """Take note of one step; losses stay on their device until the next report."""
         self._born = now if self._born is None else self._born
+        self._stepped = (self._stepped[0] if self.steps else now, now)
         self.steps += 1
         self.samples += step.samples
         self.child_steps += step.on_child
@@ -127,7 +129,7 @@ class Journal:
             elapsed_s=round(now - self._born, 3),
             step=self.steps,
             samples=self.samples,
-            rate=self._new_rate(now),
+            rate=self._new_rate(now, state),
             loss=self._new_losses(),
             accuracy=accuracies(accuracy),
             child_steps=self.child_steps,
@@ -145,9 +147,12 @@ class Journal:
         """The end. Every report is on disk already: nothing is buffered, no thread is left."""
         self._events = None
 
-    def _new_rate(self, now: float) -> float | None:
-        """Steps per second since the last report; that of the last steps, once there are no more."""
-        if self._since is not None and now > self._since[0] and self.steps > self._since[1]:
+    def _new_rate(self, now: float, state: State) -> float | None:
+        """Steps per second since the last report; at the end, over all steps."""
+        first, newest = self._stepped
+        if state in ("finished", "stopped") and newest > first:
+            self._rate = round((self.steps - 1) / (newest - first), 2)
+        elif self._since is not None and now > self._since[0] and self.steps > self._since[1]:
             self._rate = round((self.steps - self._since[1]) / (now - self._since[0]), 2)
         return self._rate
 

@@ -108,7 +108,7 @@ class Report(Record):
     """Optimiser steps taken: its version."""
     samples: int = 0
     rate: float | None = None
-    """Steps per second, over the newest steps."""
+    """Steps per second: since the last report; of a component that has finished or stopped, over all its steps."""
     loss: Losses = msgspec.field(default_factory=Losses)
     accuracy: Accuracies = msgspec.field(default_factory=Accuracies)
     child_steps: int = 0

@@ -19,7 +19,7 @@ from mach.messages import Age
 from mach.recipes import RECIPES
 from workers.journal import RECENT, TREND, Journal, Tally, append, quantile
 from workers.plan import make_plan
-from workers.report import Peer, Report, Spread, Window
+from workers.report import Peer, Report, Spread, State, Window
 from workers.rundir import RunDir
 
 
@@ -57,11 +57,13 @@ class Desk:
         self.mailbox = FakeMailbox()
         self.now = 100.0
 
-    def report(self, *steps: Step, after: float = 0.0, accuracy: Accuracy | None = None) -> Report:
+    def report(
+        self, *steps: Step, after: float = 0.0, accuracy: Accuracy | None = None, state: State = "training"
+    ) -> Report:
         for step in steps:
             self.journal.note(step, self.now)
         self.now += after
-        return self.journal.report(self.now, self.mailbox, accuracy, "training", "because")  # type: ignore[arg-type]
+        return self.journal.report(self.now, self.mailbox, accuracy, state, "because")  # type: ignore[arg-type]
 
     def lines(self) -> list[Report]:
         decoder = msgspec.json.Decoder(Report)
@@ -89,6 +91,13 @@ def test_rate_is_steps_a_second_since_the_last_report_and_stays_while_none_is_ta
     assert desk.report(*[step_of()] * 6, after=0.5).rate == 12.0
     assert desk.report(*[step_of()] * 4, after=2.0).rate == 2.0
     assert desk.report(after=1.0).rate == 2.0
+
+
+@pytest.mark.parametrize("state", ["finished", "stopped"])
+def test_at_the_end_the_rate_is_that_of_all_steps(desk: Desk, state: State) -> None:
+    for _ in range(5):
+        desk.report(step_of(), after=0.25)
+    assert desk.report(after=10.0, state=state).rate == 4.0
 
 
 def test_losses_are_means_since_the_last_report(desk: Desk) -> None:
