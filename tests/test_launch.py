@@ -154,3 +154,14 @@ def test_two_runs_of_one_name_are_refused_with_one_sentence(launch: Launch, tmp_
     assert len(second.output.strip().splitlines()) == 1
     assert "test" in second.output
     assert first.process.poll() is None
+
+
+def test_a_reader_that_leaves_ends_the_run_quietly(launch: Launch) -> None:
+    run = launch("--components", "2", "--steps", "100000", "--set", "report.every_ms=100")
+    run.until(all_training)
+    below = processes_of(run)
+    assert run.process.stdout is not None
+    run.process.stdout.close()
+    assert run.process.wait(30) == 1
+    assert all(wait_gone(pid) for pid in below)
+    assert run.status()["state"] == "failed"

@@ -72,7 +72,7 @@ def describe(config: Config, runs: Path, name: str, devices: tuple[str, ...], *,
     lines = [f"# plan of run {name} in {plan.directory}" + (", in lock-step" if lockstep else "")]
     for process in plan.processes:
         socket = (
-            f"{sockets}/{process.name}.1.sock"
+            f"{sockets}/{process.name}-1.sock"
             if config.bus.transport == "ipc"
             else "tcp://127.0.0.1:(chosen by the system)"
         )
@@ -93,6 +93,8 @@ def train(config: Config, runs: Path, name: str, devices: tuple[str, ...], *, lo
         return supervised(plan)
     except FileExistsError:
         check_name(runs, name)
+        raise
+    except BrokenPipeError:  # nobody reads what we print
         raise
     except OSError as error:
         raise RunError(f"{runs / name}: {error.strerror or error}; choose another place with --runs") from error
@@ -120,8 +122,8 @@ def supervised(plan: Plan) -> int:
 
 
 def follow_plainly(supervisor: Supervisor) -> None:
-    """A block of lines now and then, the first as soon as everybody has made a step."""
-    shown, met = float("-inf"), False
+    """A block of lines now and then, and as soon as everybody has made a step."""
+    shown, met = time.monotonic(), False
     for status in supervisor.watch():
         everybody = all(row.step > 0 or row.kind == "stub" for row in status.components)
         if time.monotonic() - shown >= PLAIN_S or (everybody and not met):
