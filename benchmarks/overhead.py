@@ -28,7 +28,7 @@ from bus.mailbox import Mailbox, MailboxRelay
 from bus.sockets import ZmqMailbox
 from configs.load import load
 from configs.tree import Config
-from mach.assemble import learner_of
+from mach.assemble import learner_of, samples_of
 from mach.data import Dataset
 from mach.data import load as load_data
 from mach.messages import Letter, Message
@@ -114,6 +114,7 @@ def mailbox_of(plan: Plan, name: str) -> ZmqMailbox:
         parents=process.parents,
         bus=plan.config.bus,
         directory=Path(plan.sockets),
+        samples=samples_of(plan.config, load_data(plan.config.data)),
     )
 
 

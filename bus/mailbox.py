@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
-from bus.wire import Frames
+from bus.wire import Frames, Rejected
 from mach.messages import Letter, Message
 
 Role = Literal["child", "parent"]
@@ -106,6 +106,10 @@ class Peer(NamedTuple):
     incarnation: int = 0
 
 
+Parcel = tuple[Peer, Frames | Rejected]
+"""What has come from whom."""
+
+
 class Transport(Protocol):
     """What carries frames between mailboxes: sockets, or virtual time. Knows nothing of what they say.
 
@@ -123,7 +127,7 @@ class Transport(Protocol):
         """Send without blocking; False if there is no connection to the peer."""
         ...
 
-    def receive(self) -> list[tuple[Peer, Frames]]:
+    def receive(self) -> list[Parcel]:
         """What has come, at most a few hundred at a time, in order per peer. Never blocks."""
         ...
 
@@ -155,7 +159,7 @@ class Relay:
         """Pass on."""
         return self.inner.send(peer, frames)
 
-    def receive(self) -> list[tuple[Peer, Frames]]:
+    def receive(self) -> list[Parcel]:
         """Pass on."""
         return self.inner.receive()
 

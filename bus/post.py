@@ -9,11 +9,15 @@ addresses) from within `receive`, a few times per `hello_ms`.
 from collections.abc import Iterable, Mapping
 from typing import TypeVar, assert_never
 
+from torch import Tensor
+
 from bus import wire
 from bus.edge import ChildEnd, Edge, ParentEnd
 from bus.mailbox import Counts, EdgeView, Peer, Transport
+from bus.memory import Pool
 from bus.rules import Fate, State, Taken, Terms
-from bus.wire import Frames, Kind, Reason, Rejected, Stamp
+from bus.tensors import Codec
+from bus.wire import Form, Frames, Kind, Reason, Rejected, Stamp
 from configs.tree import Bus
 from mach.messages import Activation, Gradient, Letter, Message, Target
 
@@ -34,13 +38,18 @@ class EdgeMailbox:
         parents: Iterable[str],
         bus: Bus,
         transport: Transport,
+        samples: Tensor | None = None,
     ) -> None:
+        """`samples` [N, ...]: the data set that activations may refer to by indices (`bus.activation`)."""
         self.name = name
         self.counts = Counts()
         self._run_id = run_id
         self._incarnation = incarnation
         self._transport = transport
         self._cap = bus.max_message_mb << 20
+        self._form = form_of(bus)
+        self._pool = Pool()
+        self._samples = samples
         terms = Terms(incarnation, bus.window, bus.timeout_ms / 1000, bus.hello_ms / 1000)
         dropped = self.counts.dropped
         self._asks = {child: ParentEnd(child, terms, dropped) for child in children}
@@ -150,23 +159,30 @@ class EdgeMailbox:
             letters.append(Letter(edge.peer, message, age))
         return letters
 
-    def _open(self, peer: Peer, frames: Frames, now: float, mail: Mail) -> None:
+    def _open(self, peer: Peer, frames: Frames | Rejected, now: float, mail: Mail) -> None:
         """One message: into `mail`, or to its edge, or dropped and counted."""
+        if isinstance(frames, Rejected):
+            self._reject(frames.reason)
+            return
         header = wire.inspect(frames, self._run_id)
         if isinstance(header, Rejected):
-            self.counts.dropped[header.reason.value] += 1
+            self._reject(header.reason)
             return
         asks = peer.role == "child"
         edge: Edge | None = self._asks.get(peer.name) if asks else self._answers.get(peer.name)
         if edge is None or header.sender != wire.tag(peer.name) or not (asks or header.incarnation == peer.incarnation):
-            self.counts.dropped[Reason.SENDER.value] += 1
+            self._reject(Reason.SENDER)
             return
         verdict = edge.hear(header, now)
         for kind in edge.replies():
             self._say(edge, kind)
         if isinstance(verdict, Taken):
             self.counts.received[header.kind] += 1
-            mail.append((edge, verdict, wire.message_of(header, frames)))
+            message = wire.message_of(header, frames, self._pool, self._samples)
+            if isinstance(message, Rejected):
+                self._reject(message.reason)
+            else:
+                mail.append((edge, verdict, message))
         elif verdict is None:
             self._tick_at = now  # a hello may have made a knock due
 
@@ -211,7 +227,7 @@ class EdgeMailbox:
         return True
 
     def _ship(self, edge: Edge, message: Message, now: float) -> bool:
-        frames = wire.encode(message, self._stamp(edge))
+        frames = wire.encode(message, self._stamp(edge), self._form)
         if max(map(len, frames)) > self._cap:
             return self._refuse(Fate.TOO_LARGE)
         if not self._transport.send(_address(edge), frames):
@@ -231,9 +247,19 @@ class EdgeMailbox:
     def _stamp(self, edge: Edge) -> Stamp:
         return Stamp(self._run_id, self.name, self._incarnation, edge.sequence + 1)
 
+    def _reject(self, reason: Reason) -> None:
+        self.counts.dropped[reason.value] += 1
+
     def _refuse(self, fate: Fate) -> bool:
         self.counts.dropped[fate.value] += 1
         return False
+
+
+def form_of(bus: Bus) -> Form:
+    """How the configuration wants messages written."""
+    codec = bus.codec
+    codecs = Codec(codec.activation), Codec(codec.target), Codec(codec.gradient)
+    return Form(*codecs, indices=bus.activation == "indices")
 
 
 def _address(edge: Edge) -> Peer:

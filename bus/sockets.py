@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import zmq
+from torch import Tensor
 
 from bus import address
-from bus.mailbox import Peer, Transport
+from bus.lane import LaneTransport
+from bus.mailbox import Parcel, Peer, Transport
 from bus.post import EdgeMailbox
 from bus.wire import INLINE_CAP, Frame, Frames
 from configs.errors import RunError
@@ -97,9 +99,9 @@ class ZmqTransport:
             return False
         return True
 
-    def receive(self) -> list[tuple[Peer, Frames]]:
+    def receive(self) -> list[Parcel]:
         """What has come. An empty mailbox costs one EVENTS check a socket."""
-        parcels: list[tuple[Peer, Frames]] = []
+        parcels: list[Parcel] = []
         for child, socket in self._dealers.items():
             if _readable(socket):
                 peer = self._children[child]
@@ -213,11 +215,22 @@ class ZmqMailbox(EdgeMailbox):
         bus: Bus,
         directory: Path,
         wrap: Callable[[Transport], Transport] | None = None,
+        samples: Tensor | None = None,
     ) -> None:
+        """`samples` [N, ...]: the data set that activations may refer to by indices (`bus.activation`)."""
         children, parents = tuple(children), tuple(parents)
         transport: Transport = ZmqTransport(
             name, incarnation=incarnation, children=children, parents=parents, bus=bus, directory=directory
         )
+        if bus.lane != "inline":
+            transport = LaneTransport(
+                transport,
+                name,
+                incarnation=incarnation,
+                directory=directory,
+                window=bus.window,
+                timeout_s=bus.timeout_ms / 1000,
+            )
         super().__init__(
             name,
             run_id=run_id,
@@ -226,6 +239,7 @@ class ZmqMailbox(EdgeMailbox):
             parents=parents,
             bus=bus,
             transport=transport if wrap is None else wrap(transport),
+            samples=samples,
         )
 
 

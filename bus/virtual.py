@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from bus.mailbox import Peer, Transport
+from torch import Tensor
+
+from bus.mailbox import Parcel, Peer, Transport
 from bus.post import EdgeMailbox
 from bus.wire import Frames
 from configs.tree import Bus
@@ -79,9 +81,9 @@ class VirtualTransport:
         self.bus.carry(sender, there, frames)
         return True
 
-    def receive(self) -> list[tuple[Peer, Frames]]:
+    def receive(self) -> list[Parcel]:
         """What has arrived by now."""
-        parcels = []
+        parcels: list[Parcel] = []
         while self.inbox and self.inbox[0].arrives <= self.bus.clock.now:
             parcel = heapq.heappop(self.inbox)
             parcels.append((parcel.peer, parcel.frames))
@@ -143,6 +145,7 @@ class VirtualBus:
         bus: Bus | None = None,
         incarnation: int = 1,
         wrap: Callable[[Transport], Transport] | None = None,
+        samples: Tensor | None = None,
     ) -> EdgeMailbox:
         """The mailbox of one life of `name`; a later incarnation takes the place of an earlier one."""
         earlier = self._lives.get(name)
@@ -161,6 +164,7 @@ class VirtualBus:
             parents=parents,
             bus=Bus() if bus is None else bus,
             transport=transport,
+            samples=samples,
         )
 
     def kill(self, name: str) -> None:

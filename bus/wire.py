@@ -9,56 +9,42 @@
     bye-ack     –                       –
 
 Frame 0 is a fixed head (`_HEAD`), a fixed description of every tensor (`_TENSOR`) and, if they are short, the
-tensors themselves, each filled up to 8 bytes: for small messages a frame costs more than a copy. Long tensors are
-frames of their own, which are referred to, not copied, so nobody may write into a tensor that was sent. Frame 0
-begins with a crc32 of head and descriptions; what keeps the tensors whole is the transport, a unix socket or TCP.
-Everything is little-endian.
+tensors themselves (`bus/tensors.py`), each filled up to 8 bytes: for small messages a frame costs more than a copy.
+Long tensors are frames of their own, which are referred to, not copied, so nobody may write into a tensor that was
+sent. An activation of samples that both ends hold says which they are (`indices`, int64 [B]) in place of the inputs.
+Frame 0 begins with a crc32 of head and descriptions; what keeps the tensors whole is the transport, a unix socket
+or TCP. Everything is little-endian.
 Laws: nothing that comes in can raise. Nothing is allocated before every check is passed: a claim of 2⁶⁰ elements
 costs one multiplication of Python ints. A tensor that is read owns aligned memory and is equal bit for bit.
 Nothing is ever pickled or evaluated.
 """
 
-import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bus import tensors
+from bus.memory import Pool
+from bus.tensors import CODECS, NDIM_CAP, TYPES, Codec, Described
 from mach.messages import Activation, Gradient, Message, Target
 
 SCHEMA = 1
 """Number of this wire format, agreed in HELLO."""
 INLINE_CAP = 1 << 16
 """Tensors of this many bytes together travel in frame 0. Longer ones are sent, and received, without a copy."""
-NDIM_CAP = 8
-SPAN_CAP = 1 << 40
-"""Bytes of a tensor whose empty dimensions count as one: keeps strides within what torch can hold."""
-DTYPES: Mapping[str, torch.dtype] = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
-        *(torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz),
-        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
-    )
-}
-"""All that may travel. A description names them by their place in this list."""
-CARRIERS: Mapping[torch.dtype, torch.dtype] = {torch.bfloat16: torch.int16, torch.bool: torch.uint8} | {
-    dtype: torch.uint8 for name, dtype in DTYPES.items() if name.startswith("float8")
-}
-"""As what numpy, which is the cheapest way in and out, sees those that it has no word for."""
 
 Frame = bytes | bytearray | memoryview
+"""A received one that is a `bytearray` is ours alone already (`bus/memory.py`): its tensor needs no copy."""
 Frames = Sequence[Frame]
-Array = npt.NDArray[Any]
 
 
 class Kind(StrEnum):
@@ -93,9 +79,12 @@ class Reason(StrEnum):
     RUN = "other-run"  # of another run
     SENDER = "bad-sender"  # no neighbour, or another one than the connection belongs to
     SCHEMA = "other-schema"  # a HELLO of another wire format
-    DTYPE = "bad-dtype"  # not on the whitelist
+    DTYPE = "bad-dtype"  # not on the whitelist, or no such codec
     NDIM = "bad-ndim"  # more than NDIM_CAP dimensions
-    SIZE = "bad-size"  # shape times item size is not the length that came
+    SIZE = "bad-size"  # what shape, dtype and codec come to is not the length that came
+    INDICES = "bad-indices"  # of samples that we do not hold
+    TICKET = "bad-ticket"  # for no slot of shared memory that we know
+    STALE_SLOT = "stale-slot"  # whose content has gone already
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +92,6 @@ class Rejected:
     """A value, not an exception: frames that are dropped and counted."""
 
     reason: Reason
-
-
-class Described(NamedTuple):
-    """What is said of a tensor."""
-
-    dtype: int
-    """Place in DTYPES."""
-    shape: tuple[int, ...]
 
 
 class Header(NamedTuple):
@@ -129,6 +110,8 @@ class Header(NamedTuple):
     version: int = 0
     """As the message says; of a hello, 0."""
     owes: bool = False
+    indexed: bool = False
+    """Whether an activation holds indices in place of inputs."""
     window: int = 0
     """Of a parent's hello: W."""
     schema: int = 0
@@ -146,19 +129,23 @@ class Stamp(NamedTuple):
     sequence: int
 
 
-class _Type(NamedTuple):
-    """How tensors of one dtype go in and out of bytes."""
+class Form(NamedTuple):
+    """How messages are written: `bus.codec` and `bus.activation` of the configuration."""
 
-    code: int
-    dtype: torch.dtype
-    carrier: np.dtype[Any]
-    view: torch.dtype | None  # the carrier, where it is another dtype
+    activation: Codec = Codec.NONE
+    target: Codec = Codec.NONE
+    gradient: Codec = Codec.NONE
+    indices: bool = False
+    """Whether activations that know their samples send those indices in place of the inputs."""
 
+
+PLAIN = Form()
 
 _HEAD = struct.Struct("<4B I Q Q I I Q Q Q")
-"""kind, schema, owes, tensors; window, run, sender, incarnation, heard, sequence, id, version."""
-_TENSOR = struct.Struct(f"<B B 6x {NDIM_CAP}Q")
-"""dtype, dimensions; sizes."""
+"""kind, schema, flags, tensors; window, run, sender, incarnation, heard, sequence, id, version."""
+_OWES, _INDEXED = 1, 2
+_TENSOR = struct.Struct(f"<3B 5x {NDIM_CAP}Q")
+"""dtype, dimensions, codec; sizes."""
 _SEAL = struct.Struct("<4s I")
 """magic, crc32 of head and descriptions."""
 _MAGIC = b"MACH"
@@ -167,11 +154,7 @@ PREFIX = _SEAL.size + _HEAD.size
 _KINDS = tuple(Kind)
 _CODES = {kind: code for code, kind in enumerate(_KINDS)}
 _COUNTS = tuple(TENSORS[kind] for kind in _KINDS)
-_TYPES = tuple(
-    _Type(code, dtype, np.dtype(str(CARRIERS.get(dtype, dtype)).removeprefix("torch.")), CARRIERS.get(dtype))
-    for code, dtype in enumerate(DTYPES.values())
-)
-_TYPE_OF = {each.dtype: each for each in _TYPES}
+_FLAGS = tuple(_OWES | _INDEXED if kind is Kind.ACTIVATION else 0 for kind in _KINDS)
 _TENSORS_CAP = max(max(counts) for counts in _COUNTS)
 _FIRST_CAP = PREFIX + _TENSORS_CAP * (_TENSOR.size + 8) + INLINE_CAP
 _PADS = (0,) * NDIM_CAP
@@ -183,27 +166,29 @@ def tag(name: str) -> int:
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
-def encode(message: Message, stamp: Stamp) -> list[Frame]:
+def encode(message: Message, stamp: Stamp, form: Form = PLAIN) -> list[Frame]:
     """The frames of a message; tensors on other devices are copied to the CPU.
 
     Raises:
         ValueError: a tensor whose dtype may not travel, or with too many dimensions: the caller's mistake.
     """
+    flags = 0
     match message:
-        case Activation(id=of, version=version, inputs=inputs, labels=labels, owes=owes):
-            tensors = (inputs,) if labels is None else (labels, inputs)
-            kind = Kind.ACTIVATION
-        case Target(id=of, version=version, embedding=embedding, gradient=gradient):
-            tensors = (embedding,) if gradient is None else (gradient, embedding)
-            kind, owes = Kind.TARGET, False
-        case Gradient(id=of, of_version=version, gradient=gradient):
-            tensors, kind, owes = (gradient,), Kind.GRADIENT, False
-    types = [_type_of(tensor) for tensor in tensors]
-    head = _head(kind, stamp, of, version, owes, count=len(tensors))
-    for each, tensor in zip(types, tensors, strict=True):
-        shape = tensor.shape
-        head += _TENSOR.pack(each.code, len(shape), *shape, *_PADS[len(shape) :])
-    arrays = [_array_of(each, tensor) for each, tensor in zip(types, tensors, strict=True)]
+        case Activation(id=of, version=version, inputs=bulk, labels=extra):
+            kind, codec = Kind.ACTIVATION, form.activation
+            flags = _OWES if message.owes else 0
+            if form.indices and message.indices is not None:
+                flags, bulk = flags | _INDEXED, message.indices
+        case Target(id=of, version=version, embedding=bulk, gradient=extra):
+            kind, codec = Kind.TARGET, form.target
+        case Gradient(id=of, of_version=version, gradient=bulk):
+            kind, codec, extra = Kind.GRADIENT, form.gradient, None
+    parts = (bulk,) if extra is None else (extra, bulk)
+    described = [tensors.describe(part, codec) for part in parts]
+    head = _head(kind, stamp, of, version, flags, count=len(parts))
+    for code, shape, coded in described:
+        head += _TENSOR.pack(code, len(shape), coded, *shape, *_PADS[len(shape) :])
+    arrays = [tensors.pack(part, each) for part, each in zip(parts, described, strict=True)]
     if sum([array.nbytes for array in arrays]) > INLINE_CAP:
         return [_sealed(head), *[array.reshape(-1).view(np.uint8).data for array in arrays]]
     padded: list[memoryview | bytes] = []
@@ -226,13 +211,13 @@ def inspect(frames: Frames, run: str) -> Header | Rejected:
     first = memoryview(frames[0])
     if not PREFIX <= len(first) <= _FIRST_CAP or len(first) & 7:
         return Rejected(Reason.HEAD_SIZE)
-    code, schema, owes, count, window, of_run, sender, incarnation, heard, sequence, id, version = _HEAD.unpack_from(
+    code, schema, flags, count, window, of_run, sender, incarnation, heard, sequence, id, version = _HEAD.unpack_from(
         first, _SEAL.size
     )
     magic, crc = _SEAL.unpack_from(first)
     if crc32(first[_SEAL.size : PREFIX + count * _TENSOR.size]) != crc:
         return Rejected(Reason.CHECKSUM)
-    if magic != _MAGIC or code >= len(_KINDS) or owes > 1 or count not in _COUNTS[code]:
+    if magic != _MAGIC or code >= len(_KINDS) or flags > _FLAGS[code] or count not in _COUNTS[code]:
         return Rejected(Reason.HEAD)
     if of_run != tag(run):
         return Rejected(Reason.RUN)
@@ -241,30 +226,41 @@ def inspect(frames: Frames, run: str) -> Header | Rejected:
     described = _described(frames, count)
     if isinstance(described, Reason):
         return Rejected(described)
-    kind = _KINDS[code]
-    return Header(kind, of_run, sender, incarnation, sequence, id, version, owes == 1, window, schema, heard, described)
+    kind, owes, indexed = _KINDS[code], bool(flags & _OWES), bool(flags & _INDEXED)
+    return Header(
+        kind, of_run, sender, incarnation, sequence, id, version, owes, indexed, window, schema, heard, described
+    )
 
 
-def message_of(header: Header, frames: Frames) -> Message:
-    """The message of an inspected header. Copies every tensor out of its frame.
+def message_of(header: Header, frames: Frames, pool: Pool, samples: Tensor | None = None) -> Message | Rejected:
+    """The message of an inspected header. Copies every tensor out of its frame, unless the frame is ours already.
+
+    Long tensors get their memory from `pool`. What an activation's indices refer to are `samples` [N, ...]; None if
+    we hold no data set.
 
     Raises:
         ValueError: a header of a kind that is no message: the caller's mistake.
     """
-    tensors = []
+    parts = []
     apart = len(frames) > 1
-    owned, at = frames[0] if apart else bytearray(frames[0]), PREFIX + _TENSOR.size * len(header.tensors)
-    for number, (code, shape) in enumerate(header.tensors, start=1):
+    owned: Frame = frames[0] if apart else bytearray(frames[0])
+    at = PREFIX + _TENSOR.size * len(header.tensors)
+    for number, described in enumerate(header.tensors, start=1):
         if apart:
-            owned, at = bytearray(frames[number]), 0
-        array = np.ndarray(shape, _TYPES[code].carrier, owned, at)
-        at += array.nbytes + (-array.nbytes & 7)
-        tensors.append(_tensor_of(_TYPES[code], array))
-    bulk, extra = tensors.pop() if tensors else None, tensors.pop() if tensors else None
+            owned, at = _owned(frames[number], pool), 0
+        parts.append(tensors.unpack(described, owned, at))
+        if not apart and number < len(header.tensors):
+            at += _padded(tensors.length(described) or 0)
+    bulk, extra = parts.pop() if parts else None, parts.pop() if parts else None
     if bulk is not None:
         match header.kind:
             case Kind.ACTIVATION:
-                return Activation(header.id, header.version, bulk, extra, header.owes)
+                if not header.indexed:
+                    return Activation(header.id, header.version, bulk, extra, header.owes)
+                inputs = _rows(samples, bulk)
+                if inputs is None:
+                    return Rejected(Reason.INDICES)
+                return Activation(header.id, header.version, inputs, extra, header.owes, bulk)
             case Kind.TARGET:
                 return Target(header.id, header.version, bulk, extra)
             case Kind.GRADIENT:
@@ -280,22 +276,37 @@ def _described(frames: Frames, count: int) -> tuple[Described, ...] | Reason:
         return Reason.FRAMES
     described = []
     for number in range(count):
-        code, ndim, *sizes = _TENSOR.unpack_from(first, PREFIX + number * _TENSOR.size)
-        shape = tuple(sizes[:ndim])
-        if code >= len(_TYPES):
+        code, ndim, codec, *sizes = _TENSOR.unpack_from(first, PREFIX + number * _TENSOR.size)
+        if code >= len(TYPES) or codec >= len(CODECS):
             return Reason.DTYPE
         if ndim > NDIM_CAP:
             return Reason.NDIM
-        item = _TYPES[code].dtype.itemsize
-        length = math.prod(shape) * item
-        if length == 0 and math.prod([max(size, 1) for size in shape]) * item > SPAN_CAP:
+        each = Described(code, tuple(sizes[:ndim]), codec)
+        length = tensors.length(each)
+        if length is None or (apart and length != len(frames[number + 1])):
             return Reason.SIZE
         if not apart:
-            left -= length + (-length & 7)
-        elif length != len(frames[number + 1]):
-            return Reason.SIZE
-        described.append(Described(code, shape))
+            left -= _padded(length)
+        described.append(each)
     return Reason.SIZE if left else tuple(described)
+
+
+def _padded(length: int) -> int:
+    return length + (-length & 7)
+
+
+def _owned(frame: Frame, pool: Pool) -> bytearray:
+    return frame if isinstance(frame, bytearray) else pool.copy(frame)
+
+
+def _rows(samples: Tensor | None, indices: Tensor) -> Tensor | None:
+    """[B, ...] the samples at indices [B]; None if there are none such."""
+    if samples is None or indices.dtype != torch.int64 or indices.dim() != 1 or not len(indices):
+        return None
+    low, high = indices.aminmax()
+    if low < 0 or high >= len(samples):
+        return None
+    return samples.index_select(0, indices.to(samples.device))
 
 
 def _head(
@@ -303,7 +314,7 @@ def _head(
     stamp: Stamp,
     id: int = 0,
     version: int = 0,
-    owes: bool = False,
+    flags: int = 0,
     *,
     count: int = 0,
     window: int = 0,
@@ -312,40 +323,9 @@ def _head(
     run, sender, incarnation, sequence = stamp
     schema = SCHEMA if kind is Kind.HELLO else 0
     who = tag(run), tag(sender), incarnation, heard
-    return _HEAD.pack(_CODES[kind], schema, owes, count, window, *who, sequence, id, version)
+    return _HEAD.pack(_CODES[kind], schema, flags, count, window, *who, sequence, id, version)
 
 
 def _sealed(head: bytes, *tensors: memoryview | bytes) -> bytes:
     """Frame 0: the crc of its head, the head, short tensors."""
     return b"".join((_SEAL.pack(_MAGIC, crc32(head)), head, *tensors))
-
-
-def _type_of(tensor: Tensor) -> _Type:
-    kind = _TYPE_OF.get(tensor.dtype)
-    if kind is None or tensor.dim() > NDIM_CAP:
-        raise ValueError(
-            f"a tensor of {tensor.dtype} with shape {tuple(tensor.shape)} cannot travel; "
-            f"send at most {NDIM_CAP} dimensions of {', '.join(DTYPES)}"
-        )
-    return kind
-
-
-def _array_of(kind: _Type, tensor: Tensor) -> Array:
-    """The memory of a tensor; no copy if it is dense and on the CPU."""
-    if tensor.requires_grad:
-        tensor = tensor.detach()
-    if not tensor.is_cpu:
-        tensor = tensor.cpu()
-    if not tensor.is_contiguous():
-        tensor = tensor.contiguous()
-    return (tensor if kind.view is None else tensor.view(kind.view)).numpy()
-
-
-def _tensor_of(kind: _Type, array: Array) -> Tensor:
-    """A tensor over memory of its own (a bytearray, which the allocator aligns to 16 bytes)."""
-    tensor = torch.from_numpy(array)
-    if kind.view is None:
-        return tensor
-    if kind.dtype is torch.bool:  # bytes other than 0 and 1 would be no bool at all
-        return tensor.ne(0)
-    return tensor.view(kind.dtype)

@@ -89,6 +89,17 @@ class Evaluate(Node, frozen=True):
     every_steps: Positive = 500
 
 
+CodecName = Literal["none", "bf16", "fp16", "int8"]
+
+
+class Codecs(Node, frozen=True):
+    """Precision on the wire, per message kind; the errors are listed in `bus/tensors.py`."""
+
+    activation: CodecName = "none"
+    target: CodecName = "none"
+    gradient: CodecName = "none"
+
+
 class Bus(Node, frozen=True):
     """How messages travel."""
 
@@ -102,6 +113,12 @@ class Bus(Node, frozen=True):
     """How often a parent knocks at a child that does not answer."""
     max_message_mb: Positive = 256
     """Larger messages are refused unread."""
+    lane: Literal["auto", "inline", "shared"] = "auto"
+    """How long tensors travel between processes of one host: `shared`, through shared memory; `inline`, through the
+    socket; `auto`, whichever measured better for their size."""
+    codec: Codecs = Codecs()
+    activation: Literal["inputs", "indices"] = "inputs"
+    """What an activation holds in `skip` wiring. `indices`: which samples of the data set, since both sides hold it."""
 
 
 class Report(Node, frozen=True):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from configs.tree import Config, Optimiser
 from mach.component import Component
@@ -31,6 +32,11 @@ def learner_of(config: Config, index: int, children: Sequence[str], dataset: Dat
         device=device,
         schedule=schedule_of(config),
     )
+
+
+def samples_of(config: Config, dataset: Dataset) -> Tensor | None:
+    """[N, ...] what activations may refer to by indices; None where inputs travel."""
+    return dataset.samples if config.bus.activation == "indices" else None
 
 
 def component_of(config: Config, index: int, children: Sequence[str], dataset: Dataset) -> Component:

@@ -46,6 +46,8 @@ class Exam:
         self.inputs = torch.split(dataset.test_inputs, batch_size)  # parts of [B, ...]
         self.labels = torch.split(dataset.test_labels, batch_size)  # parts of [B]
         self.samples = len(dataset.test_labels)
+        first = len(dataset.train_labels)
+        self.indices = torch.split(torch.arange(first, first + self.samples), batch_size)  # parts of [B]
         self.result: Accuracy | None = None
         """The newest; its `child` is that of the last complete examination."""
         self._ids = itertools.count(EXAM_IDS)
@@ -86,7 +88,7 @@ class Exam:
         version = self.result.step if self.result is not None else 0
         id = next(self._ids)
         self._asked[id] = (child, part)
-        return Activation(id, version, self.inputs[part], owes=False)
+        return Activation(id, version, self.inputs[part], owes=False, indices=self.indices[part])
 
     def owns(self, target: Target) -> bool:
         """Whether a target answers an examination, this one or an earlier."""

@@ -120,7 +120,7 @@ class Learner:
         for name in self._asked if child is None else (child,):
             self._asked[name][batch.id] = batch
             self._trim(self._asked[name])
-        return Activation(batch.id, self.version, batch.inputs)
+        return Activation(batch.id, self.version, batch.inputs, indices=batch.indices)
 
     def answer(self, parent: str, asked: Activation, now: float) -> Target:
         """Our embedding of a parent's activation, today, with students in place of our own children (law 2)."""

@@ -16,6 +16,8 @@ class Batch:
     id: int
     inputs: Tensor  # [B, ...] float32
     labels: Tensor  # [B] int64
+    indices: Tensor | None = None  # [B] int64
+    """Which of `Dataset.samples` the inputs are, bit for bit; None if they are none, as with noise."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,6 +31,8 @@ class Activation:
     labels: Tensor | None = None  # [B] travel along in stream wiring
     owes: bool = True
     """Whether the parent will return a gradient for the answer; False while it only evaluates."""
+    indices: Tensor | None = None  # [B] int64
+    """As of a batch: they can travel in place of the inputs (`bus.activation: indices`)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,6 +23,10 @@ def all_training(status: dict) -> bool:
     return all(row["step"] > 0 for row in status["components"])
 
 
+def well_under_way(status: dict) -> bool:
+    return all(row["child_steps"] > 10 for row in status["components"])
+
+
 def processes_of(run: Launched) -> list[int]:
     """The launcher and everything below it: forkserver, components."""
     launcher = psutil.Process(run.process.pid)
@@ -61,7 +65,7 @@ def test_the_others_go_on_without_a_dead_or_stopped_component(launch: Launch, si
         "--set",
         "report.silent_ms=1000",
     )
-    victim = next(row for row in run.until(all_training)["components"] if row["component"] == "c1")
+    victim = next(row for row in run.until(well_under_way)["components"] if row["component"] == "c1")
     os.kill(victim["pid"], sig)
     assert run.end() == 1, run.output
     rows = {row["component"]: row for row in run.status()["components"]}
@@ -107,6 +111,41 @@ def test_lockstep_equals_the_plain_reference_loop_bit_for_bit(launch: Launch, gr
         found = load_file(run.directory / "weights" / f"c{i}.safetensors")
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_indices_and_shared_memory_change_no_bit(launch: Launch) -> None:
+    """128 KiB of targets and gradients go through the lane, activations are 4 KiB of indices."""
+    settings = ("bus.activation=indices", "bus.lane=shared", "data.noise=0", "train.batch_size=512", "train.steps=40")
+    words = [word for setting in settings for word in ("--set", setting)]
+    run = launch("--components", "4", "--seed", "3", "--lockstep", *words)
+    assert run.end() == 0, run.output
+    expected = train(load("digits", (*settings, "seed=3"), RECIPES), 40)
+    for i, weights in enumerate(expected):
+        found = load_file(run.directory / "weights" / f"c{i}.safetensors")
+        assert all(torch.equal(found[name], weight) for name, weight in weights.items()), f"c{i}"
+
+
+def test_a_killed_end_of_a_lane_leaves_no_memory_behind(launch: Launch) -> None:
+    run = launch(
+        "--components", "3", "--steps", "300", "--set", "train.batch_size=512", "--set", "bus.lane=shared", *QUICK
+    )
+    pid = next(row["pid"] for row in run.until(well_under_way)["components"] if row["component"] == "c1")
+    mapped = [pid for pid in processes_of(run) if "mach-lane" in Path(f"/proc/{pid}/maps").read_text()]
+    assert len(mapped) == 3  # the lane is in use, by all components and nobody else
+    os.kill(pid, signal.SIGKILL)
+    assert run.end() == 1
+    assert all(wait_gone(pid) for pid in mapped)
+    assert {row["state"] for row in run.status()["components"]} == {"finished", "failed"}
+    assert not any(row["messages"]["dropped"].get("stale-slot") for row in run.status()["components"])
+    held = [path for path in Path("/proc").glob("[0-9]*/maps") if "mach-lane" in _maps(path)]
+    assert held == []
+
+
+def _maps(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""  # of somebody else, or gone
 
 
 def test_ctrl_c_stops_cleanly_and_marks_the_run(launch: Launch) -> None:
@@ -162,6 +201,7 @@ def test_a_reader_that_leaves_ends_the_run_quietly(launch: Launch) -> None:
     below = processes_of(run)
     assert run.process.stdout is not None
     run.process.stdout.close()
+    run.process.stdout = None
     assert run.process.wait(30) == 1
     assert all(wait_gone(pid) for pid in below)
     assert run.status()["state"] == "failed"

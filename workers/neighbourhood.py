@@ -20,7 +20,7 @@ from bus.mailbox import Mailbox, MailboxRelay
 from bus.virtual import Actor, VirtualBus
 from configs import tree
 from configs.load import load
-from mach.assemble import learner_of
+from mach.assemble import learner_of, samples_of
 from mach.component import Component
 from mach.data import load as load_data
 from mach.learner import Step
@@ -179,7 +179,10 @@ class Neighbourhood:
 
     def _component(self) -> Trainer:
         process = self.plan.process(SELF)
-        mailbox = self.bus.mailbox(SELF, children=process.children, parents=process.parents, bus=self.config.bus)
+        samples = samples_of(self.config, self.dataset)
+        mailbox = self.bus.mailbox(
+            SELF, children=process.children, parents=process.parents, bus=self.config.bus, samples=samples
+        )
         self._ledger = Ledger(mailbox)
         learner = learner_of(self.config, process.index, process.children, self.dataset, torch.device("cpu"))
         return assemble(self.plan, process, learner, self._ledger, self.dataset)
@@ -194,6 +197,7 @@ class Neighbourhood:
             parents=process.parents,
             bus=self.config.bus,
             wrap=lambda inner: FaultyTransport(inner, faults_of(script), process.index, self.faults[name]),
+            samples=samples_of(self.config, self.dataset),
         )
         actor = StubActor(name, self.bus)
         actor.stub = Stub(

@@ -67,6 +67,8 @@ def make_plan(
     parents = parents_of(children)
     if lockstep and config.train.minutes is not None:
         raise ConfigError("train.minutes: in lock-step everybody takes the same steps; use train.steps (--steps)")
+    if config.bus.activation == "indices" and config.data.noise > 0.0:
+        raise ConfigError("bus.activation: indices: samples with noise have none; set data.noise=0 or send inputs")
     for index, override in config.components.items():
         if not 0 <= index < config.n_components:
             raise ConfigError(

@@ -23,6 +23,7 @@ from bus.faults import Faults, FaultyTransport
 from bus.mailbox import Mailbox
 from bus.sockets import ZmqMailbox
 from configs import tree
+from mach.assemble import samples_of
 from mach.data import load
 from mach.messages import Activation, Gradient, Letter, Message, Target
 from mach.seeds import seed_of
@@ -168,6 +169,7 @@ def run(plan: Plan, name: str, control: Control) -> None:
         raise ValueError(f"{name} is no stub: the plan says so and the configuration does not")
     seed = seed_of(config.seed, process.index, "stub")
     fired: Counter[str] = Counter()
+    dataset = load(config.data)
     mailbox = ZmqMailbox(
         name,
         run_id=plan.run_id,
@@ -177,6 +179,7 @@ def run(plan: Plan, name: str, control: Control) -> None:
         bus=config.bus,
         directory=Path(plan.sockets),
         wrap=lambda transport: FaultyTransport(transport, faults_of(script), seed, fired),
+        samples=samples_of(config, dataset),
     )
     journal = Journal(plan, name, incarnation=control.incarnation)
     try:
@@ -185,7 +188,7 @@ def run(plan: Plan, name: str, control: Control) -> None:
             mailbox,
             children=process.children,
             embedding=config.model.embedding,
-            sample_shape=load(config.data).train_inputs.shape[1:],
+            sample_shape=dataset.sample_shape,
             batch_size=config.train.batch_size,
             seed=seed,
         )

@@ -17,7 +17,7 @@ from bus.mailbox import EdgeView, Mailbox
 from bus.sockets import ZmqMailbox
 from configs.load import dump
 from configs.tree import Config
-from mach.assemble import learner_of
+from mach.assemble import learner_of, samples_of
 from mach.checkpoint import save_weights
 from mach.data import Batches, Dataset, load
 from mach.evaluate import Accuracy, Exam
@@ -281,6 +281,7 @@ def run(plan: Plan, name: str, control: Control) -> None:
         parents=process.parents,
         bus=bus,
         directory=Path(plan.sockets),
+        samples=samples_of(config, dataset),
     )
     try:
         trainer = assemble(plan, process, learner, mailbox, dataset)

@@ -39,4 +39,5 @@ class Batches(Iterator[Batch]):
         inputs = self.dataset.train_inputs.index_select(0, rows)
         if self.noise > 0.0:
             inputs += self.noise * torch.randn(inputs.shape, generator=self._generator, device=self.device)
-        return Batch(self.id, inputs, self.dataset.train_labels.index_select(0, rows))
+        labels = self.dataset.train_labels.index_select(0, rows)
+        return Batch(self.id, inputs, labels, rows if self.noise == 0.0 else None)

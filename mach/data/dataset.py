@@ -17,6 +17,11 @@ class Dataset:
     classes: int
 
     @property
+    def samples(self) -> Tensor:
+        """[N + N', ...] what indices refer to: the training samples, then those of the test set. A copy."""
+        return torch.cat((self.train_inputs, self.test_inputs))
+
+    @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one input."""
         return tuple(self.train_inputs.shape[1:])

@@ -1,4 +1,4 @@
-"""One conformance suite for every mailbox: virtual time, ipc, tcp. What trainers may rely on."""
+"""One conformance suite for every mailbox: virtual time, ipc, tcp, shared memory. What trainers may rely on."""
 
 import contextlib
 import itertools
@@ -39,7 +39,11 @@ class World:
         self.directory = directory
         self.virtual = VirtualBus(latency_s=0.002, jitter_s=0.002)
         self.boxes: list[EdgeMailbox] = []
-        self.settings = {"transport": "tcp" if kind == "tcp" else "ipc", "window": W, "hello_ms": 40, "timeout_ms": 400}
+        self.settings: dict[str, str | int] = {"window": W, "hello_ms": 40, "timeout_ms": 400}
+        self.settings |= {
+            "transport": "tcp" if kind == "tcp" else "ipc",
+            "lane": "shared" if kind == "lane" else "inline",
+        }
 
     def mailbox(
         self,
@@ -113,8 +117,10 @@ def _collector() -> Iterator[None]:
     garbage.gc.stop()
 
 
-@pytest.fixture(params=["virtual", "ipc", "tcp"])
-def world(request: pytest.FixtureRequest) -> Iterator[World]:
+@pytest.fixture(params=["virtual", "ipc", "tcp", "lane"])
+def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    if request.param == "lane":  # every tensor is a long one, so everything goes through shared memory
+        monkeypatch.setattr(wire, "INLINE_CAP", -1)
     directory = address.make_directory()
     made = World(request.param, directory)
     yield made
@@ -397,7 +403,7 @@ def test_more_than_the_largest_message_is_not_sent(world: World) -> None:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda f: [[f[0][:-8]]], "bad-size"),
+        (lambda f: [[*f[:-1], f[-1][:-8]]], "bad-size"),
         (lambda f: [[f[0][:-1]]], "bad-header-size"),
         (lambda f: [[f[0][:9] + b"\xff" + f[0][10:]]], "bad-checksum"),
         (lambda f: [[b"JSON" + f[0][4:]]], "bad-header"),

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bus import wire
-from bus.wire import DTYPES, Frame, Header, Kind, Reason, Rejected, Stamp
+from bus.memory import Pool
+from bus.tensors import DTYPES
+from bus.wire import Form, Frame, Header, Kind, Reason, Rejected, Stamp
 from mach.messages import Activation, Gradient, Message, Target
 
 RUN = "0123456789abcdef"
@@ -43,8 +45,14 @@ def arrived(frames: list[Frame]) -> tuple[Header, list[bytes]]:
     return header, received
 
 
+def opened(header: Header, frames: list[Frame] | list[bytes]) -> Message:
+    message = wire.message_of(header, frames, Pool())
+    assert not isinstance(message, Rejected), message
+    return message
+
+
 def read(message: Message) -> Message:
-    return wire.message_of(*arrived(wire.encode(message, STAMP)))
+    return opened(*arrived(wire.encode(message, STAMP)))
 
 
 def refused(frames: list[Frame]) -> Reason:
@@ -63,13 +71,14 @@ def frame_with(
     run: int | None = None,
     dtype: int = 1,
     ndim: int | None = None,
+    codec: int = 0,
     payload: bytes = b"",
 ) -> bytes:
     """Frame 0 of an activation of float32 zeros, with changes, and a true checksum."""
     of_run = wire.tag(RUN) if run is None else run
     head = struct.pack("<4B I Q Q I I Q Q Q", kind, schema, owes, count, 0, of_run, wire.tag("c0"), 1, 0, 1, 3, 4)
     sizes = [*shape, *[0] * 8][:8]
-    described = struct.pack("<B B 6x 8Q", dtype, len(shape) if ndim is None else ndim, *sizes) * min(count, 3)
+    described = struct.pack("<3B 5x 8Q", dtype, len(shape) if ndim is None else ndim, codec, *sizes) * min(count, 3)
     return struct.pack("<4s I", b"MACH", zlib.crc32(head + described)) + head + described + payload
 
 
@@ -78,7 +87,7 @@ def frame_with(
 def test_tensors_survive_bit_for_bit_and_own_their_memory(name: str, shape: tuple[int, ...], seed: int) -> None:
     sent = random_tensor(name, shape, seed)
     header, frames = arrived(wire.encode(Gradient(7, 9, sent), STAMP))
-    got = wire.message_of(header, frames)
+    got = opened(header, frames)
     assert isinstance(got, Gradient)
     assert (got.id, got.of_version) == (7, 9)
     assert got.gradient.dtype == sent.dtype
@@ -97,8 +106,10 @@ def test_arbitrary_bytes_are_refused(frames: list[Frame]) -> None:
 
 @given(
     st.integers(0, 7),
+    st.integers(0, 4),
     st.integers(0, 3),
     st.integers(0, 18),
+    st.integers(0, 4),
     st.integers(0, 10),
     st.lists(st.integers(0, 4) | st.integers(0, 2**64 - 1), max_size=8).map(tuple),
     st.binary(max_size=64),
@@ -106,13 +117,21 @@ def test_arbitrary_bytes_are_refused(frames: list[Frame]) -> None:
 )
 @MANY
 def test_nearly_right_heads_never_raise(
-    kind: int, count: int, dtype: int, ndim: int, shape: tuple[int, ...], inline: bytes, apart: list[bytes]
+    kind: int,
+    flags: int,
+    count: int,
+    dtype: int,
+    codec: int,
+    ndim: int,
+    shape: tuple[int, ...],
+    inline: bytes,
+    apart: list[bytes],
 ) -> None:
-    first = frame_with(shape, kind=kind, count=count, dtype=dtype, ndim=ndim, payload=inline)
+    first = frame_with(shape, kind=kind, owes=flags, count=count, dtype=dtype, ndim=ndim, codec=codec, payload=inline)
     frames: list[Frame] = [first, *apart]
     header = wire.inspect(frames, RUN)
     if isinstance(header, Header) and count:
-        assert isinstance(wire.message_of(header, frames), Message)
+        assert isinstance(wire.message_of(header, frames, Pool()), Message | Rejected)
 
 
 @given(st.binary(min_size=1, max_size=200))
@@ -183,7 +202,7 @@ def test_large_tensors_are_sent_without_a_copy() -> None:
     first, frame = wire.encode(Target(0, 0, tensor), STAMP)
     tensor[0, 0] = 1.0
     assert struct.unpack("f", frame[:4]) == (1.0,)
-    target = wire.message_of(*arrived([first, frame]))
+    target = opened(*arrived([first, frame]))
     assert isinstance(target, Target)
     assert torch.equal(target.embedding, tensor)
 
@@ -194,7 +213,7 @@ def test_two_tensors_travel_in_one_frame_or_in_frames_of_their_own(rows: int) ->
     inputs, labels = torch.randn(rows, 255), torch.arange(rows, dtype=torch.uint8)
     frames = wire.encode(Activation(0, 0, inputs, labels), STAMP)
     assert len(frames) == (3 if rows == 65 else 1)
-    asked = wire.message_of(*arrived(frames))
+    asked = opened(*arrived(frames))
     assert isinstance(asked, Activation)
     assert asked.labels is not None
     assert torch.equal(asked.inputs, inputs)
@@ -218,7 +237,7 @@ HELLO, GRADIENT, BYE = 0, 3, 4
         (Reason.FRAMES, []),
         (Reason.FRAMES, [frame_with(), ZEROS, ZEROS, ZEROS]),
         (Reason.FRAMES, [frame_with(), ZEROS, ZEROS]),
-        (Reason.FRAMES, [frame_with(kind=BYE, count=0), ZEROS]),
+        (Reason.FRAMES, [frame_with(kind=BYE, count=0, owes=0), ZEROS]),
         (Reason.HEAD_SIZE, [b""]),
         (Reason.HEAD_SIZE, [frame_with()[:16]]),
         (Reason.HEAD_SIZE, [frame_with(payload=ZEROS[1:])]),
@@ -227,13 +246,17 @@ HELLO, GRADIENT, BYE = 0, 3, 4
         (Reason.CHECKSUM, [frame_with()[:-8], ZEROS]),
         (Reason.HEAD, [b"JSON" + frame_with(payload=ZEROS)[4:]]),
         (Reason.HEAD, [frame_with(kind=6, payload=ZEROS)]),
-        (Reason.HEAD, [frame_with(owes=2, payload=ZEROS)]),
+        (Reason.HEAD, [frame_with(owes=4, payload=ZEROS)]),
+        (Reason.HEAD, [frame_with(kind=GRADIENT, owes=1, payload=ZEROS)]),
         (Reason.HEAD, [frame_with(count=0)]),
         (Reason.HEAD, [frame_with(kind=GRADIENT, count=2, payload=2 * ZEROS)]),
         (Reason.RUN, [frame_with(run=wire.tag("fedcba9876543210"), payload=ZEROS)]),
         (Reason.SCHEMA, [frame_with(kind=HELLO, schema=wire.SCHEMA + 1, count=0, owes=0)]),
         (Reason.SCHEMA, [frame_with(schema=wire.SCHEMA, payload=ZEROS)]),
         (Reason.DTYPE, [frame_with(dtype=len(DTYPES), payload=ZEROS)]),
+        (Reason.DTYPE, [frame_with(codec=4, payload=ZEROS)]),
+        (Reason.SIZE, [frame_with(codec=3, payload=ZEROS)]),
+        (Reason.SIZE, [frame_with((0, 2), codec=1)]),
         (Reason.NDIM, [frame_with((1,) * 8, ndim=9, payload=ZEROS)]),
         (Reason.SIZE, [frame_with(payload=ZEROS[8:])]),
         (Reason.SIZE, [frame_with(payload=ZEROS + bytes(8))]),
@@ -252,14 +275,53 @@ def test_every_flaw_has_its_reason(reason: Reason, frames: list[Frame]) -> None:
 def test_the_unchanged_head_is_read(frames: list[Frame]) -> None:
     header = wire.inspect(frames, RUN)
     assert isinstance(header, Header)
-    message = wire.message_of(header, frames)
+    message = opened(header, frames)
     assert isinstance(message, Activation)
     assert torch.equal(message.inputs, torch.zeros(2, 3))
 
 
 def test_every_reason_but_the_mailboxes_own_is_covered() -> None:
+    elsewhere = {Reason.SENDER, Reason.INDICES, Reason.TICKET, Reason.STALE_SLOT}
     marks = test_every_flaw_has_its_reason.pytestmark  # type: ignore[attr-defined]
-    assert {reason for reason, _ in marks[0].args[1]} == set(Reason) - {Reason.SENDER}
+    assert {reason for reason, _ in marks[0].args[1]} == set(Reason) - elsewhere
+
+
+INDEXED = Form(indices=True)
+SAMPLES = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
+
+
+def test_indices_stand_for_samples_that_both_ends_hold() -> None:
+    indices = torch.tensor([9, 0, 3])
+    asked = Activation(1, 2, SAMPLES[indices], owes=False, indices=indices)
+    plain, short = wire.encode(asked, STAMP), wire.encode(asked, STAMP, INDEXED)
+    assert len(short[0]) == len(plain[0]) - 3 * 16 + 3 * 8
+    header, frames = arrived(short)
+    got = wire.message_of(header, frames, Pool(), SAMPLES)
+    assert isinstance(got, Activation)
+    assert got.indices is not None
+    assert not got.owes
+    assert torch.equal(got.indices, indices)
+    assert torch.equal(got.inputs, asked.inputs)
+    assert len(wire.encode(Activation(1, 2, SAMPLES), STAMP, INDEXED)[0]) > len(SAMPLES) * 16  # none to send
+
+
+@pytest.mark.parametrize(
+    ("indices", "samples"),
+    [
+        (torch.tensor([10]), SAMPLES),
+        (torch.tensor([-1]), SAMPLES),
+        (torch.tensor([[1]]), SAMPLES),
+        (torch.tensor([1], dtype=torch.int32), SAMPLES),
+        (torch.tensor([1.0]), SAMPLES),
+        (torch.empty(0, dtype=torch.int64), SAMPLES),
+        (torch.tensor([1]), None),
+    ],
+)
+def test_indices_of_samples_that_we_do_not_hold_are_refused(
+    indices: torch.Tensor, samples: torch.Tensor | None
+) -> None:
+    header, frames = arrived(wire.encode(Activation(1, 2, SAMPLES, indices=indices), STAMP, INDEXED))
+    assert wire.message_of(header, frames, Pool(), samples) == Rejected(Reason.INDICES)
 
 
 @pytest.mark.parametrize("kind", [Kind.HELLO, Kind.BYE, Kind.BYE_ACK])
@@ -268,4 +330,4 @@ def test_control_frames_carry_no_message(kind: Kind) -> None:
     assert (header.kind, header.window, header.heard) == (kind, 3, 2)
     assert header.schema == (wire.SCHEMA if kind is Kind.HELLO else 0)
     with pytest.raises(ValueError, match="no message"):
-        wire.message_of(header, frames)
+        opened(header, frames)

@@ -1,0 +1,288 @@
+"""The same-host lane: long tensors lie in shared memory, and only frame 0 and a ticket go through the socket.
+
+    segment   memory of one sender for one peer's life: a head, then slots of equal size. A memfd: it has no name
+              to be left behind, cannot be cut short by anybody (sealed), and is gone with its last holder.
+    door      symlink to it in the run's private directory, `<sender>-<incarnation>-<receiver>-<role>.lane`
+    notice    frame before a message that went through the socket: "there is a segment, map it"
+    ticket    frame before frame 0 of a message whose long frames lie in a slot
+
+A sender uses its segment once the receiver has mapped it and written its incarnation into it. A slot is free when
+the receiver has copied its content and released its generation. Laws: no send ever waits: without a free slot, or
+without memory, a message goes through the socket. A stale read is impossible: the generation in ticket and slot is
+compared before and after the copy. Nothing that a ticket claims is believed before it is checked.
+"""
+
+import errno
+import fcntl
+import logging
+import mmap
+import os
+import secrets
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+from bus.mailbox import Parcel, Peer, Relay, Role, Transport
+from bus.memory import Pool
+from bus.wire import Frame, Frames, Reason, Rejected
+
+log = logging.getLogger("mach.bus")
+
+PAGE = 4096
+SLOTS_CAP = 64
+BYTES_CAP = 1 << 31
+"""A segment is not made larger than this; then it has fewer slots."""
+SPARE = 4
+"""Nor larger than this share of the memory that is free."""
+TRIES = 3
+"""Segments are not asked of the kernel again after this many refusals."""
+
+_LONG_FRAMES = 2
+_TICKET = struct.Struct(f"<4s H H Q Q {_LONG_FRAMES}Q")
+"""magic, slot, frames; segment, generation, lengths of the frames."""
+_NOTICE = struct.Struct("<4s I Q")
+"""magic, incarnation of the sender; segment."""
+_TAKE, _SEE = b"TAKE", b"LOOK"
+_HEAD = struct.Struct("<4s I Q Q")
+"""magic, slots; segment, bytes of a slot. Before `_ATTACHED`, and the slots' generations and releases."""
+_MAGIC, _ATTACHED, _MARKS = b"LANE", 3, 4  # the latter two in 8-byte words
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+Words = npt.NDArray[np.uint64]
+
+
+class Segment:
+    """Shared memory of one direction of an edge, from either end."""
+
+    def __init__(self, memory: mmap.mmap, number: int, slots: int, size: int) -> None:
+        self.number = number
+        self.slots = slots
+        self.size = size
+        self._view = memoryview(memory)  # unmapped with the last reference
+        words: Words = np.frombuffer(memory, np.uint64, PAGE // 8)
+        self._attached = words[_ATTACHED : _ATTACHED + 1]
+        self.generation = words[_MARKS : _MARKS + slots]
+        """By slot: odd while it is written."""
+        self.released = words[_MARKS + SLOTS_CAP : _MARKS + SLOTS_CAP + slots]
+
+    @property
+    def attached(self) -> int:
+        """Incarnation of the receiver that has mapped it, 0 if none."""
+        return int(self._attached[0])
+
+    def attach(self, incarnation: int) -> None:
+        """Tell the sender that we have mapped it."""
+        self._attached[0] = incarnation
+
+    def slot(self, index: int) -> memoryview:
+        """Its bytes."""
+        start = PAGE + index * self.size
+        return self._view[start : start + self.size]
+
+
+class Out(NamedTuple):
+    """A sender's segment."""
+
+    segment: Segment
+    door: Path
+    descriptor: int
+    written_at: list[float]
+    """By slot, seconds."""
+
+    def close(self) -> None:
+        """Let go of it; who has mapped it can still read it."""
+        os.close(self.descriptor)
+        self.door.unlink(missing_ok=True)
+
+
+class LaneTransport(Relay):
+    """Long frames through shared memory where there is some, the rest through the transport below."""
+
+    def __init__(
+        self, inner: Transport, name: str, *, incarnation: int, directory: Path, window: int, timeout_s: float
+    ) -> None:
+        super().__init__(inner)
+        self._name, self._incarnation, self._directory = name, incarnation, directory
+        self._slots = min(2 * window, SLOTS_CAP)  # activations and gradients; targets need half
+        self._timeout_s = timeout_s
+        self._out: dict[Peer, Out] = {}
+        self._in: dict[tuple[Role, str], Segment] = {}
+        self._pool = Pool()
+        self._tries = TRIES
+
+    def send(self, peer: Peer, frames: Frames) -> bool:
+        """Send without blocking, long frames through a slot if one is free."""
+        if len(frames) == 1:
+            return self.inner.send(peer, frames)
+        size = sum(map(_aligned, map(len, frames[1:])))
+        out = self._out_of(peer, size)
+        if out is None:
+            return self.inner.send(peer, frames)
+        if out.segment.attached != peer.incarnation:
+            return self.inner.send(peer, [_NOTICE.pack(_SEE, self._incarnation, out.segment.number), *frames])
+        index = self._free(out)
+        if index is None or size > out.segment.size:
+            return self.inner.send(peer, frames)
+        generation = _write(out.segment, index, frames[1:])
+        out.written_at[index] = self.inner.now()
+        lengths = [*map(len, frames[1:]), 0][:_LONG_FRAMES]
+        ticket = _TICKET.pack(_TAKE, index, len(frames) - 1, out.segment.number, generation, *lengths)
+        if self.inner.send(peer, [ticket, frames[0]]):
+            return True
+        out.segment.released[index] = generation
+        return False
+
+    def receive(self) -> list[Parcel]:
+        """What has come, long frames copied out of their slots."""
+        parcels = self.inner.receive()
+        for i, (peer, frames) in enumerate(parcels):
+            if not isinstance(frames, Rejected) and len(frames) > 1:
+                mark = bytes(frames[0][:4])
+                if mark == _TAKE:
+                    parcels[i] = peer, self._take(peer, frames)
+                elif mark == _SEE:
+                    self._look(peer, frames[0])
+                    parcels[i] = peer, frames[1:]
+        return parcels
+
+    def close(self) -> None:
+        """Close what is below, then let go of all segments."""
+        self.inner.close()
+        for out in self._out.values():
+            out.close()
+        self._out, self._in = {}, {}
+
+    def _out_of(self, peer: Peer, size: int) -> Out | None:
+        """The segment for a peer's present life, made for messages of this size; None if it cannot be."""
+        out = self._out.get(peer)
+        if out is not None and out.segment.size >= size:
+            return out
+        if self._tries == 0:
+            return None
+        for old in [each for each in self._out if each[:2] == peer[:2]]:
+            self._out.pop(old).close()  # of an earlier life, or too small
+        slots = max(min(self._slots, BYTES_CAP // max(size, 1)), 1)
+        door = _door(self._directory, self._name, self._incarnation, peer.name, peer.role)
+        try:
+            self._out[peer] = _made(door, slots, size)
+        except OSError as error:
+            self._tries -= 1
+            if self._tries == 0:
+                log.warning("%s: no shared memory (%s): long tensors go through the socket", self._name, error)
+            return None
+        return self._out[peer]
+
+    def _free(self, out: Out) -> int | None:
+        """A slot whose content was copied; else one so old that its message was lost: no reader can be misled."""
+        segment, now = out.segment, self.inner.now()
+        for index in range(segment.slots):
+            done = segment.generation[index] == segment.released[index]
+            if done or now - out.written_at[index] >= 2 * self._timeout_s:
+                return index
+        return None
+
+    def _look(self, peer: Peer, notice: Frame) -> None:
+        """Map the segment that a neighbour has made for us."""
+        if len(notice) != _NOTICE.size or not peer.name:
+            return
+        _, incarnation, number = _NOTICE.unpack(notice)
+        known = self._in.get(peer[:2])
+        if known is not None and known.number == number:
+            return
+        ours: Role = "parent" if peer.role == "child" else "child"  # what we are to the sender
+        segment = _mapped(_door(self._directory, peer.name, incarnation, self._name, ours), number)
+        if segment is not None:
+            self._in[peer[:2]] = segment
+            segment.attach(self._incarnation)
+
+    def _take(self, peer: Peer, frames: Frames) -> Frames | Rejected:
+        """The frames of a message whose long ones lie in a slot, in memory of our own."""
+        segment = self._in.get(peer[:2])
+        if segment is None or len(frames) != 2 or len(frames[0]) != _TICKET.size:
+            return Rejected(Reason.TICKET)
+        _, index, count, number, generation, *lengths = _TICKET.unpack(frames[0])
+        del lengths[count:]
+        if number != segment.number or index >= segment.slots or sum(map(_aligned, lengths)) > segment.size:
+            return Rejected(Reason.TICKET)
+        if int(segment.generation[index]) != generation:
+            return Rejected(Reason.STALE_SLOT)
+        slot, at, taken = segment.slot(index), 0, [frames[1]]
+        for length in lengths:
+            taken.append(self._pool.copy(slot[at : at + length]))
+            at += _aligned(length)
+        if int(segment.generation[index]) != generation:
+            return Rejected(Reason.STALE_SLOT)
+        segment.released[index] = generation
+        return taken
+
+
+def _door(directory: Path, sender: str, incarnation: int, receiver: str, role: Role) -> Path:
+    """Where the segment is found that `sender` made for `receiver`, its child or parent."""
+    return directory / f"{sender}-{incarnation}-{receiver}-{role}.lane"
+
+
+def _made(door: Path, slots: int, size: int) -> Out:
+    """A new segment behind its door.
+
+    Raises:
+        OSError: no memory, or not enough to spare.
+    """
+    size = -(-max(size, 1) // PAGE) * PAGE
+    total = PAGE + slots * size
+    if total > psutil.virtual_memory().available // SPARE:
+        raise OSError(errno.ENOMEM, f"{total >> 20} MB are more than a {SPARE}th of the free memory")
+    descriptor = os.memfd_create("mach-lane", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.posix_fallocate(descriptor, 0, total)  # now, not by a SIGBUS in the middle of a copy
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+        memory = mmap.mmap(descriptor, total)
+        number = secrets.randbits(63) | 1
+        _HEAD.pack_into(memory, 0, _MAGIC, slots, number, size)
+        door.unlink(missing_ok=True)
+        door.symlink_to(f"/proc/{os.getpid()}/fd/{descriptor}")
+    except OSError:
+        os.close(descriptor)
+        raise
+    return Out(Segment(memory, number, slots, size), door, descriptor, [0.0] * slots)
+
+
+def _mapped(door: Path, number: int) -> Segment | None:
+    """The segment behind a door, if it is the one of that number, whole, and cannot be cut short."""
+    try:
+        descriptor = os.open(door, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        total = os.fstat(descriptor).st_size
+        if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS or total < PAGE:
+            return None
+        memory = mmap.mmap(descriptor, total)
+    except OSError:  # no memfd, so no seals; or no memory
+        return None
+    finally:
+        os.close(descriptor)
+    magic, slots, found, size = _HEAD.unpack_from(memory)
+    if magic != _MAGIC or found != number or not 1 <= slots <= SLOTS_CAP or PAGE + slots * size != total:
+        return None
+    return Segment(memory, number, slots, size)
+
+
+def _write(segment: Segment, index: int, frames: Sequence[Frame]) -> int:
+    """Copy frames into a slot; the generation that says so."""
+    generation = int(segment.generation[index]) + 1
+    segment.generation[index] = generation
+    slot, at = segment.slot(index), 0
+    for frame in frames:
+        slot[at : at + len(frame)] = frame
+        at += _aligned(len(frame))
+    segment.generation[index] = generation + 1
+    return generation + 1
+
+
+def _aligned(length: int) -> int:
+    return length + (-length & 63)
