@@ -225,6 +225,33 @@ def doctor(ctx: click.Context, runs: Path) -> None:
     ctx.exit(2 if any(check.verdict == "fail" for check in found) else 0)
 
 
+@cli.group()
+def keys() -> None:
+    """Keys for runs whose sockets others could reach.
+
+    \b
+    Examples:
+      mach keys new mykeys
+      mach launch --set bus.transport=tcp --set bus.host=0.0.0.0 --set bus.keys=mykeys
+    """
+
+
+@keys.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+def new(directory: Path) -> None:
+    """Make a key pair in DIRECTORY. Whoever can read it can talk to the runs that use it.
+
+    \b
+    Examples:
+      mach keys new mykeys
+    """
+    from bus import curve
+    from bus import keys as files
+
+    files.save(directory, curve.new_keys())
+    click.echo(f"{directory}: new keys; use them with --set bus.transport=tcp --set bus.keys={directory}")
+
+
 def configured(
     config_name: str,
     components: int | None,

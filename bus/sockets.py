@@ -3,12 +3,15 @@
     parent  DEALER, one per child, connects     identity `component:incarnation`
     child   ROUTER, one per process, binds      answers go to the identity that asked
 
+Frames of 32 MiB and more travel as pieces of 1 MiB of one message, with a frame before them that says how long they
+are: libzmq's memory for pieces is warm, and they are received in place.
 Laws: HWM is 0 and the edges' windows do the bounding; no send ever blocks. A context is made after the
 process has started, and its sockets belong to the thread that made them. Frames of 64 KiB and more are sent
 without a copy, so what they refer to must not change any more. Options measured with pyzmq 27, libzmq 4.3.5.
 """
 
 import math
+import struct
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,10 +20,13 @@ import zmq
 from torch import Tensor
 
 from bus import address
+from bus.curve import Guard
+from bus.keys import load
 from bus.lane import LaneTransport
 from bus.mailbox import Parcel, Peer, Transport
+from bus.memory import Pool
 from bus.post import EdgeMailbox
-from bus.wire import INLINE_CAP, Frame, Frames
+from bus.wire import INLINE_CAP, Frame, Frames, Reason, Rejected
 from configs.errors import RunError
 from configs.tree import Bus
 
@@ -29,6 +35,15 @@ AT_ONCE = 256
 FRAMES_CAP = 8
 """Frames kept of one message; the wire format knows fewer, so the rest would be refused anyway."""
 
+PIECE = 1 << 20
+PIECES_FROM = 32 * PIECE
+"""Bytes of a frame from which on pieces are faster; at 4 and 8 MiB they are slower."""
+_PIECES = struct.Struct("<4s 4x 2Q")
+"""magic; lengths of the frames that follow the next one in pieces."""
+_MAGIC = b"PART"
+
+STRANGER = Peer("parent", "")
+"""Whom nobody knows."""
 LINGER_MS = 200
 """How long last words (acknowledgements of a bye) may take to leave when everything is closed."""
 
@@ -64,7 +79,11 @@ class ZmqTransport:
         self._dealers: dict[str, Socket] = {}
         self._marks: dict[str, tuple[int, int] | None] = dict.fromkeys(self._children)
         self._endpoints: dict[str, str] = {}
+        self._pool = Pool()
+        self._host = bus.host
+        keys = None if bus.keys is None else load(Path(bus.keys))
         self._context = zmq.Context()
+        self._guard = None if keys is None else Guard(self._context, keys)
         self._poller = zmq.Poller()
         self._router: Socket | None = None
         self._name, self._endpoint = name, ""
@@ -91,6 +110,8 @@ class ZmqTransport:
             if not rest:
                 socket.send(first, _DONTWAIT)
                 return True
+            if max(map(len, rest)) >= PIECES_FROM and len(rest) <= 2:
+                first, rest = self._in_pieces(socket, first, rest)
             socket.send(first, _MORE)
             for frame in rest[:-1]:
                 socket.send(frame, _MORE, copy=False)
@@ -105,10 +126,13 @@ class ZmqTransport:
         for child, socket in self._dealers.items():
             if _readable(socket):
                 peer = self._children[child]
-                parcels += [(peer, frames) for frames in _drain(socket)]
+                parcels += [(peer, frames) for frames in _drain(socket, self._pool, self._max_bytes)]
         if self._router is not None and _readable(self._router):
-            for identity, *frames in _drain(self._router):
+            for message in _drain(self._router, self._pool, self._max_bytes):
+                identity, *frames = message or [b""]
                 parcels.append((self._parent(bytes(identity)), frames))
+        if self._guard is not None:
+            parcels += [(STRANGER, Rejected(Reason.KEY))] * self._guard.refused()
         return parcels
 
     def wait(self, seconds: float) -> bool:
@@ -134,19 +158,34 @@ class ZmqTransport:
         if self._context.closed:
             return
         for socket in self._dealers.values():
-            socket.close(linger=LINGER_MS)
+            self._close(socket, LINGER_MS)
         if self._router is not None:
             address.withdraw(self._directory, self._name, self._endpoint)
-            self._router.close(linger=LINGER_MS)
+            self._close(self._router, LINGER_MS)
             if self._endpoint.startswith("ipc://"):
                 Path(self._endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
+        if self._guard is not None:
+            self._guard.close()
         self._context.term()
+
+    def _close(self, socket: Socket, linger_ms: int) -> None:
+        if self._guard is not None:
+            self._guard.release(socket)
+        socket.close(linger=linger_ms)
+
+    def _in_pieces(self, socket: Socket, first: Frame, rest: list[Frame]) -> tuple[Frame, list[Frame]]:
+        """Announce pieces; what is to follow."""
+        lengths = [*map(len, rest), 0][:2]
+        socket.send(_PIECES.pack(_MAGIC, *lengths), _MORE)
+        views = [memoryview(frame) for frame in rest]
+        return first, [view[at : at + PIECE] for view in views for at in range(0, len(view), PIECE)]
 
     def _bind(self, transport: str, path: Path) -> None:
         self._router = self._socket(zmq.ROUTER)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # else an answer to a parent that left vanishes, "sent"
-        self._router.bind(f"ipc://{path}" if transport == "ipc" else "tcp://127.0.0.1:0")
+        self._router.bind(f"ipc://{path}" if transport == "ipc" else f"tcp://{self._host}:0")
         self._endpoint = self._router.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+        self._endpoint = self._endpoint.replace("//0.0.0.0:", "//127.0.0.1:")  # every address: also this one
         address.publish(self._directory, self._name, self._endpoint)
 
     def _connect(self, child: str, endpoint: str) -> bool:
@@ -154,7 +193,7 @@ class ZmqTransport:
         old = self._dealers.pop(child, None)
         if old is not None:
             self._poller.unregister(old)
-            old.close(linger=0)
+            self._close(old, 0)
         socket = self._socket(zmq.DEALER)
         socket.setsockopt(zmq.IDENTITY, self._identity)
         socket.setsockopt(zmq.IMMEDIATE, 1)  # else messages queue for a child that may never come
@@ -164,7 +203,7 @@ class ZmqTransport:
             socket.connect(endpoint)
         except zmq.ZMQError:  # a published file that holds no endpoint
             self._poller.unregister(socket)
-            socket.close(linger=0)
+            self._close(socket, 0)
             return False
         self._dealers[child] = socket
         self._endpoints[child] = endpoint
@@ -177,6 +216,8 @@ class ZmqTransport:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, self._max_bytes)
         socket.setsockopt(zmq.HANDSHAKE_IVL, 5000)
+        if self._guard is not None:
+            self._guard.protect(socket, server=kind == zmq.ROUTER)
         self._poller.register(socket, zmq.POLLIN)
         return socket
 
@@ -195,7 +236,7 @@ class ZmqTransport:
             return peer
         name, _, incarnation = identity.decode("latin-1").partition(":")
         if name not in self._parents or not incarnation.isdecimal():
-            return Peer("parent", "")
+            return STRANGER
         if len(self._known) >= AT_ONCE:
             self._known.clear()
         return self._known.setdefault(identity, Peer("parent", name, int(incarnation)))
@@ -222,7 +263,7 @@ class ZmqMailbox(EdgeMailbox):
         transport: Transport = ZmqTransport(
             name, incarnation=incarnation, children=children, parents=parents, bus=bus, directory=directory
         )
-        if bus.lane != "inline":
+        if bus.lane != "inline" and (bus.transport == "ipc" or bus.host.startswith("127.")):
             transport = LaneTransport(
                 transport,
                 name,
@@ -243,7 +284,7 @@ class ZmqMailbox(EdgeMailbox):
         )
 
 
-def _drain(socket: Socket) -> list[list[Frame]]:
+def _drain(socket: Socket, pool: Pool, cap: int) -> list[list[Frame]]:
     """Whole messages until there is no more; a message's frames arrive together."""
     messages: list[list[Frame]] = []
     while len(messages) < AT_ONCE:
@@ -251,15 +292,38 @@ def _drain(socket: Socket) -> list[list[Frame]]:
             frame = socket.recv(_DONTWAIT, copy=False)
         except zmq.Again:
             break
-        frames: list[Frame] = [frame.buffer]
-        while frame.more:
-            frame = socket.recv(_DONTWAIT, copy=False)
+        frames: list[Frame] = []
+        while True:
+            if frame.more and len(frame) == _PIECES.size and frame.buffer[:4] == _MAGIC:
+                frames += _pieces(socket, frame.buffer, pool, cap)
+                break
             if len(frames) < FRAMES_CAP:
                 frames.append(frame.buffer)
+            if not frame.more:
+                break
+            frame = socket.recv(_DONTWAIT, copy=False)
         messages.append(frames)
         if not _readable(socket):
             break
     return messages
+
+
+def _pieces(socket: Socket, announced: memoryview, pool: Pool, cap: int) -> list[Frame]:
+    """A frame, and those whose pieces follow it, in memory of our own; nothing if they are not as announced."""
+    frames: list[Frame] = [socket.recv(_DONTWAIT)]
+    lengths = [length for length in _PIECES.unpack(announced)[1:] if length]
+    right = sum(lengths) <= cap
+    for length in lengths if right else ():
+        memory = pool.take(length)
+        into = memoryview(memory)
+        for at in range(0, length, PIECE):
+            room = into[at : at + PIECE]
+            right = right and socket.rcvmore == 1 and socket.recv_into(room, flags=_DONTWAIT) == len(room)
+        frames.append(memory)
+    while socket.rcvmore:
+        right = False
+        socket.recv(_DONTWAIT, copy=False)
+    return frames if right else []
 
 
 def _readable(socket: Socket) -> bool:

@@ -43,7 +43,7 @@ INLINE_CAP = 1 << 16
 """Tensors of this many bytes together travel in frame 0. Longer ones are sent, and received, without a copy."""
 
 Frame = bytes | bytearray | memoryview
-"""A received one that is a `bytearray` is ours alone already (`bus/memory.py`): its tensor needs no copy."""
+"""A received one is ours alone, unless it is `bytes`: its tensor then needs no copy."""
 Frames = Sequence[Frame]
 
 
@@ -83,6 +83,7 @@ class Reason(StrEnum):
     NDIM = "bad-ndim"  # more than NDIM_CAP dimensions
     SIZE = "bad-size"  # what shape, dtype and codec come to is not the length that came
     INDICES = "bad-indices"  # of samples that we do not hold
+    KEY = "bad-key"  # a connection without the run's keys; not of a message
     TICKET = "bad-ticket"  # for no slot of shared memory that we know
     STALE_SLOT = "stale-slot"  # whose content has gone already
 
@@ -295,8 +296,14 @@ def _padded(length: int) -> int:
     return length + (-length & 7)
 
 
-def _owned(frame: Frame, pool: Pool) -> bytearray:
-    return frame if isinstance(frame, bytearray) else pool.copy(frame)
+def _owned(frame: Frame, pool: Pool) -> bytearray | memoryview:
+    """Writable memory of our own, aligned to 8."""
+    if isinstance(frame, bytearray):
+        return frame
+    view = memoryview(frame)
+    if view.readonly or np.frombuffer(view, np.uint8).__array_interface__["data"][0] & 7:
+        return pool.copy(view)
+    return view
 
 
 def _rows(samples: Tensor | None, indices: Tensor) -> Tensor | None:

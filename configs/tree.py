@@ -104,7 +104,11 @@ class Bus(Node, frozen=True):
     """How messages travel."""
 
     transport: Literal["ipc", "tcp"] = "ipc"
-    """`ipc`: sockets in a private directory. `tcp`: loopback, on ports that the system chooses."""
+    """`ipc`: sockets in a private directory. `tcp`: at `host`, on ports that the system chooses."""
+    host: str = "127.0.0.1"
+    """Numeric address that `tcp` sockets bind. Any but loopback needs `keys`."""
+    keys: str | None = None
+    """Directory made by `mach keys new`, for `tcp`: messages are encrypted, and only who holds the keys gets in."""
     window: Positive = 2
     """W: the most activations a component may have unanswered on one edge."""
     timeout_ms: Positive = 2000

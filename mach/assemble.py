@@ -30,6 +30,7 @@ def learner_of(config: Config, index: int, children: Sequence[str], dataset: Dat
         config.loss,
         window=config.bus.window,
         device=device,
+        sample_shape=dataset.sample_shape,
         schedule=schedule_of(config),
     )
 

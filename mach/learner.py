@@ -93,19 +93,26 @@ class Learner:
         *,
         window: int,
         device: torch.device,
+        sample_shape: tuple[int, ...],
         schedule: Callable[[int], float] | None = None,
     ) -> None:
-        """`schedule` maps the version to the learning rate; None leaves the optimiser's own."""
+        """`sample_shape` is that of one input. `schedule` maps the version to the learning rate; None leaves the
+        optimiser's own.
+        """
         self.component = component
         self.optimiser = optimiser
         self.loss = loss
         self.device = device
+        self.dtype = next(component.parameters()).dtype
+        self.sample_shape = torch.Size(sample_shape)
         self.schedule = schedule
         self.version = 0
         self.forgotten: Counter[str] = Counter()
         """Targets and gradients that came too late for our memory, or twice, by kind."""
+        self.unneeded = 0
+        """Gradients that came while we only answer, after our last step."""
         self.unfit: Counter[str] = Counter()
-        """Targets and gradients of another shape than they must have, or not finite, by kind: never trained on, so
+        """Messages whose tensor has another shape than it must have, or is not finite, by kind: never trained on, so
         that a neighbour that diverged or runs another network ruins only itself."""
         self._capacity = MEMORY * window
         self._asked: dict[str, OrderedDict[int, Batch]] = {child: OrderedDict() for child in component.children_names}
@@ -122,11 +129,19 @@ class Learner:
             self._trim(self._asked[name])
         return Activation(batch.id, self.version, batch.inputs, indices=batch.indices)
 
-    def answer(self, parent: str, asked: Activation, now: float) -> Target:
-        """Our embedding of a parent's activation, today, with students in place of our own children (law 2)."""
-        x = asked.inputs.to(self.device)
-        with torch.no_grad():
-            e = self._alone(x)
+    def answer(self, parent: str, asked: Activation, now: float) -> Target | None:
+        """Our embedding of a parent's activation, today, with students in place of our own children (law 2).
+
+        None, and counted as unfit, if there is none: inputs of another shape, or not finite.
+        """
+        e = None
+        if asked.inputs.shape[1:] == self.sample_shape and asked.inputs.is_floating_point():
+            x = asked.inputs.to(self.device, self.dtype)
+            with torch.no_grad():
+                e = self._alone(x)
+        if e is None or not math.isfinite(float(e.sum())):  # what is not finite in x is not in e, of fewer numbers
+            self.unfit["activation"] += 1
+            return None
         if asked.owes:
             answered = self._answered.setdefault(parent, OrderedDict())
             answered[asked.id] = _Answered(x, e.shape, self.version, now)
@@ -147,7 +162,9 @@ class Learner:
         """One optimiser step: on the oldest answered batch with its targets, else on `batch` with the students."""
         arrived = self._next_answered()
         batch = arrived[0].batch if arrived else batch
-        targets = {each.child: each.target.embedding.to(self.device).detach().requires_grad_() for each in arrived}
+        targets = {
+            each.child: each.target.embedding.to(self.device, self.dtype).detach().requires_grad_() for each in arrived
+        }
         losses, total = self._losses(batch, targets)
         late, self._late = sorted(self._late, key=_order), deque()
         if late and self.loss.late > 0.0:
@@ -186,10 +203,10 @@ class Learner:
         elif not self._fits(gradient.gradient, answered.shape):
             self.unfit["gradient"] += 1
         else:
-            self._late.append(_Late(parent, answered, gradient.gradient.to(self.device)))
+            self._late.append(_Late(parent, answered, gradient.gradient.to(self.device, self.dtype)))
             if len(self._late) > self._capacity * len(self._answered):  # we answer and no longer train
                 self._late.popleft()
-                self.forgotten["gradient"] += 1
+                self.unneeded += 1
 
     def _losses(self, batch: Batch, targets: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """The terms of L on a batch, and their weighted sum; `targets` [B, E] by child, empty if none came."""

@@ -205,3 +205,21 @@ def test_a_reader_that_leaves_ends_the_run_quietly(launch: Launch) -> None:
     assert run.process.wait(30) == 1
     assert all(wait_gone(pid) for pid in below)
     assert run.status()["state"] == "failed"
+
+
+def test_a_run_over_tcp_with_keys_trains(launch: Launch, tmp_path: Path) -> None:
+    assert mach("keys", "new", str(tmp_path / "keys")).returncode == 0
+    words = ("bus.transport=tcp", "bus.host=0.0.0.0", f"bus.keys={tmp_path / 'keys'}")
+    run = launch("--components", "2", "--steps", "60", *[word for each in words for word in ("--set", each)])
+    assert run.end() == 0, run.output
+    assert all(row["child_steps"] > 0 for row in run.status()["components"])
+
+
+def test_an_open_address_without_keys_is_refused_with_one_sentence(tmp_path: Path) -> None:
+    words = ("--set", "bus.transport=tcp", "--set", "bus.host=0.0.0.0", "--runs", str(tmp_path), "--gpus", "cpu")
+    for more in ((), ("--detach",), ("--dry-run",)):
+        done = mach("launch", *words, *more)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert "mach keys new DIR" in done.stderr
+    assert list(tmp_path.iterdir()) == []

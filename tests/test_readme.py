@@ -26,7 +26,8 @@ def commands() -> list[list[str]]:
 
 
 LAUNCHES = [words for words in commands() if words[0] == "launch"]
-OTHERS = [words for words in commands() if words[0] != "launch"]
+(KEYS,) = [words for words in commands() if words[0] == "keys"]
+OTHERS = [words for words in commands() if words[0] not in ("launch", "keys")]
 
 
 def test_the_readme_leads_with_set_up_training_and_tests() -> None:
@@ -35,11 +36,16 @@ def test_the_readme_leads_with_set_up_training_and_tests() -> None:
     assert second.strip() == "pytest"
     assert len(LAUNCHES) >= 5
     assert {words[0] for words in OTHERS} == {"status", "logs", "stop", "runs", "doctor"}
+    assert KEYS == ["keys", "new", "mykeys"]
 
 
 @pytest.mark.parametrize("words", LAUNCHES, ids=" ".join)
-def test_every_launch_in_the_readme_is_a_plan(words: list[str], tmp_path: Path) -> None:
-    """The plan of each: devices that this machine lacks are the one thing that may be missing."""
+def test_every_launch_in_the_readme_is_a_plan(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan of each, with the keys that the README makes; devices that this machine lacks are left out."""
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(cli, KEYS).exit_code == 0
     if "--gpus" in words:
         words = [*words[: words.index("--gpus")], *words[words.index("--gpus") + 2 :]]
     result = CliRunner().invoke(cli, [*words, "--dry-run", "--runs", str(tmp_path)])

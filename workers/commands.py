@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.live import Live
 
-from bus import address
+from bus import address, keys
 from configs.errors import ConfigError, RunError
 from configs.load import dump
 from configs.tree import Config
@@ -67,6 +67,7 @@ def choose_devices(gpus: str | None) -> tuple[str, ...]:
 
 def describe(config: Config, runs: Path, name: str, devices: tuple[str, ...], *, lockstep: bool) -> str:
     """The plan, as `--dry-run` prints it."""
+    keys.check(config.bus)
     sockets = address.base() / "mach-…"
     plan = make_plan(config, run=name, directory=runs / name, sockets=sockets, devices=devices, lockstep=lockstep)
     lines = [f"# plan of run {name} in {plan.directory}" + (", in lock-step" if lockstep else "")]
@@ -74,7 +75,7 @@ def describe(config: Config, runs: Path, name: str, devices: tuple[str, ...], *,
         socket = (
             f"{sockets}/{process.name}-1.sock"
             if config.bus.transport == "ipc"
-            else "tcp://127.0.0.1:(chosen by the system)"
+            else f"tcp://{config.bus.host}:(chosen by the system)"
         )
         lines.append(
             f"{process.name}  {process.kind}  device {process.device}  "
@@ -86,6 +87,7 @@ def describe(config: Config, runs: Path, name: str, devices: tuple[str, ...], *,
 
 def train(config: Config, runs: Path, name: str, devices: tuple[str, ...], *, lockstep: bool) -> int:
     """Run to the end on this terminal; the exit code."""
+    keys.check(config.bus)
     address.sweep()
     sockets = address.make_directory()
     try:
@@ -133,6 +135,7 @@ def follow_plainly(supervisor: Supervisor) -> None:
 
 def detach(config: Config, runs: Path, name: str, gpus: str | None, *, lockstep: bool) -> int:
     """Start a launcher in a session of its own, and see that its components begin; the exit code."""
+    keys.check(config.bus)
     runs.mkdir(parents=True, exist_ok=True)
     draft = runs / f".{name}.yaml"
     draft.write_text(dump(config), encoding="utf-8")

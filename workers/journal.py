@@ -12,7 +12,7 @@ import math
 import os
 import socket
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -114,8 +114,16 @@ class Journal:
         """Whether it is time for a report."""
         return self._since is None or now - self._since[0] >= self.every_s
 
-    def report(self, now: float, mailbox: Mailbox, accuracy: Accuracy | None, state: State, reason: str = "") -> Report:
-        """Make the report and write it down."""
+    def report(
+        self,
+        now: float,
+        mailbox: Mailbox,
+        accuracy: Accuracy | None,
+        state: State,
+        reason: str = "",
+        dropped: Mapping[str, int] | None = None,
+    ) -> Report:
+        """Make the report and write it down; `dropped`, by reason, are drops that the mailbox does not know."""
         self._born = now if self._born is None else self._born
         edges = mailbox.edges()
         report = Report(
@@ -136,7 +144,7 @@ class Journal:
             child_share=self.child_steps / self.steps if self.steps else None,
             staleness=Staleness(target=self.target.spread(), gradient=self.gradient.spread()),
             window=window(edges),
-            messages=messages(mailbox.counts),
+            messages=messages(mailbox.counts, dropped or {}),
             peers=peers(edges),
         )
         self._write(report, first=self._since is None)
@@ -301,12 +309,13 @@ def window(edges: Mapping[str, list[EdgeView]]) -> Window:
     return Window(size=sum(edge.window for edge in asks), in_use=sum(edge.in_flight for edge in asks))
 
 
-def messages(counts: Counts) -> Messages:
-    """A copy of the counts as they are now."""
+def messages(counts: Counts, own: Mapping[str, int]) -> Messages:
+    """A copy of the counts as they are now; `own` are drops that the mailbox does not know."""
+    dropped = Counter(counts.dropped) + Counter(own)
     return Messages(
         sent=dict(counts.sent),
         received=dict(counts.received),
-        dropped={reason: count for reason, count in counts.dropped.items() if count},
+        dropped=dict(dropped),
         faults={kind: count for kind, count in counts.faults.items() if count},
     )
 

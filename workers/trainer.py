@@ -103,7 +103,9 @@ class Trainer:
         for letter in letters:
             match letter.message:
                 case Activation() as asked:  # law 2: the student answers for our own child
-                    answers.append((letter.sender, self.learner.answer(letter.sender, asked, self.mailbox.now())))
+                    answer = self.learner.answer(letter.sender, asked, self.mailbox.now())
+                    if answer is not None:
+                        answers.append((letter.sender, answer))
                 case Target() as target if self.exam is not None and self.exam.owns(target):
                     self.exam.keep(letter.sender, target)
                 case Target() | Gradient():
@@ -112,6 +114,10 @@ class Trainer:
                     assert_never(letter.message)
         for parent, answer in answers:  # together: code and buffers of the bus are warm after the first
             self.mailbox.send(parent, answer)
+
+    def dropped(self) -> dict[str, int]:
+        """Messages that reached the learner and were not used: of no use to it, or remembered by it no more."""
+        return {"unfit": self.learner.unfit.total(), "forgotten": self.learner.forgotten.total()}
 
     def pay(self, step: Step) -> None:
         """Return the gradients of the tensors that this step was trained on."""
@@ -254,7 +260,9 @@ class Life:
     def report(self, state: State, reason: str = "") -> None:
         """Write and send what there is to say."""
         mailbox = self.trainer.mailbox
-        self.control.send(self.journal.report(mailbox.now(), mailbox, self.accuracy, state, reason))
+        self.control.send(
+            self.journal.report(mailbox.now(), mailbox, self.accuracy, state, reason, self.trainer.dropped())
+        )
 
 
 def every_edge(mailbox: Mailbox) -> list[EdgeView]:

@@ -1,4 +1,4 @@
-"""One conformance suite for every mailbox: virtual time, ipc, tcp, shared memory. What trainers may rely on."""
+"""One conformance suite for every mailbox: virtual time, ipc, tcp, CURVE, shared memory. What trainers may rely on."""
 
 import contextlib
 import itertools
@@ -11,9 +11,8 @@ import msgspec
 import pytest
 import torch
 import zmq
-from zmq.utils import garbage
 
-from bus import address, wire
+from bus import address, curve, keys, wire
 from bus.mailbox import EdgeView, Mailbox, Peer, Relay, Transport
 from bus.post import EdgeMailbox
 from bus.sockets import ZmqMailbox
@@ -41,7 +40,7 @@ class World:
         self.boxes: list[EdgeMailbox] = []
         self.settings: dict[str, str | int] = {"window": W, "hello_ms": 40, "timeout_ms": 400}
         self.settings |= {
-            "transport": "tcp" if kind == "tcp" else "ipc",
+            "transport": "tcp" if kind in ("tcp", "curve") else "ipc",
             "lane": "shared" if kind == "lane" else "inline",
         }
 
@@ -105,24 +104,18 @@ class World:
         return letters
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _collector() -> Iterator[None]:
-    """pyzmq starts one thread per process at the first send without a copy; that is no leak of a test."""
-    with zmq.Context() as context, context.socket(zmq.PAIR) as one, context.socket(zmq.PAIR) as other:
-        one.bind("inproc://first")
-        other.connect("inproc://first")
-        one.send(bytes(1 << 20), copy=False)
-        other.recv()
-    yield
-    garbage.gc.stop()
-
-
-@pytest.fixture(params=["virtual", "ipc", "tcp", "lane"])
-def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+@pytest.fixture(params=["virtual", "ipc", "tcp", "curve", "lane"])
+def world(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
     if request.param == "lane":  # every tensor is a long one, so everything goes through shared memory
         monkeypatch.setattr(wire, "INLINE_CAP", -1)
     directory = address.make_directory()
     made = World(request.param, directory)
+    if request.param == "curve":
+        held = tmp_path_factory.mktemp("keys")
+        keys.save(held, curve.new_keys())
+        made.settings["keys"] = str(held)
     yield made
     for box in made.boxes:
         made.kill(box)
@@ -136,6 +129,13 @@ def sockets(world: World) -> World:
     if world.kind == "virtual":
         pytest.skip("about sockets")
     return world
+
+
+@pytest.fixture
+def open_sockets(sockets: World) -> World:
+    if sockets.kind == "curve":
+        pytest.skip("strangers do not get this far: tests/bus/test_keys.py")
+    return sockets
 
 
 class Spoiling(Relay):
@@ -433,9 +433,9 @@ def test_a_spoiled_message_is_counted_and_harms_nothing(
     assert child.counts.dropped == {reason: 1} | lost
 
 
-def test_a_message_from_nobody_we_know_is_refused(sockets: World) -> None:
-    parent, child = sockets.pair()
-    endpoint = address.endpoint_of(sockets.directory, "c1")
+def test_a_message_from_nobody_we_know_is_refused(open_sockets: World) -> None:
+    parent, child = open_sockets.pair()
+    endpoint = address.endpoint_of(open_sockets.directory, "c1")
     assert endpoint is not None
     context = zmq.Context()
     forged = {
@@ -449,23 +449,23 @@ def test_a_message_from_nobody_we_know_is_refused(sockets: World) -> None:
         dealer.connect(endpoint)
         dealer.send_multipart(frames)
         dealer.close(linger=5000)
-    sockets.until(lambda: child.counts.dropped.total() == 3, child)
+    open_sockets.until(lambda: child.counts.dropped.total() == 3, child)
     context.term()
     assert child.counts.dropped == {"bad-sender": 2, "other-run": 1}
     parent.send("c1", Activation(0, 0, X))
-    assert len(sockets.take(child)) == 1
+    assert len(open_sockets.take(child)) == 1
 
 
 @pytest.mark.parametrize("garbage", [b"\x01\x00\x06\x00hello", bytes(range(256)) * 64, b"GET / HTTP/1.1\r\n\r\n"])
-def test_garbage_from_a_raw_socket_harms_nothing(sockets: World, garbage: bytes) -> None:
-    parent, child = sockets.pair()
-    with raw_connection(address.endpoint_of(sockets.directory, "c1") or "") as raw:
+def test_garbage_from_a_raw_socket_harms_nothing(open_sockets: World, garbage: bytes) -> None:
+    parent, child = open_sockets.pair()
+    with raw_connection(address.endpoint_of(open_sockets.directory, "c1") or "") as raw:
         with contextlib.suppress(OSError):  # hanging up on it is fine
             raw.sendall(garbage)
         if garbage.endswith(b"hello"):  # ZMTP 1.0 without a handshake: it arrives
-            sockets.until(lambda: child.counts.dropped.total() == 1, child)
+            open_sockets.until(lambda: child.counts.dropped.total() == 1, child)
         parent.send("c1", Activation(0, 0, X))
-        assert len(sockets.take(child)) == 1
+        assert len(open_sockets.take(child)) == 1
 
 
 @contextlib.contextmanager

@@ -281,7 +281,7 @@ def test_the_unchanged_head_is_read(frames: list[Frame]) -> None:
 
 
 def test_every_reason_but_the_mailboxes_own_is_covered() -> None:
-    elsewhere = {Reason.SENDER, Reason.INDICES, Reason.TICKET, Reason.STALE_SLOT}
+    elsewhere = {Reason.KEY, Reason.SENDER, Reason.INDICES, Reason.TICKET, Reason.STALE_SLOT}
     marks = test_every_flaw_has_its_reason.pytestmark  # type: ignore[attr-defined]
     assert {reason for reason, _ in marks[0].args[1]} == set(Reason) - elsewhere
 

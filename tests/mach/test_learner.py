@@ -26,7 +26,7 @@ def learner_with(*children: str, loss: Loss | None = None, lr: float = 0.1) -> L
     """A learner with plain SGD: its weights move by −lr·∂L/∂w."""
     component = component_with(*children)
     optimiser = torch.optim.SGD(component.parameters(), lr=lr)
-    return Learner(component, optimiser, loss or Loss(), window=W, device=CPU)
+    return Learner(component, optimiser, loss or Loss(), window=W, device=CPU, sample_shape=(5,))
 
 
 def batch(id: int, rows: int = B) -> Batch:
@@ -291,7 +291,7 @@ def test_one_who_answers_and_no_longer_trains_keeps_a_bounded_number_of_gradient
         learner.answer("c0", question(t), 0.0)
         learner.keep(letter("c0", Gradient(t, 0, torch.zeros(B, E))), 0.0)
     assert len(learner.step(batch(0), 0.0).gradient_ages) == MEMORY * W
-    assert learner.forgotten == {"gradient": 4 * MEMORY * W}
+    assert learner.unneeded == 4 * MEMORY * W
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(B + 1, E), torch.zeros(B, E - 1), torch.zeros(1), torch.zeros(B, E).int()])
@@ -305,6 +305,42 @@ def test_what_has_another_shape_is_counted_and_never_trained_on(bad: Tensor) -> 
     assert learner.unfit == {"target": 1, "gradient": 1}
     assert not step.on_child
     assert not step.gradient_ages
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        torch.full((B, 5), math.nan),
+        torch.full((B, 5), math.inf),
+        torch.zeros(B, 6),
+        torch.zeros(B),
+        torch.zeros(()),
+        torch.zeros(B, 5, dtype=torch.int64),
+    ],
+)
+def test_inputs_that_no_network_can_answer_are_counted_and_forgotten(inputs: Tensor) -> None:
+    learner = learner_with("c1")
+    assert learner.answer("c0", Activation(7, 0, inputs), 0.0) is None
+    learner.keep(letter("c0", Gradient(7, 0, torch.zeros(B, E))), 0.0)
+    assert learner.unfit == {"activation": 1}
+    assert learner.forgotten == {"gradient": 1}
+    assert not learner.step(batch(1), 0.0).gradient_ages
+    assert all(torch.isfinite(parameter).all() for parameter in learner.component.parameters())
+
+
+def test_tensors_of_another_precision_are_taken() -> None:
+    learner = learner_with("c1")
+    asked = question(7)
+    answer = learner.answer("c0", Activation(7, 0, asked.inputs.double()), 0.0)
+    assert answer is not None
+    assert answer.embedding.dtype == torch.float32
+    learner.ask(batch(0))
+    learner.keep(target(0, embedding=torch.zeros(B, E, dtype=torch.float64)), 0.0)
+    learner.keep(letter("c0", Gradient(7, 0, torch.zeros(B, E, dtype=torch.bfloat16))), 0.0)
+    step = learner.step(batch(1), 0.0)
+    assert step.on_child
+    assert len(step.gradient_ages) == 1
+    assert not learner.unfit
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -330,7 +366,7 @@ def test_the_schedule_sets_the_rate_of_every_step_by_version() -> None:
         rates.append(version)
         return 0.25 / (1 + version)
 
-    learner = Learner(component, optimiser, Loss(), window=W, device=CPU, schedule=schedule)
+    learner = Learner(component, optimiser, Loss(), window=W, device=CPU, sample_shape=(5,), schedule=schedule)
     for t in range(3):
         learner.step(batch(t), 0.0)
     assert rates == [0, 1, 2]

@@ -1,0 +1,91 @@
+"""Keys of a run, as files: who holds them may talk to its components. Knows no ZeroMQ and no socket.
+
+    <directory>/          0700
+        public.key        40 characters of Z85 (ZeroMQ RFC 32)
+        secret.key        0600; travels as this file only, never in an argument, an environment or a plan
+
+All components of a run share one CURVE key pair: it proves that a peer belongs to the run, in both directions.
+"""
+
+import ipaddress
+import os
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+from configs.errors import ConfigError
+from configs.tree import Bus
+
+PUBLIC, SECRET = "public.key", "secret.key"
+LENGTH = 40
+_ALPHABET = frozenset(b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#")
+
+
+class Keys(NamedTuple):
+    """A CURVE key pair in Z85."""
+
+    public: bytes
+    secret: bytes
+
+
+def save(directory: Path, keys: Keys) -> None:
+    """Write a new pair; never over an old one.
+
+    Raises:
+        ConfigError: there are keys already, or the directory cannot be written.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name, key, mode in ((SECRET, keys.secret, 0o600), (PUBLIC, keys.public, 0o644)):
+            descriptor = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(key)
+    except FileExistsError as error:
+        raise ConfigError(f"{error.filename}: is there already; choose another directory for new keys") from error
+    except OSError as error:
+        raise ConfigError(
+            f"{directory}: keys cannot be written ({error.strerror}); choose another directory"
+        ) from error
+
+
+def load(directory: Path) -> Keys:
+    """The pair in a directory.
+
+    Raises:
+        ConfigError: a file is missing, can be read by others, or holds no key.
+    """
+    return Keys(_read(directory / PUBLIC), _read(directory / SECRET, private=True))
+
+
+def check(bus: Bus) -> None:
+    """Refuse addresses that others could reach without keys, and keys that cannot be used.
+
+    Raises:
+        ConfigError: with what to do instead.
+    """
+    try:
+        loopback = ipaddress.IPv4Address(bus.host).is_loopback
+    except ValueError:
+        raise ConfigError(f"bus.host: {bus.host!r} is no numeric IPv4 address; 127.0.0.1 is this host alone") from None
+    if bus.transport == "ipc" and (bus.keys is not None or not loopback):
+        key = "bus.host" if bus.keys is None else "bus.keys"
+        raise ConfigError(f"{key}: is for bus.transport=tcp; ipc sockets lie in a private directory and need none")
+    if bus.keys is not None:
+        load(Path(bus.keys))
+    elif not loopback:
+        raise ConfigError(
+            f"bus.host: {bus.host} can be reached by others, which needs keys; make some with `mach keys new DIR` "
+            f"and give --set bus.keys=DIR, or leave the host at 127.0.0.1"
+        )
+
+
+def _read(path: Path, *, private: bool = False) -> bytes:
+    try:
+        mode, key = path.stat().st_mode, path.read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(f"bus.keys: {path}: {error.strerror}; make keys with `mach keys new DIR`") from error
+    if private and stat.S_IMODE(mode) & 0o077:
+        raise ConfigError(f"bus.keys: {path}: can be read by others; chmod 600 it, or make new keys")
+    if len(key) != LENGTH or not _ALPHABET.issuperset(key):
+        raise ConfigError(f"bus.keys: {path}: holds no key; make keys with `mach keys new DIR`")
+    return key

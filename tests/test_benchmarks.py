@@ -1,0 +1,33 @@
+"""The benchmarks run, and print what they promise. No figure is asserted."""
+
+import json
+import subprocess
+import sys
+
+
+def last_line(*words: str) -> dict:
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    document: dict = json.loads(done.stdout.splitlines()[-1])
+    return document
+
+
+def test_the_bus_benchmark_compares_every_contender() -> None:
+    found = last_line("benchmarks.bus", "--quick", "--rounds", "1", "--sizes", "1KB,256KB", "--json")
+    sizes = {"1KB", "256KB"}
+    assert set(found["throughput_vs_raw"]) == {"inline", "shared"}
+    for ratios in (
+        *found["throughput_vs_raw"].values(),
+        found["roundtrip_vs_raw"],
+        found["throughput_vs_mpqueue"],
+        found["throughput_vs_gloo"],
+    ):
+        assert set(ratios) == sizes
+        assert all(ratio > 0 for ratio in ratios.values())
+    assert {"mach tcp inline", "pyzmq tcp", "memcpy", "unix socket"} < set(found["figures"]["1KB"])
+
+
+def test_the_overhead_benchmark_prints_its_ratio_last() -> None:
+    found = last_line("benchmarks.overhead", "--rounds", "1", "--steps", "5", "--json")
+    assert found["ratio"] > 0
+    assert found["received_per_step"]["target"] > 0
