@@ -1,5 +1,6 @@
 """The main job on real processes, real sockets and real data."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -10,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bus import address
 from configs.load import load
 from conftest import Launched, mach, wait_gone
 from mach.recipes import RECIPES
 from reference import train
+from workers.testing import Proxy
 
 Launch = Callable[..., Launched]
 QUICK = ("--set", "report.every_ms=100", "--set", "evaluate.every_steps=100")
@@ -205,6 +208,23 @@ def test_a_reader_that_leaves_ends_the_run_quietly(launch: Launch) -> None:
     assert run.process.wait(30) == 1
     assert all(wait_gone(pid) for pid in below)
     assert run.status()["state"] == "failed"
+
+
+def test_a_delay_on_one_edge_shows_and_stops_nobody(launch: Launch) -> None:
+    """100 ms each way between c0 and its child: its targets are that old, and everybody takes all steps."""
+    words = ("bus.transport=tcp", "graph=chain", *QUICK[1::2])
+    run = launch("--components", "3", "--steps", "500", *[word for each in words for word in ("--set", each)])
+    run.until(all_training)
+    sockets = Path(json.loads((run.directory / "plan.json").read_text())["sockets"])
+    found = address.endpoint_of(sockets, "c1")
+    assert found is not None
+    with Proxy(found, delay_s=0.1) as proxy:
+        address.publish(sockets, "c1", proxy.endpoint)
+        assert run.end() == 0, run.output
+        assert proxy.fired["delayed"] > 0
+    rows = {row["component"]: row for row in run.status()["components"]}
+    assert rows["c0"]["staleness"]["target"]["max_ms"] >= 200
+    assert all(row["step"] == 500 for row in rows.values())
 
 
 def test_a_run_over_tcp_with_keys_trains(launch: Launch, tmp_path: Path) -> None:

@@ -98,13 +98,10 @@ def test_tensors_survive_bit_for_bit_and_own_their_memory(name: str, shape: tupl
     assert frames == [bytes(frame) for frame in wire.encode(Gradient(7, 9, sent), STAMP)]
 
 
-@given(st.lists(st.binary(max_size=200), max_size=6))
-@MANY
-def test_arbitrary_bytes_are_refused(frames: list[Frame]) -> None:
-    assert isinstance(wire.inspect(frames, RUN), Rejected)
-
-
-@given(
+NIGHTLY = settings(max_examples=50_000, deadline=None)
+USUAL = settings(max_examples=1_000, deadline=None)
+FRAMES = st.lists(st.binary(max_size=200), max_size=6)
+HEADS = st.tuples(
     st.integers(0, 7),
     st.integers(0, 4),
     st.integers(0, 3),
@@ -115,23 +112,47 @@ def test_arbitrary_bytes_are_refused(frames: list[Frame]) -> None:
     st.binary(max_size=64),
     st.lists(st.binary(max_size=64), max_size=3),
 )
-@MANY
-def test_nearly_right_heads_never_raise(
-    kind: int,
-    flags: int,
-    count: int,
-    dtype: int,
-    codec: int,
-    ndim: int,
-    shape: tuple[int, ...],
-    inline: bytes,
-    apart: list[bytes],
-) -> None:
+"""kind, flags, tensors, dtype, codec, dimensions, sizes; what follows in frame 0, and frames of its own."""
+Head = tuple[int, int, int, int, int, int, tuple[int, ...], bytes, list[bytes]]
+
+
+def refuse(frames: list[Frame]) -> None:
+    assert isinstance(wire.inspect(frames, RUN), Rejected)
+
+
+def read_or_refuse(head: Head) -> None:
+    kind, flags, count, dtype, codec, ndim, shape, inline, apart = head
     first = frame_with(shape, kind=kind, owes=flags, count=count, dtype=dtype, ndim=ndim, codec=codec, payload=inline)
     frames: list[Frame] = [first, *apart]
     header = wire.inspect(frames, RUN)
     if isinstance(header, Header) and count:
         assert isinstance(wire.message_of(header, frames, Pool()), Message | Rejected)
+
+
+@given(FRAMES)
+@USUAL
+def test_arbitrary_bytes_are_refused(frames: list[Frame]) -> None:
+    refuse(frames)
+
+
+@given(HEADS)
+@USUAL
+def test_nearly_right_heads_never_raise(head: Head) -> None:
+    read_or_refuse(head)
+
+
+@pytest.mark.nightly
+@given(FRAMES)
+@NIGHTLY
+def test_arbitrary_bytes_are_refused_all_night(frames: list[Frame]) -> None:
+    refuse(frames)
+
+
+@pytest.mark.nightly
+@given(HEADS)
+@NIGHTLY
+def test_nearly_right_heads_never_raise_all_night(head: Head) -> None:
+    read_or_refuse(head)
 
 
 @given(st.binary(min_size=1, max_size=200))
