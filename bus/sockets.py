@@ -3,7 +3,7 @@
     parent  DEALER, one per child, connects     identity `component:incarnation`
     child   ROUTER, one per process, binds      answers go to the identity that asked
 
-Frames of 32 MiB and more travel as pieces of 1 MiB of one message, with a frame before them that says how long they
+Frames of 2 MiB and more travel as pieces of 1 MiB of one message, with a frame before them that says how long they
 are: libzmq's memory for pieces is warm, and they are received in place.
 Laws: HWM is 0 and the edges' windows do the bounding; no send ever blocks. A context is made after the
 process has started, and its sockets belong to the thread that made them. Frames of 64 KiB and more are sent
@@ -36,8 +36,8 @@ FRAMES_CAP = 8
 """Frames kept of one message; the wire format knows fewer, so the rest would be refused anyway."""
 
 PIECE = 1 << 20
-PIECES_FROM = 32 * PIECE
-"""Bytes of a frame from which on pieces are faster; at 4 and 8 MiB they are slower."""
+PIECES_FROM = 2 * PIECE
+"""Bytes of a frame from which on pieces are faster: at 4 MiB 1.15 against 0.82 of plain ZeroMQ's throughput."""
 _PIECES = struct.Struct("<4s 4x 2Q")
 """magic; lengths of the frames that follow the next one in pieces."""
 _MAGIC = b"PART"
