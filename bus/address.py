@@ -15,6 +15,7 @@ import re
 import shutil
 import stat
 import tempfile
+from hashlib import blake2b
 from pathlib import Path
 
 from configs.errors import ConfigError, RunError
@@ -69,12 +70,14 @@ def sweep() -> list[Path]:
 
 
 def socket_path(directory: Path, name: str, incarnation: int) -> Path:
-    """The ipc socket of one life of a component.
+    """The ipc socket of one life of a component; a name too long for the kernel is replaced by its digest.
 
     Raises:
-        ConfigError: longer than the kernel allows.
+        ConfigError: the directory leaves no room even for that.
     """
     path = directory / f"{name}-{incarnation}.sock"
+    if len(os.fsencode(path)) > PATH_CAP:
+        path = directory / f"{blake2b(path.name.encode(), digest_size=8).hexdigest()}.sock"
     if len(os.fsencode(path)) > PATH_CAP:
         raise ConfigError(
             f"{path}: longer than the {PATH_CAP} bytes that a socket's path may have; use a shorter TMPDIR"

@@ -38,8 +38,8 @@ FRAMES_CAP = 8
 PIECE = 1 << 20
 PIECES_FROM = 2 * PIECE
 """Bytes of a frame from which on pieces are faster: at 4 MiB 1.15 against 0.82 of plain ZeroMQ's throughput."""
-_PIECES = struct.Struct("<4s 4x 2Q")
-"""magic; lengths of the frames that follow the next one in pieces."""
+_PIECES = struct.Struct("<4s I 2Q")
+"""magic; how many frames follow the next one in pieces, and their lengths."""
 _MAGIC = b"PART"
 
 STRANGER = Peer("parent", "")
@@ -176,7 +176,7 @@ class ZmqTransport:
     def _in_pieces(self, socket: Socket, first: Frame, rest: list[Frame]) -> tuple[Frame, list[Frame]]:
         """Announce pieces; what is to follow."""
         lengths = [*map(len, rest), 0][:2]
-        socket.send(_PIECES.pack(_MAGIC, *lengths), _MORE)
+        socket.send(_PIECES.pack(_MAGIC, len(rest), *lengths), _MORE)
         views = [memoryview(frame) for frame in rest]
         return first, [view[at : at + PIECE] for view in views for at in range(0, len(view), PIECE)]
 
@@ -311,7 +311,8 @@ def _drain(socket: Socket, pool: Pool, cap: int) -> list[list[Frame]]:
 def _pieces(socket: Socket, announced: memoryview, pool: Pool, cap: int) -> list[Frame]:
     """A frame, and those whose pieces follow it, in memory of our own; nothing if they are not as announced."""
     frames: list[Frame] = [socket.recv(_DONTWAIT)]
-    lengths = [length for length in _PIECES.unpack(announced)[1:] if length]
+    _, count, *lengths = _PIECES.unpack(announced)
+    lengths = lengths[:count]
     right = sum(lengths) <= cap
     for length in lengths if right else ():
         memory = pool.take(length)

@@ -36,8 +36,8 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ZmqMailbox, ZmqMailb
 
 def test_pieces_become_the_tensor_again_in_both_directions(pair: tuple[ZmqMailbox, ZmqMailbox]) -> None:
     parent, child = pair
-    for id, rows in enumerate((17_500, 17_501, 30_000)):
-        inputs, labels = torch.randn(rows), torch.arange(3)
+    for id, (rows, few) in enumerate(((17_500, 3), (17_501, 1), (30_000, 0), (2, 20_000))):
+        inputs, labels = torch.randn(rows), torch.arange(few)
         assert parent.send("c1", Activation(id, 0, inputs, labels))
         (letter,) = child.receive(DEADLINE_S)
         asked = letter.message
@@ -70,7 +70,7 @@ def test_pieces_that_are_not_as_announced_are_refused(
 ) -> None:
     parent, child = pair
     dealer = parent._transport._dealers["c1"]  # type: ignore[attr-defined]
-    dealer.send_multipart([sockets._PIECES.pack(sockets._MAGIC, *lengths), b"first", *map(bytes, pieces)])
+    dealer.send_multipart([sockets._PIECES.pack(sockets._MAGIC, 2, *lengths), b"first", *map(bytes, pieces)])
     assert parent.send("c1", Activation(0, 0, torch.ones(3)))
     (letter,) = child.receive(DEADLINE_S)
     assert isinstance(letter.message, Activation)
@@ -80,7 +80,7 @@ def test_pieces_that_are_not_as_announced_are_refused(
 def test_a_stranger_that_calls_itself_a_marker_is_harmless(pair: tuple[ZmqMailbox, ZmqMailbox]) -> None:
     parent, child = pair
     with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
-        stranger.setsockopt(zmq.IDENTITY, sockets._PIECES.pack(sockets._MAGIC, 5, 0))
+        stranger.setsockopt(zmq.IDENTITY, sockets._PIECES.pack(sockets._MAGIC, 1, 5, 0))
         stranger.setsockopt(zmq.LINGER, 0)
         stranger.connect(child._transport._endpoint)  # type: ignore[attr-defined]
         stranger.send_multipart([b"x", b"12345"])
