@@ -19,6 +19,8 @@ V = TypeVar("V")
 
 KNOCK_CAP_S = 5.0
 """A peer that does not answer is knocked at ever more rarely, at last this often."""
+STUCK_S = 5.0
+"""A peer unheard for this long gets a new connection: the stream of the old one may be broken, and nobody can tell."""
 MEMORY = 4
 """Answered activations remembered for a gradient or against a duplicate, in windows (at least 16)."""
 WINDOW_CAP = 4096
@@ -40,6 +42,7 @@ class ParentEnd(End):
         self._debts: OrderedDict[int, int] = OrderedDict()  # id → version of a target to be paid for
         self._knock_at = float("-inf")
         self._knock_s = terms.hello_s
+        self._connected_at = float("-inf")
 
     def in_flight(self) -> int:
         """Activations that left and are unanswered."""
@@ -94,9 +97,16 @@ class ParentEnd(End):
         self.note(now, "unreachable")
         self._fall_silent(now)
 
+    def stuck(self, now: float) -> bool:
+        """Whether the peer has been silent for so long on this connection that another is worth a try."""
+        since = max(self._connected_at, self._connected_at if self.heard_at is None else self.heard_at)
+        quiet = self.state in (State.KNOCKING, State.SILENT) and not self.left
+        return quiet and now - since >= max(STUCK_S, 2 * self.terms.timeout_s)
+
     def reconnected(self, now: float) -> None:
         """A new connection was made, so the peer may be new: greet it at once, at the first pace."""
         self.note(now, "reconnected")
+        self._connected_at = now
         self._knock_at, self._knock_s = now, self.terms.hello_s
         self._step(Event.RECONNECTED)
 

@@ -135,8 +135,11 @@ class Transport(Protocol):
         """Wait until something comes, at most this long. False: time does not pass by waiting here."""
         ...
 
-    def reach(self, child: str) -> bool:
-        """Look for the child's address; True if a new connection to it was begun just now."""
+    def reach(self, child: str, *, anew: bool = False) -> bool:
+        """Look for the child's address; True if a new connection to it was begun just now.
+
+        `anew`: the connection there is may be broken without knowing it; replace it if it can be.
+        """
         ...
 
     def close(self) -> None:
@@ -167,9 +170,9 @@ class Relay:
         """Pass on."""
         return self.inner.wait(seconds)
 
-    def reach(self, child: str) -> bool:
+    def reach(self, child: str, *, anew: bool = False) -> bool:
         """Pass on."""
-        return self.inner.reach(child)
+        return self.inner.reach(child, anew=anew)
 
     def close(self) -> None:
         """Pass on."""

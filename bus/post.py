@@ -189,7 +189,7 @@ class EdgeMailbox:
     def _tick(self, now: float) -> None:
         self._tick_at = now + self._tick_s
         for child, edge in self._asks.items():
-            if self._transport.reach(child):
+            if self._transport.reach(child, anew=edge.stuck(now)):
                 edge.reconnected(now)
             edge.expire(now)
             kind = edge.due(now)

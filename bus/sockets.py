@@ -47,6 +47,11 @@ STRANGER = Peer("parent", "")
 LINGER_MS = 200
 """How long last words (acknowledgements of a bye) may take to leave when everything is closed."""
 
+HEARTBEAT_MS = 1000
+HEARTBEAT_TIMEOUT_MS = 5000
+"""libzmq's own, over tcp: a connection on which nothing comes any more is closed, so that its identity is free again.
+They say nothing of the component behind it: the I/O thread of a hung process answers them."""
+
 Socket = zmq.Socket[bytes]
 
 _DONTWAIT, _MORE, _POLLIN = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE), int(zmq.POLLIN)
@@ -80,7 +85,7 @@ class ZmqTransport:
         self._marks: dict[str, tuple[int, int] | None] = dict.fromkeys(self._children)
         self._endpoints: dict[str, str] = {}
         self._pool = Pool()
-        self._host = bus.host
+        self._host, self._tcp = bus.host, bus.transport == "tcp"
         keys = None if bus.keys is None else load(Path(bus.keys))
         self._context = zmq.Context()
         self._guard = None if keys is None else Guard(self._context, keys)
@@ -140,8 +145,10 @@ class ZmqTransport:
         self._poller.poll(math.ceil(seconds * 1000))
         return True
 
-    def reach(self, child: str) -> bool:
-        """Connect if the child has published an endpoint since the last look."""
+    def reach(self, child: str, *, anew: bool = False) -> bool:
+        """Connect if the child has published an endpoint since the last look, and over tcp also anew."""
+        if anew and self._tcp and child in self._endpoints:
+            return self._connect(child, self._endpoints[child])
         mark = address.mark_of(self._directory, child)
         if mark is None or mark == self._marks[child]:
             return False
@@ -216,6 +223,9 @@ class ZmqTransport:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, self._max_bytes)
         socket.setsockopt(zmq.HANDSHAKE_IVL, 5000)
+        if self._tcp:
+            socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+            socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
         if self._guard is not None:
             self._guard.protect(socket, server=kind == zmq.ROUTER)
         self._poller.register(socket, zmq.POLLIN)

@@ -97,7 +97,7 @@ class VirtualTransport:
         self.bus.clock.move_to(min(arrives, self.bus.clock.now + seconds))
         return True
 
-    def reach(self, child: str) -> bool:
+    def reach(self, child: str, *, anew: bool = False) -> bool:
         """Whether the child lives, and has been started since the last look."""
         there = self.bus.living(child)
         if there is None or self._reached.get(child) == there.incarnation:

@@ -150,6 +150,8 @@ class Stub(Node, frozen=True):
     """Share of messages it holds back until after the next one."""
     corrupt: Share = 0.0
     """Share of messages with flipped bytes."""
+    nonfinite: Share = 0.0
+    """Share of messages whose tensor holds a NaN or an infinity."""
     silent_at: Positive | None = None
     """Goes silent after this many messages received, and stays connected."""
     crash_at: Positive | None = None

@@ -31,3 +31,11 @@ def test_the_overhead_benchmark_prints_its_ratio_last() -> None:
     found = last_line("benchmarks.overhead", "--rounds", "1", "--steps", "5", "--json")
     assert found["ratio"] > 0
     assert found["received_per_step"]["target"] > 0
+
+
+def test_the_trouble_benchmark_measures_every_kind() -> None:
+    found = last_line("benchmarks.trouble", "--rounds", "1", "--seconds", "0.5", "--json")
+    assert set(found) == {"hostile", "delay", "cut"}
+    assert all(row["ratio"] > 0 for kind in found.values() for row in kind["rates"].values())
+    assert found["hostile"]["sent"]["stranger"] <= found["hostile"]["dropped"]["bad-sender"]
+    assert found["cut"]["shown_as"] == ["silent"]

@@ -2,82 +2,17 @@
 
 import json
 import os
-import random
-import socket
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-import zmq
-
-from bus import address, wire
-from bus.wire import Stamp
+from bus import address
 from conftest import Launched
-from mach.messages import Activation
+from workers.hostile import Hostile
 
 FEED_S = 4.0
-X = torch.zeros(128, 64)
-
-
-class Feeder(threading.Thread):
-    """Sends what nobody should, to one component, seeded; counts what it sent by kind."""
-
-    def __init__(self, endpoint: str, run_id: str, seed: int) -> None:
-        super().__init__(name="feeder")
-        self.endpoint = endpoint
-        self.run_id = run_id
-        self.random = random.Random(seed)
-        self.sent: Counter[str] = Counter()
-        self.ended = threading.Event()
-
-    def run(self) -> None:
-        kinds = [self.noise, self.cut, self.foreign, self.misfit, self.stranger, self.flood]
-        with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
-            dealer.setsockopt(zmq.LINGER, 0)
-            dealer.setsockopt(zmq.IDENTITY, b"c9:1")
-            dealer.connect(self.endpoint)
-            while not self.ended.wait(0.002):
-                kind = self.random.choice(kinds)
-                for frames in kind():
-                    dealer.send_multipart(frames)
-                    self.sent[kind.__name__] += 1
-                if self.random.random() < 0.02:
-                    self.bare()
-
-    def true(self, run_id: str | None = None) -> list[bytes]:
-        stamp = Stamp(run_id or self.run_id, "c0", 1, self.random.randrange(1, 1000))
-        return [bytes(frame) for frame in wire.encode(Activation(1, 1, X), stamp)]
-
-    def noise(self) -> list[list[bytes]]:
-        return [[self.random.randbytes(self.random.randrange(400)) for _ in range(self.random.randrange(1, 6))]]
-
-    def cut(self) -> list[list[bytes]]:
-        (frame,) = self.true()
-        return [[frame[: 8 * self.random.randrange(len(frame) // 8)]]]
-
-    def foreign(self) -> list[list[bytes]]:
-        return [self.true("another run's id")]
-
-    def misfit(self) -> list[list[bytes]]:
-        (frame,) = self.true()
-        return [[frame + bytes(8)]]
-
-    def stranger(self) -> list[list[bytes]]:
-        """A true message of a neighbour, replayed over a connection that is not the neighbour's."""
-        return [self.true()]
-
-    def flood(self) -> list[list[bytes]]:
-        return [[b""] * 50] * 20
-
-    def bare(self) -> None:
-        """ZMTP 1.0 by hand: it needs no handshake."""
-        host, _, port = self.endpoint.removeprefix("tcp://").rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=5) as raw:
-            raw.sendall(b"\x01\x00\x06\x00hello")
-            self.sent["bare"] += 1
+COUNTED = ("noise", "cut", "foreign", "misfit", "stranger", "nan", "old", "flood")
+"""Kinds that reach the mailbox. Of the others ZeroMQ closes the connection."""
 
 
 def test_a_run_survives_strangers_and_counts_them(launch: Callable[..., Launched]) -> None:
@@ -86,24 +21,24 @@ def test_a_run_survives_strangers_and_counts_them(launch: Callable[..., Launched
     plan = json.loads((run.directory / "plan.json").read_text())
     endpoint = address.endpoint_of(Path(plan["sockets"]), "c1")
     assert endpoint is not None
-    feeder = Feeder(endpoint, plan["run_id"], seed=1)
-    feeder.start()
-    until = time.monotonic() + FEED_S
-    run.until(lambda status: time.monotonic() > until or not status["components"][1]["step"] < 1200)
-    feeder.ended.set()
-    feeder.join()
-    assert min(feeder.sent[kind] for kind in ("noise", "cut", "foreign", "misfit", "stranger", "flood")) > 10
+    with Hostile(endpoint, plan["run_id"], seed=1) as hostile:
+        until = time.monotonic() + FEED_S
+        run.until(lambda status: time.monotonic() > until or not status["components"][1]["step"] < 1200)
+    sent = hostile.sent
+    assert min(sent[kind] for kind in COUNTED) > 10
+    assert min(sent[kind] for kind in ("bare", "oversized")) > 0
     assert run.end() == 0, run.output
     rows = {row["component"]: row for row in run.status()["components"]}
     dropped = rows["c1"]["messages"]["dropped"]
     for reason, kinds in {
         "other-run": ("foreign",),
-        "bad-sender": ("stranger",),
+        "bad-sender": ("stranger", "nan"),
+        "stale-incarnation": ("old",),
         "bad-size": ("misfit",),
         "bad-frames": ("flood",),
     }.items():
-        assert dropped[reason] >= 0.9 * sum(feeder.sent[kind] for kind in kinds), (reason, dropped, feeder.sent)
-    assert sum(dropped.values()) >= 0.9 * feeder.sent.total()
+        assert dropped[reason] >= 0.9 * sum(sent[kind] for kind in kinds), (reason, dropped, sent)
+    assert sum(dropped.values()) >= 0.9 * sum(sent[kind] for kind in COUNTED)
     assert rows["c0"]["messages"]["dropped"] == {}
     for row in rows.values():
         assert row["step"] == 1200

@@ -208,6 +208,7 @@ class Neighbourhood:
             sample_shape=self.dataset.train_inputs.shape[1:],
             batch_size=self.config.train.batch_size,
             seed=process.index,
+            fired=self.faults[name],
             crash=actor.crash,
         )
         return actor

@@ -10,7 +10,9 @@ Shapes: B batch, E embedding.
 
 import heapq
 import itertools
+import math
 import os
+import random
 import signal
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -60,14 +62,18 @@ class Stub:
         sample_shape: Sequence[int],
         batch_size: int,
         seed: int,
+        fired: Counter[str] | None = None,
         crash: Callable[[], None] = die,
     ) -> None:
+        """`fired` counts the messages that it spoiled itself, as `nonfinite`."""
         self.script = script
         self.mailbox = mailbox
         self.children = tuple(children)
         self.embedding = embedding
         self.generator = torch.Generator().manual_seed(seed)
         self.question = torch.randn(batch_size, *sample_shape, generator=self.generator)  # [B, ...]
+        self.fired = Counter() if fired is None else fired
+        self.random = random.Random(seed)
         self.crash = crash
         self.taken = 0
         """Messages received so far."""
@@ -129,7 +135,7 @@ class Stub:
         paced = self.script.rate > 0
         for child in self.children:
             while self.mailbox.room(child):
-                asked = Activation(next(self.ids), self.answered, self.question)
+                asked = Activation(next(self.ids), self.answered, self.spoiled(self.question))
                 self.owing[child, asked.id] = None
                 if not self.mailbox.send(child, asked) or paced:
                     break
@@ -148,7 +154,17 @@ class Stub:
         if len(pool) < POOL:
             pool.append(scale * torch.randn(rows, self.embedding, generator=self.generator))
         pool.rotate()
-        return pool[0]
+        return self.spoiled(pool[0])
+
+    def spoiled(self, tensor: Tensor) -> Tensor:
+        """As it is or, as often as the script says, with one entry that is not finite."""
+        if not self.script.nonfinite or self.random.random() >= self.script.nonfinite:
+            return tensor
+        self.fired["nonfinite"] += 1
+        tensor = tensor.clone()
+        value = self.random.choice((math.nan, math.inf, -math.inf))
+        tensor.view(-1)[self.random.randrange(tensor.numel())] = value
+        return tensor
 
     def latency_s(self) -> float:
         """Latency of one answer."""
@@ -191,6 +207,7 @@ def run(plan: Plan, name: str, control: Control) -> None:
             sample_shape=dataset.sample_shape,
             batch_size=config.train.batch_size,
             seed=seed,
+            fired=fired,
         )
         mailbox.counts.faults = fired
         while not {"stop", "release"} & control.orders():

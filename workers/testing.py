@@ -99,7 +99,8 @@ class Proxy:
             self._hang_up(writer)
             return
         self._writers.add(back)
-        await asyncio.gather(self._one_way(reader, back), self._one_way(there, writer))
+        with contextlib.suppress(asyncio.CancelledError):  # the end; Python 3.11 would print it as an error
+            await asyncio.gather(self._one_way(reader, back), self._one_way(there, writer))
 
     async def _one_way(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Pieces into a queue with the time when each is due, and out of it."""

@@ -51,6 +51,14 @@ def test_a_socket_path_that_the_kernel_refuses_is_refused_first(tmp_path: Path) 
         address.socket_path(tmp_path / ("x" * 100), "c0", 1)
 
 
+def test_a_long_name_of_a_socket_becomes_a_digest_of_it() -> None:
+    deep = Path("/" + "x" * 80)
+    long, other = address.socket_path(deep, "c" * 30, 1), address.socket_path(deep, "c" * 30, 2)
+    assert long != other
+    assert long.parent == deep
+    assert len(os.fsencode(long)) <= address.PATH_CAP
+
+
 def test_a_long_base_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     deep = tmp_path / ("x" * 80)
     deep.mkdir()

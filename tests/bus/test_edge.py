@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bus.edge import KNOCK_CAP_S, MEMORY, ChildEnd, ParentEnd
+from bus.edge import KNOCK_CAP_S, MEMORY, STUCK_S, ChildEnd, ParentEnd
 from bus.rules import CHILD_RULES, PARENT_RULES, Event, Fate, State, Taken, Terms
 from bus.wire import Header, Kind
 
@@ -447,6 +447,21 @@ def test_knocks_at_a_stopped_child_grow_rarer() -> None:
     knocks = len(line.down)
     assert knocks <= 3600 / KNOCK_CAP_S + 10
     assert not [header for header in line.down if header.kind != Kind.HELLO]
+
+
+def test_a_long_silent_edge_asks_for_a_new_connection_now_and_then() -> None:
+    line = opened()
+    line.ask()
+    assert not line.parent.stuck(line.now + 100.0)  # open: nothing is known to be wrong
+    line.wait()
+    assert not line.parent.stuck(line.now)
+    line.now += STUCK_S
+    assert line.parent.stuck(line.now)
+    line.reconnect()
+    assert not line.parent.stuck(line.now + STUCK_S / 2)
+    assert line.parent.stuck(line.now + STUCK_S)
+    line.leave_parent()
+    assert not line.parent.stuck(line.now + STUCK_S)
 
 
 def test_a_knock_that_finds_no_connection_is_tried_again_at_once() -> None:

@@ -49,7 +49,7 @@ class List:
     def wait(self, seconds: float) -> bool:
         return False
 
-    def reach(self, child: str) -> bool:
+    def reach(self, child: str, *, anew: bool = False) -> bool:
         return False
 
     def close(self) -> None:

@@ -77,6 +77,18 @@ def test_every_fault_fires_is_noticed_and_harms_nothing(neighbourhood: Make) -> 
     assert all(torch.isfinite(parameter).all() for parameter in near.component.parameters())
 
 
+def test_what_is_not_finite_is_counted_and_never_trained_on(neighbourhood: Make) -> None:
+    near = neighbourhood(settings=("bus.timeout_ms=50",), parent={"nonfinite": 0.3}, child={"nonfinite": 0.3})
+    steps = near.run(steps=200)
+    assert all(near.faults[name]["nonfinite"] > 20 for name in (PARENT, CHILD))
+    unfit = near.trainer.learner.unfit
+    assert all(unfit[kind] > 10 for kind in ("activation", "target", "gradient"))
+    assert unfit.total() <= sum(near.faults[name]["nonfinite"] for name in (PARENT, CHILD))
+    assert sum(step.on_child for step in steps) > 50
+    assert all(torch.isfinite(loss) for step in steps for loss in step.losses.values())
+    assert all(torch.isfinite(parameter).all() for parameter in near.component.parameters())
+
+
 def test_an_answer_is_what_the_component_thinks_of_the_question(neighbourhood: Make) -> None:
     near = neighbourhood(settings=("optimiser.lr=1e-12", "optimiser.weight_decay=0", "optimiser.schedule=constant"))
     near.run(steps=20)
