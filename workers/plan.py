@@ -27,6 +27,8 @@ class ProcessPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Whom it asks."""
     parents: tuple[str, ...]
     """Whom it answers."""
+    incarnation: int = 1
+    """Of its first life in this launch; a resumed run counts on from where it was."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

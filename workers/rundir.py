@@ -8,6 +8,7 @@ runs/<name>/
     tensorboard/c0/         event files
     logs/c0.log             what the process printed; logs/launcher.log of a detached launcher
     weights/c0.safetensors  final weights
+    checkpoints/c0/         newest states to go on from (`workers/keeper.py`)
 """
 
 import os
@@ -56,6 +57,10 @@ class RunDir:
     def weights(self, component: str) -> Path:
         """Final weights."""
         return self.path / "weights" / f"{component}.safetensors"
+
+    def checkpoints(self, component: str) -> Path:
+        """Folder of the component's newest checkpoints."""
+        return self.path / "checkpoints" / component
 
     def make(self) -> None:
         """Create the folders; the run's own must not exist yet (FileExistsError), so two launches never share it."""

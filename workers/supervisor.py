@@ -146,8 +146,9 @@ class Supervisor:
 
     def _start(self, name: str) -> Member:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        incarnation = self.plan.process(name).incarnation
         process = get_context("forkserver").Process(
-            target=enter, args=(msgspec.json.encode(self.plan), name, 1, theirs, os.getpid()), name=name
+            target=enter, args=(msgspec.json.encode(self.plan), name, incarnation, theirs, os.getpid()), name=name
         )
         process.start()
         theirs.close()
