@@ -1,14 +1,10 @@
 """The commands. `mach --help` is the documentation; every command has examples in its help.
 
 Loads neither torch nor ZeroMQ: both belong to the processes that it starts. What the commands do lies in
-`workers/`; here they are named, their words are read, and their exit codes are decided.
+`workers/`; here they are named and their words are read.
 
-    exit code   launch                              status               others
-    0           every component finished            healthy, finished    done
-    1           some component failed               degraded             –
-    2           it cannot be run as asked           failed               cannot be done
-    3           –                                   no such run          no such run
-    130         stopped                             –                    interrupted
+Exit codes: of `launch`, `workers/verdict.py`; of `status`, in its help; of the others 0 done, 2 cannot be done, 3 no
+such run, 130 interrupted.
 """
 
 import importlib.metadata
@@ -29,6 +25,7 @@ from configs.tree import Config
 from mach.recipes import RECIPES
 from workers import commands, screen
 from workers.status import every_run, exit_code_of, find_run, read
+from workers.verdict import exits_help
 
 RUNS = click.option(
     "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where runs lie."
@@ -72,7 +69,7 @@ def cli() -> None:
     """
 
 
-@cli.command()
+@cli.command(epilog="\b\n" + exits_help())
 @click.option(
     "--config",
     "config_name",
@@ -92,13 +89,16 @@ def cli() -> None:
 @click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps of every component.")
 @click.option("--minutes", type=float, help="Train for this long instead.")
 @click.option("--lockstep", is_flag=True, help="Every step waits for its messages: slow, exact, for comparison.")
+@click.option(
+    "--max-restarts", type=click.IntRange(min=0), help="Most restarts of one component after failures; default 100."
+)
 @click.option("--detach", is_flag=True, help="Leave the run in the background.")
 @click.option("--dry-run", is_flag=True, help="Print the configuration and the plan; start nothing.")
 @click.pass_context
 def launch(ctx: click.Context, /, *, runs: Path, name: str | None, detach: bool, dry_run: bool, **words: Any) -> None:
     """Train: one process a component, until every component has done its steps.
 
-    Ctrl-C stops cleanly, a second Ctrl-C at once. Exit code 0 only if every component finished.
+    Ctrl-C stops cleanly, a second Ctrl-C at once. A component that fails is started anew, alone.
 
     \b
     Examples:
@@ -112,7 +112,10 @@ def launch(ctx: click.Context, /, *, runs: Path, name: str | None, detach: bool,
     if not dry_run and not detach:
         commands.warm()
     config = configured(
-        **{key: words[key] for key in ("config_name", "components", "seed", "settings", "steps", "minutes")}
+        **{
+            key: words[key]
+            for key in ("config_name", "components", "seed", "settings", "steps", "minutes", "max_restarts")
+        }
     )
     name = name or fresh_name(words["config_name"], runs)
     commands.check_name(runs, name)
@@ -172,19 +175,38 @@ def stop(run: str | None, runs: Path, now: bool) -> None:
 
 
 @cli.command()
-@RUN
+@click.argument("run")
+@click.argument("component", required=False)
 @RUNS
-@click.option("-c", "--component", "only", metavar="C", help="Only this component, as in c2.")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the run ends.")
-def logs(run: str | None, runs: Path, only: str | None, follow: bool) -> None:
-    """Print what the processes of a run have printed, each line after its component's name.
+def restart(run: str, component: str | None, runs: Path) -> None:
+    """Start one component of a running run anew: it saves, leaves, and goes on in a process of its own. A hung one is
+    killed. The others neither stop nor restart. With one word, of the newest run.
+
+    \b
+    Examples:
+      mach restart my-run c2
+      mach restart c2
+    """
+    name, component = (run, component) if component is not None else (None, run)
+    click.echo(commands.restart(find_run(runs, name), component))
+
+
+@cli.command()
+@RUN
+@click.argument("component", required=False)
+@RUNS
+@click.option("-c", "--component", "only", metavar="C", help="Only this component, c2, or one life of it, c2.1.")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the run ends, also with lives yet to come.")
+def logs(run: str | None, component: str | None, runs: Path, only: str | None, follow: bool) -> None:
+    """Print what the processes of a run have printed, each line after the life that printed it: c2.1, then c2.2.
 
     \b
     Examples:
       mach logs
-      mach logs -c c2 -f
+      mach logs my-run c2
+      mach logs -c c2.1 -f
     """
-    for line in commands.log_lines(find_run(runs, run), only, follow=follow):
+    for line in commands.log_lines(find_run(runs, run), component or only, follow=follow):
         click.echo(line)
 
 
@@ -259,11 +281,13 @@ def configured(
     settings: tuple[str, ...],
     steps: int | None,
     minutes: float | None,
+    max_restarts: int | None,
 ) -> Config:
     """The configuration that the options describe; options win over `--set`, which wins over the file."""
     if steps is not None and minutes is not None:
         raise ConfigError("--steps and --minutes: give one of them")
     options = {"n_components": components, "seed": seed, "train.steps": steps, "train.minutes": minutes}
+    options |= {"supervise.max_restarts": max_restarts}
     given = [f"{key}={value}" for key, value in options.items() if value is not None]
     if steps is not None:
         given.append("train.minutes=null")

@@ -43,7 +43,7 @@ def make_directory() -> Path:
 
 def claim(directory: Path) -> None:
     """The calling process keeps the run from now on: `sweep` leaves the directory alone while it lives."""
-    _replace(directory / "owner", f"{os.getpid()} {_started(os.getpid())}")
+    _replace(directory / "owner", f"{os.getpid()} {started(os.getpid())}")
 
 
 def check_private(directory: Path) -> None:
@@ -118,13 +118,13 @@ def _abandoned(directory: Path) -> bool:
         found = directory.lstat()
         if not _PATTERN.fullmatch(directory.name) or found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
             return False
-        pid, _, started = (directory / "owner").read_text(encoding="utf-8").partition(" ")
-        return not pid.isdecimal() or _started(int(pid)) != started
+        pid, _, since = (directory / "owner").read_text(encoding="utf-8").partition(" ")
+        return not pid.isdecimal() or started(int(pid)) != since
     except (OSError, UnicodeDecodeError):
         return False  # being made or being removed just now
 
 
-def _started(pid: int) -> str:
+def started(pid: int) -> str:
     """When a process started, in ticks since boot: pids are reused, pairs are not. Empty: not running."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")

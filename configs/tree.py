@@ -129,8 +129,21 @@ class Report(Node, frozen=True):
     """What a component tells the supervisor and writes to disk."""
 
     every_ms: Annotated[int, Meta(ge=50, le=1000)] = 500
-    silent_ms: Positive = 3000
-    """A component not heard of for this long is shown as stalled."""
+
+
+class Supervise(Node, frozen=True):
+    """When a component counts as stalled, and how often one that failed is started anew (`workers/policy.py`)."""
+
+    stalled_ms: Positive = 10_000
+    """No progress for this long, or for 5 times the p99 of its step time if that is longer: its stacks are written
+    into its log, it is killed and restarted."""
+    starting_ms: Positive = 60_000
+    """The same before its first report: it loads data and builds networks."""
+    grace_ms: Annotated[int, Meta(ge=0)] = 5000
+    """From an order to stop, save and leave to SIGKILL."""
+    max_restarts: Annotated[int, Meta(ge=0)] = 100
+    """Restarts of one component in all. Before its first step it may fail once, and after three restarts in a row
+    without a new checkpoint it is given up in any case. A stub saves none, so each of its restarts is such a one."""
 
 
 class Stub(Node, frozen=True):
@@ -155,7 +168,7 @@ class Stub(Node, frozen=True):
     silent_at: Positive | None = None
     """Goes silent after this many messages received, and stays connected."""
     crash_at: Positive | None = None
-    """Dies with SIGKILL at this many messages received."""
+    """Dies with SIGKILL at this many messages received, in each of its lives."""
 
 
 class ComponentOverride(Node, frozen=True):
@@ -184,5 +197,6 @@ class Config(Node, frozen=True):
     evaluate: Evaluate = Evaluate()
     bus: Bus = Bus()
     report: Report = Report()
+    supervise: Supervise = Supervise()
     components: dict[int, ComponentOverride] = {}
     """Overrides by component number, e.g. `components.1.stub.latency_ms`."""

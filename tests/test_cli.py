@@ -7,8 +7,9 @@ from click.testing import CliRunner
 
 from cli import cli
 from conftest import mach
+from workers.verdict import EXITS
 
-COMMANDS = ("launch", "status", "stop", "logs", "runs", "doctor")
+COMMANDS = ("launch", "status", "stop", "restart", "logs", "runs", "doctor")
 
 
 def invoke(*words: str) -> tuple[int, str]:
@@ -27,6 +28,11 @@ def test_every_command_has_examples_in_its_help(command: str) -> None:
 def test_the_help_of_mach_lists_the_commands_and_its_version_is_known() -> None:
     assert all(command in invoke("--help")[1] for command in COMMANDS)
     assert invoke("--version")[0] == 0
+
+
+def test_the_exit_codes_of_launch_stand_in_its_help() -> None:
+    _, output = invoke("launch", "--help")
+    assert all(f"{code} " in output and meaning.split(";")[0][:40] in output for code, meaning in EXITS.items())
 
 
 def test_status_documents_its_json() -> None:
@@ -79,9 +85,10 @@ def test_a_dry_run_prints_configuration_and_plan_and_makes_nothing(tmp_path: Pat
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("command", ["status", "stop", "logs"])
+@pytest.mark.parametrize("command", ["status", "stop", "logs", "restart"])
 def test_a_run_that_is_not_there_is_exit_code_3(tmp_path: Path, command: str) -> None:
-    code, output = invoke(command, "nothing", "--runs", str(tmp_path))
+    words = ("nothing", "c0") if command == "restart" else ("nothing",)
+    code, output = invoke(command, *words, "--runs", str(tmp_path))
     assert code == 3
     assert "nothing" in output
 

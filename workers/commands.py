@@ -9,27 +9,30 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 from rich.live import Live
+from rich.text import Text
 
 from bus import address, keys
 from configs.errors import ConfigError, RunError
 from configs.load import dump
 from configs.tree import Config
+from workers import desk, screen
 from workers import devices as devices_of
-from workers import screen
 from workers.plan import Plan, make_plan
 from workers.rundir import RunDir
-from workers.status import FINAL, Status, launcher_alive, read
+from workers.status import FINAL, Status, launcher_alive, read, rules_of
 from workers.supervisor import Supervisor, warm
 
-__all__ = ["check_name", "choose_devices", "describe", "detach", "log_lines", "stop", "train", "warm", "watch"]
+__all__ = ["check_name", "choose_devices", "describe", "detach", "log_lines", "restart"]
+__all__ += ["stop", "train", "warm", "watch"]
 
 PLAIN_S = 2.0
 """Time between two blocks of plain lines."""
 LOOK_S = 0.25
 """Time between two looks into files that somebody else writes."""
-STOP_S = 10.0
-"""Longest wait for a launcher to end after it was told to."""
+PATIENCE_S = 5.0
+"""Longest wait for a launcher to do what it was told, beyond the run's grace time."""
 
 
 def check_name(runs: Path, name: str) -> None:
@@ -118,7 +121,9 @@ def supervised(plan: Plan) -> int:
     if status.exit_code == 2:
         raise ConfigError(status.reason)
     console.print(screen.verdict(status, console.width))
-    if not status.reason:
+    if status.reason:  # in one line, however long: it has a path in it
+        console.print(Text(status.reason, style=screen.STYLES.get(status.state, "")), soft_wrap=True)
+    else:
         print(f"run {status.run}: {plan.directory}", flush=True)
     return status.exit_code or 0
 
@@ -153,9 +158,9 @@ def detach(config: Config, runs: Path, name: str, gpus: str | None, *, lockstep:
     finally:
         draft.unlink()
         if run.path.is_dir():
-            log.replace(run.log("launcher"))
+            log.replace(run.launcher_log)
     if code is not None and code != 0:
-        lines = (run.log("launcher") if run.path.is_dir() else log).read_text(encoding="utf-8").strip().splitlines()
+        lines = (run.launcher_log if run.path.is_dir() else log).read_text(encoding="utf-8").strip().splitlines()
         print(lines[-1] if lines else f"mach: the launcher ended with exit code {code}", file=sys.stderr)
         log.unlink(missing_ok=True)
         return code
@@ -191,38 +196,66 @@ def stop(run: RunDir, number: signal.Signals) -> str:
     status = read(run)
     if status.state in FINAL or not launcher_alive(status):
         return f"run {run.name} has {ended(status)} already"
-    launcher = os.pidfd_open(status.launcher_pid)
+    try:
+        launcher = os.pidfd_open(status.launcher_pid)
+    except ProcessLookupError:
+        return f"run {run.name} has ended already"
     try:
         signal.pidfd_send_signal(launcher, number)
-        if not select.select([launcher], [], [], STOP_S)[0]:
+        if not select.select([launcher], [], [], rules_of(run).grace_ms / 1000 + PATIENCE_S)[0]:
             raise RunError(f"run {run.name}: the launcher (pid {status.launcher_pid}) did not end; try mach stop --now")
     finally:
         os.close(launcher)
     return f"run {run.name} is stopped"
 
 
+def restart(run: RunDir, component: str) -> str:
+    """Have the launcher start a component anew; what it says that it did.
+
+    Raises:
+        RunError: the run has ended, or it will not.
+    """
+    status = read(run)
+    if status.state in FINAL or not launcher_alive(status):
+        raise RunError(f"run {run.name} has {ended(status)}; there is nothing to restart")
+    sockets = Path(msgspec.json.decode(run.plan.read_bytes(), type=Plan).sockets)
+    wanted = desk.Ask(restart=component)
+    answer = desk.ask(sockets, wanted, rules_of(run).grace_ms / 1000 + PATIENCE_S)
+    if not answer.done:
+        raise RunError(f"run {run.name}: {answer.text}")
+    return answer.text
+
+
 def log_lines(run: RunDir, only: str | None, *, follow: bool) -> Iterator[str]:
-    """Lines of the logs after their components' names; all that there are, then, to follow, those that come.
+    """Lines of the logs after the name of the component's life, c1.2; all that there are, then, to follow, those that
+    come. `only`: a component, or one life of it.
 
     Raises:
         RunError: there is no such component.
     """
-    logs = {path.stem: path for path in sorted(run.log("c0").parent.glob("*.log"))}
-    if only is not None:
-        if only not in logs:
-            raise RunError(f"run {run.name} has no log of {only!r}; there are: {', '.join(logs)}")
-        logs = {only: logs[only]}
-    at = dict.fromkeys(logs, 0)
+    at: dict[Path, int] = {}
     while True:
         ended = not follow or read(run).state in FINAL  # before reading: what was written until then is all read
-        for name, path in logs.items():
-            with path.open("rb") as log:
-                log.seek(at[name])
-                for line in log:
-                    if not line.endswith(b"\n") and not ended:
-                        break  # half a line: its rest is yet to come
-                    at[name] += len(line)
-                    yield f"{name}  {line.decode(errors='replace').rstrip()}"
+        logs = run.logs()
+        if only is not None:
+            names = [log.stem for log in logs]
+            logs = [log for log in logs if only in (log.stem, log.stem.partition(".")[0])]
+            if not logs:
+                raise RunError(f"run {run.name} has no log of {only!r}; there are: {', '.join(names) or 'none'}")
+        for path in logs:
+            for line in new_lines(path, at, whole=not ended):
+                yield f"{path.stem}  {line}"
         if ended:
             return
         time.sleep(LOOK_S)
+
+
+def new_lines(path: Path, at: dict[Path, int], *, whole: bool) -> Iterator[str]:
+    """What was written since position `at`; with `whole`, half a line waits for its rest."""
+    with path.open("rb") as log:
+        log.seek(at.get(path, 0))
+        for line in log:
+            if whole and not line.endswith(b"\n"):
+                return
+            at[path] = at.get(path, 0) + len(line)
+            yield line.decode(errors="replace").rstrip()

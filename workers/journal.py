@@ -93,13 +93,22 @@ class Journal:
         self._since: tuple[float, int] | None = None
         self._rate: float | None = None
         self._stepped = (0.0, 0.0)  # when the first and the newest step ended
+        self._step_ms: deque[float] = deque(maxlen=RECENT)
+        self._noted_at: float | None = None
         self._latest = Losses()
         self._born: float | None = None
         self._events: Events | None = None
         self._troubles: set[str] = set()
 
+    def begin(self, now: float) -> None:
+        """The first step begins."""
+        self._noted_at = now
+
     def note(self, step: Step, now: float) -> None:
         """Take note of one step; losses stay on their device until the next report."""
+        if self._noted_at is not None:
+            self._step_ms.append(1000.0 * (now - self._noted_at))
+        self._noted_at = now
         self._born = now if self._born is None else self._born
         self._stepped = (self._stepped[0] if self.steps else now, now)
         self.steps += 1
@@ -138,6 +147,7 @@ class Journal:
             step=self.steps,
             samples=self.samples,
             rate=self._new_rate(now, state),
+            step_ms_p99=round(quantile(sorted(self._step_ms), 0.99), 3) if self._step_ms else None,
             loss=self._new_losses(),
             accuracy=accuracies(accuracy),
             child_steps=self.child_steps,

@@ -1,172 +1,296 @@
-"""One process of a run, as its supervisor sees it: newest report, silence, verdict. Knows no other member."""
+"""A component over all its lives, as its supervisor sees it: state, reason, restarts, verdict. Knows no other member.
 
-import signal
-import socket
-import time
-from multiprocessing.process import BaseProcess
+    starting ─▶ training ⇄ waiting ─▶ finished             what it says itself
+        └──────────┴─▶ stalled ─┐                          no progress: stacks into its log, SIGKILL
+        └──────────┴────────────┴─▶ restarting ─▶ starting      `workers/policy.py` says when, or
+                                        └──────▶ failed         that it has failed for good
+    stopping ─▶ stopped                                    what everybody was told
+
+Laws: it acts on itself alone. Nothing waits: what is due later is a time that `wake_at` names. Times are seconds of
+the supervisor's clock.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Literal
 
 import msgspec
 
-from workers.plan import ProcessPlan
+from configs.tree import Supervise
+from workers.attempt import Attempt
+from workers.desk import Answer, Promise
+from workers.policy import GiveUp, Restarts, patience_s
 from workers.report import Report, State
-from workers.status import ComponentStatus
+from workers.rundir import RunDir
+from workers.status import ComponentStatus, Failure
 
-STARTING_S = 60.0
-"""A component without a first report may load data for this long before it counts as stalled."""
-PACKET = 1 << 20
-"""Most bytes of one report."""
-ADVICE = {
-    signal.SIGKILL: "out of memory, or killed by hand; lower train.batch_size or the number of components",
-    signal.SIGSEGV: "a crash in compiled code; its log has the stack",
-}
+DUMP_S = 0.5
+"""Time to write stacks into the log, between the judgement that it is stalled and SIGKILL."""
+KEPT = 100
+"""Durations of restarts that are kept."""
+Final = Literal["finished", "stopped", "failed"]
 
 
 class Member:
-    """A process, its channel, and what is known of it. Times are monotonic seconds."""
+    """One component. `start(incarnation, now)` begins a life of it."""
 
     def __init__(
-        self, plan: ProcessPlan, process: BaseProcess, channel: socket.socket, silent_s: float, now: float
+        self,
+        start: Callable[[int, float], Attempt],
+        first: int,
+        rules: Supervise,
+        run: RunDir,
+        now: float,
+        *,
+        mends: bool = True,
     ) -> None:
-        self.plan = plan
-        self.process = process
-        self.channel = channel
-        self.silent_s = silent_s
-        self.report: Report | None = None
-        self.heard_at: float | None = None
-        self.ended_at = float("inf")
-        self.exit_code: int | None = None
-        self.pid = process.pid
-        self._started_at = now
-        self._last_word = ""
-        self._killed = ""
-        channel.setblocking(False)
+        """`mends`: whether it may be restarted at all; `first`: the incarnation of its first life."""
+        self.run = run
+        self.rules = rules
+        self.mends = mends
+        self.attempt = start(first, now)
+        self.plan = self.attempt.plan
+        self.incarnation = first
+        self.restarts = 0
+        """All of them, asked for or not."""
+        self.over: Final | None = None
+        """How it ended, once it has for good."""
+        self.failed_at = float("inf")
+        """When it ended for good, if it failed."""
+        self.failure: Failure | None = None
+        """The newest."""
+        self.restart_s: deque[float] = deque(maxlen=KEPT)
+        """From noticing an end to the first step of the next life, newest last."""
+        self._start = start
+        self._account = Restarts(rules.max_restarts)
+        self._report: Report | None = None
+        self._why = ""
+        self._next_at = float("inf")
+        self._kill_at = float("inf")
+        self._ended_at: float | None = None
+        self._told = ""
+        self._asked = False
 
     @property
-    def alive(self) -> bool:
-        """Whether the process still runs, as far as `read` has noticed."""
-        return self.exit_code is None
+    def name(self) -> str:
+        """The component's."""
+        return self.plan.name
 
     @property
     def steps(self) -> int:
-        """Optimiser steps that it reported."""
-        return self.report.step if self.report is not None else 0
+        """Optimiser steps that it reported last."""
+        return self._report.step if self._report is not None else 0
 
     @property
     def done(self) -> bool:
-        """Whether it has done all its own steps and only answers its parents; a stub always is."""
-        return self.plan.kind == "stub" or (self.report is not None and self.report.state == "finished")
-
-    @property
-    def failed(self) -> bool:
-        """Whether it ended otherwise than it should."""
-        return self.exit_code is not None and (self.exit_code != 0 or bool(self._killed and not self.done))
+        """Whether nobody has to wait for it: it has done its steps, it is a stub, or it has ended for good."""
+        return self.over is not None or self.plan.kind == "stub" or (self.attempt.alive and self.attempt.done)
 
     @property
     def refused(self) -> bool:
         """Whether it found, before its first step, that the configuration or the data cannot be run: so will all."""
-        return self.exit_code == 2 and self.steps == 0
+        return self.over == "failed" and self.attempt.refused and not self._account.trained
 
     @property
     def cause(self) -> str:
         """One sentence on why it failed."""
         if self.refused:
-            return self._last_word
-        return f"{self.plan.name} failed: {self._verdict()}; see its log, logs/{self.plan.name}.log"
+            return self.attempt.verdict()
+        return f"{self.name} failed: {self._why}; see {self.run.log(self.name, self.incarnation)}"
 
-    def read(self, now: float) -> None:
-        """Take what it has said, and notice its end."""
-        if not self.alive:
-            return
-        code = self.process.exitcode  # first: what it said before its end is then all there
-        while packet := self._packet():
-            self._take(msgspec.msgpack.decode(packet, type=Report), now)
-        if code is not None:
-            self.exit_code, self.ended_at = code, now
-            self.channel.close()
+    def wake_at(self) -> float:
+        """When `look` has something to do, if nothing happens before."""
+        return min(self._next_at, self._kill_at)
 
-    def stalled(self, now: float, times: float = 1.0) -> bool:
-        """Alive, and silent for `times` the limit."""
-        return self.alive and self._silence(now) > times * self._limit_s()
-
-    def silence(self, now: float) -> str:
-        """For people: how long it has not been heard of."""
-        return f"not heard of for {self._silence(now):.0f} s (stopped, or hung)"
+    def look(self, now: float) -> None:
+        """Take what it has said, notice its end, and do what is due."""
+        if self.attempt.alive:
+            self.attempt.read(now)
+            self._heed(now)
+            if self.attempt.exit_code is None:
+                self._suspect(now)
+            else:
+                self._settle(now)
+        if now >= self._next_at:
+            self._begin(now)
 
     def order(self, order: str) -> None:
-        """Tell it; a member that does not listen is killed in time by the supervisor."""
-        if self.alive:
-            try:
-                self.channel.send(order.encode())
-            except (BlockingIOError, BrokenPipeError, ConnectionResetError):
-                return  # it is stopped or gone: the supervisor's deadline is for those
+        """Tell it to leave; it is not restarted any more."""
+        self._told = order
+        self.attempt.order(order)
+        if self._next_at < float("inf"):
+            self._next_at = float("inf")
+            self._end("stopped", f"the run ended before its next life began; before, it {self._why}")
 
-    def kill(self, why: str = "killed") -> None:
-        """SIGKILL, which ends stopped processes too."""
-        if self.alive and not self._killed:
-            self._killed = why
-            self.process.kill()
+    def kill(self, why: str) -> None:
+        """SIGKILL for the present life, whatever it does."""
+        self.attempt.kill(why)
 
-    def join(self) -> None:
-        """Wait for the end of the process."""
-        self.process.join()
-        self.read(time.monotonic())
+    def restart(self, now: float) -> Promise:
+        """Somebody wants a new life of it: save, leave and begin. One that is about to begin is that life."""
+        refusal = self._refusal()
+        if refusal:
+            return lambda: Answer(done=False, text=refusal)
+        wanted = self.incarnation + 1
+        if self.over == "failed":
+            self.over, self.failed_at, self._account = None, float("inf"), Restarts(self.rules.max_restarts)
+            self._ended_at = self._next_at = now
+        elif not self.attempt.alive:
+            self._next_at = now
+        elif self.attempt.heard_at is None:
+            wanted = self.incarnation
+        elif not self._asked:
+            self._asked = True
+            self.attempt.order("stop")
+            self._kill_at = min(self._kill_at, now + self.rules.grace_ms / 1000)
+        return lambda: self._answer(wanted)
 
-    def close(self) -> None:
-        """Release what the process object holds."""
-        self.channel.close()
-        self.process.close()
+    def _refusal(self) -> str:
+        if self.over in ("finished", "stopped") or self._told:
+            return f"{self.name} has {self.over or 'been told to leave'}; there is nothing to restart"
+        if not self.mends:
+            return f"in lock-step nobody can go on without {self.name}; stop the run and go on with mach resume"
+        return ""
+
+    def _answer(self, wanted: int) -> Answer | None:
+        if self.incarnation >= wanted:
+            return Answer(done=True, text=f"{self.name} begins anew, incarnation {self.incarnation}")
+        if self.over is not None:
+            return Answer(done=False, text=f"{self.name} has {self.over} meanwhile")
+        return None
+
+    def close(self, now: float) -> None:
+        """Wait for the end of the present life, which was killed, and release what it holds."""
+        if self.attempt.alive:
+            self.attempt.join(now)
 
     def status(self, now: float) -> ComponentStatus:
-        """For status.json."""
-        report = self.report or Report(
-            component=self.plan.name,
+        """For status.json: the newest report, whichever life it is of, and what is known beyond it."""
+        report = self._report or Report(
+            component=self.name,
             kind=self.plan.kind,
-            incarnation=1,
-            pid=self.pid or 0,
+            incarnation=self.incarnation,
+            pid=0,
             device=self.plan.device,
             state="starting",
         )
-        state, reason = self._state(report, now)
-        fields = msgspec.structs.asdict(report) | {"state": state, "reason": reason}
+        state, reason = self._state(now)
+        heard = self.attempt.heard_at
+        fields = msgspec.structs.asdict(report) | {
+            "state": state,
+            "reason": reason,
+            "incarnation": self.incarnation,
+            "pid": self.attempt.pid if self.attempt.alive else 0,
+        }
         return ComponentStatus(
             **fields,
-            last_seen_s=None if self.heard_at is None else now - self.heard_at,
-            exit_code=self.exit_code,
-            log=f"logs/{self.plan.name}.log",
+            last_seen_s=None if heard is None else now - heard,
+            exit_code=None if self.over is None else self.attempt.exit_code,
+            log=f"logs/{self.run.log(self.name, self.incarnation).name}",
+            restarts=self.restarts,
+            restart_s=[round(seconds, 3) for seconds in self.restart_s],
+            failure=self.failure,
         )
 
-    def _packet(self) -> bytes:
-        """The next thing it said; empty if there is none, or its end is closed."""
-        try:
-            return self.channel.recv(PACKET)
-        except (BlockingIOError, ConnectionResetError):
-            return b""
+    def _state(self, now: float) -> tuple[State, str]:
+        """The one that is shown, and why."""
+        said = self.attempt.report
+        if self.over is not None:
+            return self.over, self._why
+        if not self.attempt.alive:
+            return "restarting", f"{self._why}; its next life begins in {max(self._next_at - now, 0.0):.1f} s"
+        if self.attempt.killed:
+            return "stalled", self.attempt.killed
+        if self._told == "stop" or self._asked:
+            return "stopping", "told to save and leave"
+        if said is None:
+            return "starting", ""
+        return said.state, said.reason
 
-    def _take(self, report: Report, now: float) -> None:
-        self.heard_at = now
-        if report.state == "failed":
-            self._last_word = report.reason  # its numbers stay those of the last report before
+    def _heed(self, now: float) -> None:
+        """What its newest report says about its progress."""
+        said = self.attempt.report
+        if said is None or said is self._report:
+            return
+        self._report = said
+        self._account.saved(said.checkpoint.step)
+        if self.attempt.stepped:
+            self._account.began()
+            if self._ended_at is not None:
+                self.restart_s.append(now - self._ended_at)
+                self._ended_at = None
+
+    def _suspect(self, now: float) -> None:
+        """No progress: stacks into its log, then SIGKILL. Also the end of one that was asked to leave and does not."""
+        if not self.attempt.killed and self.attempt.silence_s(now) > self._patience_s():
+            frozen = self.attempt.frozen()
+            why = f"made no progress for {self.attempt.silence_s(now):.1f} s"
+            why += ", stopped by a signal (SIGSTOP)" if frozen else ": hung; its log ends with its stacks"
+            self.attempt.killed = why
+            self._note(f"{why}; killed" if frozen else f"made no progress for {self._patience_s():.1f} s; its stacks:")
+            if not frozen:
+                self.attempt.dump()
+            self._kill_at = now if frozen else now + DUMP_S
+        if now >= self._kill_at:
+            self._kill_at = float("inf")
+            self.attempt.kill("did not leave in time")
+
+    def _patience_s(self) -> float:
+        if self.attempt.heard_at is None:
+            return self.rules.starting_ms / 1000
+        return patience_s(self.rules.stalled_ms, self._report.step_ms_p99 if self._report is not None else None)
+
+    def _settle(self, now: float) -> None:
+        """A life has ended: was it the last?"""
+        attempt = self.attempt
+        attempt.close()
+        self._kill_at = float("inf")
+        said = attempt.report.state if attempt.report is not None else "starting"
+        if self._asked and not self._told:
+            self._why = "was asked to restart"
+            self._ended_at = self._next_at = now
+        elif attempt.left_well:
+            self._end("finished" if said == "finished" else "stopped", "asked to stop" if said == "stopped" else "")
+        elif self._told and attempt.killed:
+            self._end("finished" if attempt.done else "stopped", attempt.killed)
+        elif self._told == "release" and attempt.done:
+            self._end("finished", f"had finished, and then {attempt.verdict()}")
         else:
-            self.report = report
+            self._fail(attempt.verdict(), now)
 
-    def _state(self, report: Report, now: float) -> tuple[State, str]:
-        if self.failed:
-            return ("stopped" if self._killed.startswith("stopped") else "failed"), self._verdict()
-        if self.alive and self.stalled(now):
-            return "stalled", self.silence(now)
-        return report.state, report.reason
+    def _fail(self, why: str, now: float) -> None:
+        """The present life failed."""
+        log = f"logs/{self.run.log(self.name, self.incarnation).name}"
+        code = self.attempt.exit_code
+        self.failure = Failure(reason=why, incarnation=self.incarnation, at_s=round(now, 3), exit_code=code, log=log)
+        self._why = why
+        self._ended_at = now
+        if self._told or not self.mends or (self.attempt.refused and not self._account.trained):
+            self._end("failed", why, now)
+            return
+        verdict = self._account.failed()
+        if isinstance(verdict, GiveUp):
+            self._end("failed", f"{why}, {verdict.why}", now)
+        else:
+            self._next_at = now + verdict.after_s
 
-    def _verdict(self) -> str:
-        if self._killed:
-            return self._killed
-        if self.exit_code is not None and self.exit_code < 0:
-            number = signal.Signals(-self.exit_code)
-            advice = ADVICE.get(number)
-            return f"ended by {number.name}" + (f" ({advice})" if advice else "")
-        return self._last_word or f"exit code {self.exit_code}"
+    def _begin(self, now: float) -> None:
+        """The next life."""
+        self._next_at = float("inf")
+        self._asked = False
+        self.incarnation += 1
+        self.restarts += 1
+        try:
+            self.attempt = self._start(self.incarnation, now)
+        except (OSError, EOFError) as error:
+            self._fail(f"could not be started ({type(error).__name__}: {error})", now)
 
-    def _silence(self, now: float) -> float:
-        return now - (self._started_at if self.heard_at is None else self.heard_at)
+    def _end(self, over: Final, why: str, now: float = float("inf")) -> None:
+        self.over, self._why, self.failed_at = over, why, now
 
-    def _limit_s(self) -> float:
-        return STARTING_S if self.heard_at is None else self.silent_s
+    def _note(self, sentence: str) -> None:
+        """One line into its log, which it may be unable to write itself."""
+        log = self.run.log(self.name, self.incarnation)
+        with suppress(OSError), log.open("a", encoding="utf-8") as file:  # no log, no line: the reason stays in status
+            file.write(f"launcher: {self.name} {sentence}\n")

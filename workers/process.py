@@ -87,7 +87,7 @@ def enter(plan_json: bytes, name: str, incarnation: int, channel: socket.socket,
     die_with(launcher)
     plan = msgspec.json.decode(plan_json, type=Plan)
     process = plan.process(name)
-    redirect(RunDir(Path(plan.directory)).log(name))
+    redirect(RunDir(Path(plan.directory)).log(name, incarnation))
     control = Control(channel, incarnation)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, control.order_stop)
@@ -100,8 +100,8 @@ def enter(plan_json: bytes, name: str, incarnation: int, channel: socket.socket,
         last_word(control, process, str(error))
         sys.exit(error.exit_code)
     except BaseException as error:
-        traceback.print_exc()
         last_word(control, process, f"{type(error).__name__}: {error}")
+        traceback.print_exc()  # last: it may need memory that there is not
         sys.exit(UNEXPECTED)
 
 
@@ -130,8 +130,12 @@ def last_word(control: Control, process: ProcessPlan, sentence: str) -> None:
 
 
 def redirect(log: Path) -> None:
-    """Everything that this process prints, from C too, goes to its log."""
-    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    """Everything that this process prints, from C too, goes to its log; to nowhere if that cannot be written."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError:  # a full or vanished disk ends nobody's training; the supervisor tells of it
+        fd = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(fd, stream)
     os.close(fd)

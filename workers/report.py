@@ -8,9 +8,9 @@ from typing import Literal
 
 import msgspec
 
-State = Literal["starting", "training", "waiting", "stalled", "stopped", "failed", "finished"]
+State = Literal["starting", "training", "waiting", "stalled", "restarting", "stopping", "stopped", "failed", "finished"]
 """`waiting`: done with its own steps or in lock-step, waits for a peer (the reason says which). `stalled`: alive
-but not heard of. The last three are final."""
+without progress. `restarting`: its next life is due. `stopping`: it was told to leave. The last three are final."""
 
 
 class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -91,6 +91,17 @@ class Peer(Record):
     """Seconds since it was last heard."""
 
 
+class Checkpoint(Record):
+    """The newest checkpoint that would load."""
+
+    step: int | None = None
+    """At which it was made; None without one."""
+    age_s: float | None = None
+    """Seconds since then."""
+    trouble: str = ""
+    """Why none can be written now."""
+
+
 class Report(Record):
     """All of it."""
 
@@ -109,6 +120,9 @@ class Report(Record):
     samples: int = 0
     rate: float | None = None
     """Steps per second: since the last report; of a component that has finished or stopped, over all its steps."""
+    step_ms_p99: float | None = None
+    """p99 of the time from one step's end to the next one's, over the last 1,024 of this life."""
+    checkpoint: Checkpoint = msgspec.field(default_factory=Checkpoint)
     loss: Losses = msgspec.field(default_factory=Losses)
     accuracy: Accuracies = msgspec.field(default_factory=Accuracies)
     child_steps: int = 0

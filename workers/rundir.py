@@ -6,12 +6,13 @@ runs/<name>/
     status.json             the supervisor's view, replaced atomically at least once a second
     metrics/c0.jsonl        one `Report` a line
     tensorboard/c0/         event files
-    logs/c0.log             what the process printed; logs/launcher.log of a detached launcher
+    logs/c0.1.log           what c0 printed in its incarnation 1; logs/launcher.log of a detached launcher
     weights/c0.safetensors  final weights
     checkpoints/c0/         newest states to go on from (`workers/keeper.py`)
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,9 +51,18 @@ class RunDir:
         """Folder of the component's event files."""
         return self.path / "tensorboard" / component
 
-    def log(self, component: str) -> Path:
-        """What the component's process printed; `launcher` for the detached launcher."""
-        return self.path / "logs" / f"{component}.log"
+    def log(self, component: str, incarnation: int) -> Path:
+        """What one life of the component printed."""
+        return self.path / "logs" / f"{component}.{incarnation}.log"
+
+    @property
+    def launcher_log(self) -> Path:
+        """What a detached launcher printed."""
+        return self.path / "logs" / "launcher.log"
+
+    def logs(self) -> list[Path]:
+        """Every log that there is: by component, then by life; the launcher's last."""
+        return sorted((self.path / "logs").glob("*.log"), key=_by_number)
 
     def weights(self, component: str) -> Path:
         """Final weights."""
@@ -66,8 +76,18 @@ class RunDir:
         """Create the folders; the run's own must not exist yet (FileExistsError), so two launches never share it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.mkdir()
+        self.restore()
+
+    def restore(self) -> None:
+        """Create the folders that are not there."""
         for folder in ("metrics", "tensorboard", "logs", "weights"):
-            (self.path / folder).mkdir()
+            (self.path / folder).mkdir(parents=True, exist_ok=True)
+
+
+def _by_number(log: Path) -> tuple[str, list[int]]:
+    """c2 before c10, c2.9 before c2.10."""
+    numbers = [int(number) for number in re.findall(r"\d+", log.stem)]
+    return log.stem.rstrip("0123456789."), numbers
 
 
 def replace(path: Path, content: bytes) -> None:

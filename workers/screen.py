@@ -12,8 +12,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from workers.report import Accuracies, Losses, Messages, Peer, Spread, Staleness, Window
-from workers.status import ComponentStatus, Status
+from workers.report import Accuracies, Checkpoint, Losses, Messages, Peer, Spread, Staleness, Window
+from workers.status import ComponentStatus, Failure, Status
 
 STYLES = {
     "training": "green",
@@ -23,6 +23,7 @@ STYLES = {
     "stopping": "yellow",
     "stopped": "yellow",
     "stalled": "bold yellow",
+    "restarting": "bold yellow",
     "failed": "bold red",
 }
 
@@ -37,6 +38,7 @@ PROCESS: Mapping[str, Column] = {
     "state": state,
     "dev": lambda row: row.device,
     "pid": lambda row: str(row.pid or "–"),
+    "restarts": lambda row: str(row.restarts or "–"),
     "step": lambda row: f"{row.step:,}",
     "samples": lambda row: f"{row.samples:,}",
     "steps/s": lambda row: number(row.rate, ".0f"),
@@ -69,15 +71,19 @@ def tables(status: Status, width: int = 200) -> RenderableType:
     """What `mach status` shows: training above, the bus below, reasons last."""
     parts = [headline(status), *all_tables(status, width)]
     reasons = [f"{row.component}: {row.reason}" for row in status.components if row.reason and row.state != "finished"]
-    return Group(*parts, *reasons)
+    return Group(*parts, *reasons, *map(setback, [row for row in status.components if row.restarts and row.failure]))
+
+
+def setback(row: ComponentStatus) -> str:
+    """What a component that goes on has survived."""
+    assert row.failure is not None
+    times = "once" if row.restarts == 1 else f"{row.restarts} times"
+    return f"{row.component}: restarted {times}; its life {row.failure.incarnation} {row.failure.reason}"
 
 
 def verdict(status: Status, width: int = 200) -> RenderableType:
-    """The end of a launch: the tables, and the root cause last."""
-    parts = [headline(status), *all_tables(status, width)]
-    if status.reason:
-        parts.append(Text(status.reason, style=STYLES.get(status.state, "")))
-    return Group(*parts)
+    """The end of a launch: the tables. The root cause comes last, after them."""
+    return Group(headline(status), *all_tables(status, width))
 
 
 def headline(status: Status) -> Text:
@@ -125,6 +131,7 @@ def plain_line(row: ComponentStatus) -> str:
         f"loss {number(row.loss.target, '.4f')} student {percent(row.accuracy.student)} "
         f"child {percent(row.accuracy.child)} on child {percent(row.child_share, 0)} "
         f"staleness {versions(row.staleness.target)} versions {millis(row.staleness.target)} ms"
+        + (f" restarts {row.restarts}" if row.restarts else "")
         + (f" ({row.reason})" if row.reason else "")
     )
 
@@ -197,7 +204,7 @@ def counts(of: dict[str, int]) -> str:
 
 
 RECORDS: tuple[type[msgspec.Struct], ...] = (
-    *(Status, ComponentStatus, Losses, Accuracies, Staleness, Spread, Window, Messages, Peer),
+    *(Status, ComponentStatus, Failure, Checkpoint, Losses, Accuracies, Staleness, Spread, Window, Messages, Peer),
 )
 """The records of the JSON, outermost first."""
 

@@ -1,21 +1,24 @@
 """The state of a run: what the supervisor writes to `status.json`, and what `mach status` reads from it.
 
 Knows no process but by number, no torch, no zmq. Ages are recomputed when read: a file that nobody writes any
-more grows old in plain sight.
+more grows old in plain sight. Ages and identities never come from the clock on the wall, which can be set: they are
+of the monotonic clock, which all processes of one boot share, and of the boot itself.
 """
 
 import difflib
+import functools
 import time
 from pathlib import Path
 from typing import Literal
 
 import msgspec
-import psutil
 
+from bus import address
 from configs.errors import ConfigError, NoSuchRun, RunError
 from configs.load import load
-from configs.tree import Report as ReportSettings
-from workers.report import Report
+from configs.tree import Supervise
+from workers.policy import patience_s
+from workers.report import Record, Report
 from workers.rundir import RunDir, replace
 
 RunState = Literal["starting", "training", "stopping", "finished", "stopped", "failed"]
@@ -23,15 +26,34 @@ FINAL = ("finished", "stopped", "failed")
 """States, of runs and of components, that nothing follows."""
 
 
+class Failure(Record):
+    """How a life of a component ended otherwise than it should."""
+
+    reason: str
+    incarnation: int
+    at_s: float
+    """Seconds after the launch."""
+    exit_code: int | None
+    """Negative: the signal that killed it."""
+    log: str
+    """Path of that life's log, relative to the run directory."""
+
+
 class ComponentStatus(Report, kw_only=True, forbid_unknown_fields=True):
     """A component's newest report, and what the supervisor knows about its process."""
 
     last_seen_s: float | None = None
-    """Age of the newest report; None before the first."""
+    """Age of the newest report of its present life; None before the first."""
     exit_code: int | None = None
-    """None while it runs; negative: the signal that killed it."""
+    """None while it runs or is restarted; negative: the signal that killed it."""
     log: str = ""
-    """Path of its log, relative to the run directory."""
+    """Path of the log of its present life, relative to the run directory."""
+    restarts: int = 0
+    """How often it began again in this launch, after a failure or because somebody asked."""
+    restart_s: list[float] = msgspec.field(default_factory=list)
+    """Of the newest 100 restarts, newest last: from noticing the end to the first step of the next life."""
+    failure: Failure | None = None
+    """The newest."""
 
 
 class Status(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -46,14 +68,16 @@ class Status(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What the launcher ended with; None while it runs."""
     lockstep: bool = False
     launcher_pid: int
-    launcher_started: float
-    """When the launcher's process was created, seconds since 1970: tells it from a later one with its number."""
+    launcher_started: str
+    """When the launcher's process began, in ticks since the boot: tells it from a later one with its number."""
+    boot: str
+    """Which boot of which machine."""
     started_at: float
-    """Seconds since 1970."""
-    written_at: float
-    """Seconds since 1970."""
+    """Seconds since 1970, by the clock on the wall."""
+    written_s: float
+    """When this was written, on the monotonic clock of the boot."""
     elapsed_s: float
-    """From the launch to `written_at`."""
+    """From the launch to `written_s`."""
     components: list[ComponentStatus]
 
 
@@ -63,7 +87,7 @@ def write(run: RunDir, status: Status) -> None:
 
 
 def read(run: RunDir, now: float | None = None) -> Status:
-    """The run as it is now, from its files alone; `now` in seconds since 1970.
+    """The run as it is now, from its files alone; `now` on the monotonic clock.
 
     Raises:
         RunError: status.json is missing or is none of ours.
@@ -78,15 +102,20 @@ def read(run: RunDir, now: float | None = None) -> Status:
         raise RunError(
             f"{run.status}: is no status of this version ({error}); its metrics/ and logs/ remain"
         ) from error
-    age = max(0.0, (time.time() if now is None else now) - status.written_at)
+    same = status.boot == boot()  # the monotonic clocks of two boots are never compared
+    age = max(0.0, (time.monotonic() if now is None else now) - status.written_s) if same else 0.0
     lost = status.state not in FINAL and not launcher_alive(status)
+    rules = rules_of(run)
     for row in status.components:
         if row.last_seen_s is not None:
             row.last_seen_s = round(row.last_seen_s + age, 3)
-        mark(row, silent_s(run), age, lost=lost)
+        mark(row, patience_s(rules.stalled_ms, row.step_ms_p99), age, lost=lost)
     if lost:
         status.state = "failed"
-        status.reason = f"the launcher (pid {status.launcher_pid}) is gone, and its processes with it; see logs/"
+        status.reason = f"the launcher (pid {status.launcher_pid}) is gone, and its processes with it"
+        if not same:
+            status.reason = "the machine was started anew since, or this is another one"
+        status.reason += f"; go on with mach resume {run.name}"
     return status
 
 
@@ -96,26 +125,30 @@ def mark(row: ComponentStatus, limit_s: float, age: float, *, lost: bool) -> Non
         return
     if lost:
         row.state, row.reason = "failed", "ended with its launcher"
+    elif row.state == "restarting" and age <= limit_s:
+        return
     elif age > limit_s or (row.last_seen_s is not None and row.last_seen_s > limit_s):
         unheard = age if row.last_seen_s is None else row.last_seen_s
         row.state, row.reason = "stalled", f"not heard of for {unheard:.0f} s"
 
 
-def silent_s(run: RunDir) -> float:
-    """`report.silent_ms` of the run, in seconds; the default if its config.yaml is gone."""
+def rules_of(run: RunDir) -> Supervise:
+    """`supervise` of the run; the default if its config.yaml is gone."""
     try:
-        return load(str(run.config)).report.silent_ms / 1000
+        return load(str(run.config)).supervise
     except ConfigError:
-        return ReportSettings().silent_ms / 1000
+        return Supervise()
 
 
 def launcher_alive(status: Status) -> bool:
-    """Whether the launcher still runs, and is not another process with its number."""
-    try:
-        process = psutil.Process(status.launcher_pid)
-        return abs(process.create_time() - status.launcher_started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    """Whether the launcher still runs here, and is not another process with its number."""
+    return status.boot == boot() and address.started(status.launcher_pid) == status.launcher_started
+
+
+@functools.cache
+def boot() -> str:
+    """Name of the boot that this process lives in."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def every_run(runs: Path) -> list[RunDir]:

@@ -1,11 +1,13 @@
-"""The launcher's loop: start, watch, release, stop; one verdict a process. Knows no model, no torch, no zmq.
+"""The launcher's loop: start, watch, restart, release, stop. Knows no model, no torch, no zmq.
 
     with Supervisor(plan) as supervisor:
         for status in supervisor.watch():     # ends by itself, a status every TICK_S at the latest
             show(status)
 
-Laws: it waits on events (reports, deaths, signals), never in a spin. A component that dies or stops ends nobody
-else's training, but in lock-step, where nobody can go on. Whatever happens, no process is left when it ends.
+What happens to one component lies in `workers/member.py`, when it is restarted in `workers/policy.py`, how a run ends
+in `workers/verdict.py`. Laws: it waits on events (reports, deaths, signals, askers, times), never in a spin. A
+component that fails, stops or restarts ends nobody else's training, but in lock-step, where nobody can go on. Its
+own files may vanish: training goes on. Whatever happens, no process is left when it ends.
 """
 
 import os
@@ -14,7 +16,8 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing import forkserver, get_context
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -22,26 +25,27 @@ from types import FrameType, TracebackType
 from typing import Self
 
 import msgspec
-import psutil
 
+from bus import address
 from configs.load import dump
 from workers import status as status_file
+from workers.attempt import Attempt
+from workers.desk import Answer, Ask, Desk, Promise
 from workers.member import Member
-from workers.plan import Plan
+from workers.plan import Plan, ProcessPlan
 from workers.process import PRELOAD, enter
 from workers.rundir import RunDir
 from workers.status import RunState, Status
+from workers.verdict import judge
 
 TICK_S = 0.25
 """Longest time between two looks, and between two versions of status.json."""
-GRACE_S = 2.0
-"""From an order to stop to SIGKILL."""
+AWAY_S = 1.0
+"""A longer time between two looks: the launcher itself was stopped or starved, and nobody was silent meanwhile."""
 LEAVE_S = 5.0
 """From the release to SIGKILL: a component that is done has nothing left but its goodbyes."""
 QUIET = {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP}
 """Blocked in children: a terminal sends them to the whole group, and stopping is the launcher's business."""
-STOPPED = 130
-"""Exit code of a run that was stopped."""
 
 
 def warm() -> None:
@@ -52,6 +56,26 @@ def warm() -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+
+
+class Clock:
+    """Seconds since the launch that this launcher was there to see. Monotonic: nobody sets it back."""
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._began = self._looked = monotonic()
+        self.now = 0.0
+
+    def look(self) -> float:
+        """Move on; by AWAY_S at most."""
+        looked = self._monotonic()
+        self.now += min(looked - self._looked, AWAY_S)
+        self._looked = looked
+        return self.now
+
+    def elapsed_s(self) -> float:
+        """All of it since the launch."""
+        return self._monotonic() - self._began
 
 
 class Supervisor:
@@ -65,15 +89,17 @@ class Supervisor:
         self.exit_code: int | None = None
         self.members: list[Member] = []
         self.started_at = time.time()
-        self._started = time.monotonic()
+        self.clock = Clock()
+        self._grace_s = plan.config.supervise.grace_ms / 1000
         self._deadline = float("inf")
         self._ordered: set[str] = set()
         self._signals: list[int] = []
         self._handlers: dict[int, object] = {}
         self._bell, self._bell_end = socket.socketpair()
         self._earlier_bell = -1
+        self._desk = Desk(Path(plan.sockets))
         self._written = float("-inf")
-        self._write_failed = False
+        self._trouble = False
 
     def __enter__(self) -> Self:
         """Make the run directory, write what is planned, start every process.
@@ -82,12 +108,13 @@ class Supervisor:
             FileExistsError: there is a run of this name.
         """
         self.run.make()
-        self.run.config.write_text(dump(self.plan.config), encoding="utf-8")
-        self.run.plan.write_bytes(msgspec.json.format(msgspec.json.encode(self.plan)))
+        self._furnish()
         self._listen()
         warm()
+        rules, mends = self.plan.config.supervise, not self.plan.lockstep
         for process in self.plan.processes:
-            self.members.append(self._start(process.name))
+            start, now = partial(self._start, process), self.clock.look()
+            self.members.append(Member(start, process.incarnation, rules, self.run, now, mends=mends))
         self._write()
         return self
 
@@ -96,15 +123,15 @@ class Supervisor:
     ) -> None:
         """Nothing stays: no process, no socket, no signal handler."""
         for member in self.members:
-            member.kill()
+            member.kill("killed with its launcher")
         for member in self.members:
-            member.join()
-            member.close()
+            member.close(self.clock.now)
         signal.set_wakeup_fd(self._earlier_bell)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._bell.close()
         self._bell_end.close()
+        self._desk.close()
         shutil.rmtree(self.plan.sockets, ignore_errors=True)
         if kind is not None and self.exit_code is None:
             self._end("failed", f"the launcher failed: {kind.__name__}: {error}", 1)
@@ -112,24 +139,26 @@ class Supervisor:
 
     def watch(self) -> Iterator[Status]:
         """The run's status after every event and at least every TICK_S, until all processes are gone."""
-        while any(member.alive for member in self.members):
+        while any(member.over is None for member in self.members):
             self._wait()
-            now = time.monotonic()
+            now = self.clock.look()
             for member in self.members:
-                member.read(now)
-            self._obey()
+                member.look(now)
+            self._obey(now)
+            self._desk.serve(partial(self._restart, now=now))
             self._decide(now)
             if now - self._written >= TICK_S:
                 self._write()
                 yield self.status
-        self._judge()
+        stopped = self.reason if self.state == "stopping" else ""
+        verdict = judge(self.members, run=self.plan.run, stopped=stopped, lockstep=self.plan.lockstep)
+        self._end(verdict.state, verdict.reason, verdict.exit_code)
         self._write()
         yield self.status
 
     @property
     def status(self) -> Status:
         """The run as it is now."""
-        now = time.monotonic()
         return Status(
             run=self.plan.run,
             state=self.state,
@@ -137,23 +166,29 @@ class Supervisor:
             exit_code=self.exit_code,
             lockstep=self.plan.lockstep,
             launcher_pid=os.getpid(),
-            launcher_started=psutil.Process().create_time(),
+            launcher_started=address.started(os.getpid()),
+            boot=status_file.boot(),
             started_at=self.started_at,
-            written_at=time.time(),
-            elapsed_s=now - self._started,
-            components=[member.status(now) for member in self.members],
+            written_s=time.monotonic(),
+            elapsed_s=self.clock.elapsed_s(),
+            components=[member.status(self.clock.now) for member in self.members],
         )
 
-    def _start(self, name: str) -> Member:
+    def _start(self, process: ProcessPlan, incarnation: int, now: float) -> Attempt:
+        """Begin one life of a component."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        incarnation = self.plan.process(name).incarnation
-        process = get_context("forkserver").Process(
-            target=enter, args=(msgspec.json.encode(self.plan), name, incarnation, theirs, os.getpid()), name=name
-        )
-        process.start()
-        theirs.close()
-        silent_s = self.plan.config.report.silent_ms / 1000
-        return Member(self.plan.process(name), process, ours, silent_s, time.monotonic())
+        plan = msgspec.json.encode(self.plan)
+        try:
+            child = get_context("forkserver").Process(
+                target=enter, args=(plan, process.name, incarnation, theirs, os.getpid()), name=process.name
+            )
+            child.start()
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return Attempt(process, incarnation, child, ours, now)
 
     def _listen(self) -> None:
         """Signals ring a bell that `_wait` hears; what they mean is decided in the loop."""
@@ -167,21 +202,33 @@ class Supervisor:
         self._signals.append(number)
 
     def _wait(self) -> None:
-        waited: list[int | socket.socket] = [self._bell]
+        """Until something happens, or the next thing is due."""
+        waited: list[int | socket.socket] = [self._bell, *self._desk.sockets()]
         for member in self.members:
-            if member.alive:
-                waited += [member.process.sentinel, member.channel]
+            if member.attempt.alive:
+                waited += [member.attempt.process.sentinel, member.attempt.channel]
+        due_s = min([self._deadline, *(member.wake_at() for member in self.members)]) - self.clock.now
         # a component reports twice a second: look at once after the first event, then gather what comes with it
-        if self._bell in wait(waited, timeout=TICK_S) and select.select([self._bell], [], [], 0)[0]:
+        heard = wait(waited, timeout=min(max(due_s, 0.0), TICK_S))
+        if self._bell in heard and select.select([self._bell], [], [], 0)[0]:
             self._bell.recv(4096)
 
-    def _obey(self) -> None:
+    def _obey(self, now: float) -> None:
         """The first signal stops the run cleanly, a second one or SIGQUIT at once."""
         signals, self._signals = self._signals, []
         for number in signals:
             at_once = self.state == "stopping" or number == signal.SIGQUIT
             self.state, self.reason = "stopping", f"by {signal.Signals(number).name}"
-            self._order("stop", 0.0 if at_once else GRACE_S)
+            self._order("stop", 0.0 if at_once else self._grace_s, now)
+
+    def _restart(self, wanted: Ask, *, now: float) -> Promise:
+        """Somebody asked for a restart."""
+        member = next((member for member in self.members if member.name == wanted.restart), None)
+        if member is not None:
+            return member.restart(now)
+        names = ", ".join(member.name for member in self.members)
+        nobody = Answer(done=False, text=f"there is no {wanted.restart!r}; there are: {names}")
+        return lambda: nobody
 
     def _decide(self, now: float) -> None:
         """Move the run on: training, the end of a run in which nobody can go on, the release, the last resort."""
@@ -189,59 +236,47 @@ class Supervisor:
         if self.state == "starting" and any(member.steps > 0 for member in trainers):
             self.state = "training"
         if not self._ordered:
-            hopeless = next((m for m in self.members if m.failed and (m.refused or self.plan.lockstep)), None)
-            if hopeless is not None:
-                self.reason = hopeless.cause
-                self._order("stop", GRACE_S)
-            else:
-                self._release(trainers, now)
+            hopeless = [m for m in self.members if m.over == "failed" and (m.refused or self.plan.lockstep)]
+            if hopeless:
+                self._order("stop", self._grace_s, now)
+            elif all(member.done for member in trainers):  # nobody's answers are needed any more
+                self._order("release", LEAVE_S, now)
         if now >= self._deadline:
             for member in self.members:
-                member.kill("stopped: killed, since it did not leave in time")
+                member.kill("killed, since it did not leave in time")
+            self._deadline = float("inf")
 
-    def _release(self, trainers: list[Member], now: float) -> None:
-        """When every trainer that can be waited for is done, nobody's answers are needed any more."""
-        if any(member.alive and not member.done and not member.stalled(now) for member in trainers):
-            return
-        for member in trainers:
-            if member.alive and not member.done and member.stalled(now, times=2):
-                member.kill(f"{member.silence(now)}; killed when the others were done")
-        if not any(member.alive and not member.done for member in trainers):
-            self._order("release", LEAVE_S)
-
-    def _order(self, order: str, within_s: float) -> None:
+    def _order(self, order: str, within_s: float, now: float) -> None:
         """Tell everybody, and set the time for the last resort; a later order may only bring it nearer."""
         if order not in self._ordered:
             self._ordered.add(order)
             for member in self.members:
                 member.order(order)
-        self._deadline = min(self._deadline, time.monotonic() + within_s)
-
-    def _judge(self) -> None:
-        """The verdict, when all processes are gone."""
-        failed = [member for member in self.members if member.failed]
-        first = min(failed, key=lambda member: member.ended_at, default=None)
-        refused = next((member for member in failed if member.refused), None)
-        if self.state == "stopping":
-            self._end("stopped", self.reason, STOPPED)
-        elif refused is not None:
-            self._end("failed", refused.cause, 2)
-        elif first is not None:
-            rest = any(not member.failed and member.plan.kind == "trainer" for member in self.members)
-            self._end("finished" if rest and not self.plan.lockstep else "failed", first.cause, 1)
-        else:
-            self._end("finished", "", 0)
+        self._deadline = min(self._deadline, now + within_s)
 
     def _end(self, state: RunState, reason: str, exit_code: int) -> None:
         self.state, self.reason, self.exit_code = state, reason, exit_code
 
+    def _furnish(self) -> None:
+        """The folders of the run, and what was planned, as far as they are not there."""
+        self.run.restore()
+        if not self.run.config.exists():
+            self.run.config.write_text(dump(self.plan.config), encoding="utf-8")
+        if not self.run.plan.exists():
+            self.run.plan.write_bytes(msgspec.json.format(msgspec.json.encode(self.plan)))
+
     def _write(self) -> None:
-        """status.json; a disk that is full or gone costs the file, not the run."""
-        self._written = time.monotonic()
+        """status.json; a disk that is full, read-only or gone costs the file, not the run, until it is back."""
+        self._written = self.clock.now
         try:
+            if not (self.run.plan.exists() and self.run.status.exists()):
+                self._furnish()
             status_file.write(self.run, self.status)
-            self._write_failed = False
         except OSError as error:
-            if not self._write_failed:
+            if not self._trouble:
                 print(f"mach: {self.run.status} cannot be written ({error}); training goes on", flush=True)
-            self._write_failed = True
+            self._trouble = True
+            return
+        if self._trouble:
+            print(f"mach: {self.run.status} can be written again", flush=True)
+        self._trouble = False

@@ -187,6 +187,7 @@ class Life:
     def train(self) -> None:
         """Turns until the steps, or the minutes, are done."""
         learner, exam = self.trainer.learner, self.trainer.exam
+        self.journal.begin(self.trainer.mailbox.now())
         while not self.stopped() and not self.trained():
             step = self.trainer.lockstep_turn(self.interrupted) if self.plan.lockstep else self.trainer.turn()
             if step is None:

@@ -1,18 +1,19 @@
 """A run read from its files alone: fresh, old, crashed, torn; and the shape of the JSON."""
 
 import os
+import time
 import typing
 from pathlib import Path
 
 import msgspec
-import psutil
 import pytest
 
+from bus import address
 from configs.errors import NoSuchRun, RunError
 from workers import screen
 from workers.report import Accuracies, Losses, Spread, Staleness
 from workers.rundir import RunDir
-from workers.status import ComponentStatus, Status, exit_code_of, find_run, read, write
+from workers.status import ComponentStatus, Failure, Status, boot, exit_code_of, find_run, read, write
 
 
 def component(name: str = "c0", **fields: object) -> ComponentStatus:
@@ -35,9 +36,10 @@ def status(**fields: object) -> Status:
         "run": "r",
         "state": "training",
         "launcher_pid": os.getpid(),
-        "launcher_started": psutil.Process().create_time(),
+        "launcher_started": address.started(os.getpid()),
+        "boot": boot(),
         "started_at": 1000.0,
-        "written_at": 1010.0,
+        "written_s": 1010.0,
         "elapsed_s": 10.0,
         "components": [component()],
     }
@@ -70,21 +72,42 @@ def test_an_old_file_is_never_silently_old(tmp_path: Path) -> None:
 
 def test_the_limit_of_silence_is_the_runs_own(tmp_path: Path) -> None:
     run = run_with(tmp_path, status())
-    run.config.write_text("report: {silent_ms: 60000}")
+    run.config.write_text("supervise: {stalled_ms: 60000}")
     assert read(run, now=1022.0).components[0].state == "training"
 
 
 def test_a_run_without_its_launcher_has_failed(tmp_path: Path) -> None:
-    found = read(run_with(tmp_path, status(launcher_started=1.0)), now=1010.0)
+    found = read(run_with(tmp_path, status(launcher_started="1")), now=1010.0)
     assert found.state == "failed"
     assert "launcher" in found.reason
     assert found.components[0].state == "failed"
     assert exit_code_of(found) == 2
 
 
+def test_a_run_of_another_boot_has_failed_and_its_ages_are_not_compared(tmp_path: Path) -> None:
+    found = read(run_with(tmp_path, status(boot="another")), now=5000.0)
+    assert found.state == "failed"
+    assert "mach resume r" in found.reason
+    assert found.components[0].last_seen_s == 0.5
+
+
+def test_a_clock_on_the_wall_that_is_set_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_with(tmp_path, status(written_s=time.monotonic()))
+    an_hour_ago = time.time() - 3600.0
+    monkeypatch.setattr(time, "time", lambda: an_hour_ago)
+    found = read(run)
+    assert (found.state, found.components[0].state) == ("training", "training")
+    assert found.components[0].last_seen_s == pytest.approx(0.5, abs=1.0)
+
+
+def test_one_that_waits_for_its_next_life_is_shown_so_however_long_it_is_unheard(tmp_path: Path) -> None:
+    row = component(state="restarting", last_seen_s=25.0, reason="ended by SIGKILL")
+    assert read(run_with(tmp_path, status(components=[row])), now=1010.2).components[0].state == "restarting"
+
+
 def test_an_ended_run_stays_as_it_ended(tmp_path: Path) -> None:
     rows = [component(state="finished", exit_code=0), component("c1", state="failed", exit_code=-9, reason="SIGKILL")]
-    found = read(run_with(tmp_path, status(state="finished", launcher_started=1.0, components=rows)), now=9e9)
+    found = read(run_with(tmp_path, status(state="finished", launcher_started="1", components=rows)), now=5000.0)
     assert [row.state for row in found.components] == ["finished", "failed"]
     assert exit_code_of(found) == 1
 
@@ -137,6 +160,8 @@ def full() -> Status:
         staleness=Staleness(target=spread, gradient=spread),
     )
     row.messages.dropped = {"timeout": 3, "bad-checksum": 1}
+    row.restarts = 2
+    row.failure = Failure(reason="ended by SIGSEGV", incarnation=2, at_s=3.0, exit_code=-11, log="logs/c0.2.log")
     return status(components=[row, component("c1", state="stalled", reason="not heard of for 12 s")])
 
 
@@ -149,6 +174,7 @@ def test_the_screen_shows_every_number_at_any_width(width: int) -> None:
     for shown in ("98.6%", "99.2%", "93%", "0.0123 ↓", "1/12/31", "29/81/204", "bad-checksum 1", "timeout 3", "0.5 s"):
         assert shown in text, shown
     assert "c1: not heard of for 12 s" in text
+    assert "c0: restarted 2 times; its life 2 ended by SIGSEGV" in text
     assert "…" not in text, "nothing is cut off"
 
 
@@ -156,4 +182,5 @@ def test_plain_lines_are_one_a_component() -> None:
     lines = screen.plain_lines(full())
     assert len(lines) == 2
     assert "student 98.6% child 99.2%" in lines[0]
+    assert "restarts 2" in lines[0]
     assert lines[1].endswith("(not heard of for 12 s)")

@@ -1,0 +1,64 @@
+"""Ends of members in, one sentence and one exit code out."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from fakes import plan
+from workers.verdict import EXITS, exits_help, judge
+
+
+@dataclass
+class FakeMember:
+    """What a verdict looks at."""
+
+    name: str
+    over: str
+    failed_at: float = float("inf")
+    refused: bool = False
+    kind: str = "trainer"
+
+    @property
+    def cause(self) -> str:
+        return f"{self.name} failed"
+
+    @property
+    def plan(self) -> object:
+        return plan(self.kind, self.name)
+
+
+def finished(name: str = "c0", kind: str = "trainer") -> FakeMember:
+    return FakeMember(name, "finished", kind=kind)
+
+
+def failed(name: str = "c1", at: float = 1.0, **more: object) -> FakeMember:
+    return FakeMember(name, "failed", at, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("members", "stopped", "lockstep", "verdict"),
+    [
+        ([finished(), finished("c1")], "", False, ("finished", "", 0)),
+        ([finished(), failed("c1", 2.0), failed("c2", 1.0)], "", False, ("finished", "c2 failed", 3)),
+        ([finished(), failed("c1", kind="stub")], "", False, ("finished", "c1 failed", 3)),
+        ([finished(), FakeMember("c1", "stopped")], "", False, ("finished", "c1 was stopped alone", 3)),
+        ([failed("c0", 2.0), failed("c1", 1.0)], "", False, ("failed", "c1 failed", 1)),
+        ([finished("c0", "stub"), failed("c1")], "", False, ("failed", "c1 failed", 1)),
+        ([FakeMember("c0", "stopped"), failed("c1", refused=True)], "", False, ("failed", "c1 failed", 2)),
+        ([FakeMember("c0", "stopped"), failed("c1")], "by SIGINT", False, ("stopped", "by SIGINT", 130)),
+    ],
+)
+def test_the_table(members: list[FakeMember], stopped: str, lockstep: bool, verdict: tuple[str, str, int]) -> None:
+    found = judge(members, run="r", stopped=stopped, lockstep=lockstep)  # type: ignore[arg-type]
+    assert (found.state, found.reason, found.exit_code) == verdict
+    assert found.exit_code in EXITS
+
+
+def test_in_lockstep_one_failure_is_the_runs_and_the_way_on_is_named() -> None:
+    found = judge([finished(), failed()], run="r", stopped="", lockstep=True)  # type: ignore[list-item]
+    assert (found.state, found.exit_code) == ("failed", 1)
+    assert "mach resume r" in found.reason
+
+
+def test_the_help_has_every_code() -> None:
+    assert all(f"  {code} " in exits_help() for code in EXITS)

@@ -1,0 +1,55 @@
+"""How a run ended, when all its processes are gone: state, root cause, exit code. Knows no process.
+
+`EXITS` is the one table of exit codes of `mach launch`; its help and the documentation are made from it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from workers.member import Member
+from workers.status import RunState
+
+FINISHED, FAILED, REFUSED, DEGRADED, STOPPED = 0, 1, 2, 3, 130
+EXITS: Mapping[int, str] = {
+    FINISHED: "every component finished",
+    FAILED: "the run failed: no component finished, or, in lock-step, one failed",
+    REFUSED: "it cannot be run as asked; nothing was trained",
+    DEGRADED: "some component failed for good or was stopped alone; the others finished",
+    STOPPED: "stopped",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The end of a run."""
+
+    state: RunState
+    reason: str
+    exit_code: int
+
+
+def judge(members: Sequence[Member], *, run: str, stopped: str, lockstep: bool) -> Verdict:
+    """The verdict on members that have all ended; `stopped` says by what the run was stopped, if it was."""
+    failed = [member for member in members if member.over == "failed"]
+    first = min(failed, key=lambda member: member.failed_at, default=None)
+    refused = next((member for member in failed if member.refused), None)
+    if stopped:
+        return Verdict("stopped", stopped, STOPPED)
+    if refused is not None:
+        return Verdict("failed", refused.cause, REFUSED)
+    if first is not None and lockstep:
+        return Verdict(
+            "failed", f"{first.cause}; in lock-step nobody goes on alone: mach resume {run} does, together", FAILED
+        )
+    if all(member.over == "finished" for member in members):
+        return Verdict("finished", "", FINISHED)
+    alone = next((member for member in members if member.over == "stopped"), None)
+    cause = first.cause if first is not None else f"{alone.name} was stopped alone" if alone is not None else ""
+    if any(member.over == "finished" and member.plan.kind == "trainer" for member in members):
+        return Verdict("finished", cause, DEGRADED)
+    return Verdict("failed", cause, FAILED)
+
+
+def exits_help() -> str:
+    """`EXITS`, for people."""
+    return "Exit codes:\n" + "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXITS.items())
