@@ -23,7 +23,8 @@ from configs.errors import ConfigError, MachError, RunError
 from configs.load import dump, load, shipped
 from configs.tree import Config
 from mach.recipes import RECIPES
-from workers import commands, screen
+from workers import chaos as faults
+from workers import commands, screen, victims
 from workers.status import every_run, exit_code_of, find_run, read
 from workers.verdict import exits_help
 
@@ -245,6 +246,49 @@ def doctor(ctx: click.Context, runs: Path) -> None:
     for check in found:
         click.echo(f"{check.verdict:4}  {check.name:16} {check.text}")
     ctx.exit(2 if any(check.verdict == "fail" for check in found) else 0)
+
+
+@cli.command()
+@RUN
+@RUNS
+@click.option("--kill", metavar="N/min", help="SIGKILLs, as in 20/min, 1/s or 6/h, over all components together.")
+@click.option("--stop", metavar="N/min", help="SIGSTOPs, each with a SIGCONT after --stop-seconds.")
+@click.option("--slow", multiple=True, metavar="C=Nx", help="Make a component so many times slower; repeatable.")
+@click.option("--seconds", type=click.IntRange(1, 86400), default=60.0, show_default=True)
+@click.option("--stop-seconds", type=click.IntRange(1, 3600), default=3.0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed makes the same faults.")
+@click.option("--json", "as_json", is_flag=True, help="What was done and what came back, as JSON.")
+@click.pass_context
+def chaos(ctx: click.Context, /, run: str | None, runs: Path, kill: str | None, stop: str | None, **words: Any) -> None:
+    """Hurt a running run, the newest by default, and see it go on: kill, stop and slow its components.
+
+    Only processes of the run are hit. Ctrl-C ends it and continues whoever is stopped. Exit code: 0 everybody came
+    back, 1 somebody did not, 2 the run is not running, 3 no such run, 130 interrupted.
+
+    \b
+    Examples:
+      mach chaos --kill 20/min
+      mach chaos my-run --kill 6/min --stop 4/min --slow c1=3x --seconds 30 --seed 7
+      mach chaos --stop 2/min --stop-seconds 20 --json
+    """
+    kills, stops = faults.rate_of("--kill", kill), faults.rate_of("--stop", stop)
+    if not (kills or stops or words["slow"]):
+        raise ConfigError("there is nothing to do: give --kill 20/min, --stop 4/min or --slow c1=3x")
+    found = find_run(runs, run)
+    slow = faults.slowness_of(words["slow"], [row.component for row in victims.running(found).components])
+    length = {"seconds": words["seconds"], "stop_s": words["stop_seconds"]}
+    spec = faults.Spec(seed=words["seed"], kill=kills, stop=stops, slow=slow, **length)
+
+    def told(fired: faults.Fired) -> None:
+        if not words["as_json"] and fired.kind != "slow":
+            click.echo(f"{fired.at_s:7.2f} s  {fired.kind}  {fired.component}  pid {fired.pid}")
+
+    account = victims.wreak(found, spec, told)
+    if words["as_json"]:
+        click.echo(msgspec.json.format(msgspec.json.encode(account)).decode())
+    else:
+        click.echo("\n".join(victims.story(account)))
+    ctx.exit(130 if account.interrupted else 1 if account.lost else 0)
 
 
 @cli.group()

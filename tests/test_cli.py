@@ -9,7 +9,7 @@ from cli import cli
 from conftest import mach
 from workers.verdict import EXITS
 
-COMMANDS = ("launch", "status", "stop", "restart", "logs", "runs", "doctor")
+COMMANDS = ("launch", "status", "stop", "chaos", "restart", "logs", "runs", "doctor")
 
 
 def invoke(*words: str) -> tuple[int, str]:
@@ -104,3 +104,25 @@ def test_runs_lists_nothing_where_there_is_nothing(tmp_path: Path) -> None:
     code, output = invoke("runs", "--runs", str(tmp_path))
     assert code == 0
     assert "run" in output
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--kill", "20"), "--kill '20': give a number of times per s, min or h"),
+        (("--stop", "4/day"), "--stop '4/day'"),
+        (("--kill", "1000/s"), "at most 10/s"),
+        ((), "there is nothing to do"),
+    ],
+)
+def test_wrong_chaos_is_one_sentence_and_exit_code_2(tmp_path: Path, words: tuple[str, ...], sentence: str) -> None:
+    code, output = invoke("chaos", "--runs", str(tmp_path), *words)
+    assert code == 2
+    assert sentence in output
+    assert len(output.strip().splitlines()) == 1
+
+
+def test_chaos_without_a_run_is_one_sentence_and_exit_code_3(tmp_path: Path) -> None:
+    code, output = invoke("chaos", "--runs", str(tmp_path), "--kill", "1/s")
+    assert code == 3
+    assert len(output.strip().splitlines()) == 1

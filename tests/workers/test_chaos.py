@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from configs.errors import ConfigError
-from workers.chaos import RETRY_S, Chaos, Fault, Fired, Spec, rate_of, schedule, slowness_of
+from workers.chaos import RETRY_S, Chaos, Fault, Spec, rate_of, schedule, slowness_of
 
 NAMES = ("c0", "c1", "c2", "c3")
 

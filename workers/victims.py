@@ -1,0 +1,302 @@
+"""The processes of a live run as victims of `workers/chaos.py`: found through its status, held by a pidfd, hit.
+
+Laws: no signal goes to a process that is not of the run: a number in a file is not believed, but checked against the
+run's launcher, and held by a descriptor that never means another process. Whoever was stopped is continued, also when
+we are interrupted; if we are killed ourselves, the supervisor finds those that stay stopped. It waits on events and
+times, never in a spin.
+"""
+
+import contextlib
+import math
+import os
+import select
+import signal
+import socket
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Self
+
+import msgspec
+import psutil
+
+from configs.errors import RunError
+from workers.chaos import Chaos, Fired, Kind, Spec, schedule
+from workers.rundir import RunDir
+from workers.status import FINAL, ComponentStatus, Status, launcher_alive, read
+
+LATE_S = 10.0
+"""How long after the end a fault may still wait for somebody to hit."""
+BACK_S = 60.0
+"""Longest wait for those that were hit to come back."""
+LOOK_S = 0.1
+"""Between two looks into a file that somebody else writes."""
+ABOVE = 4
+"""A component is below the launcher by at most so many generations: it is a child of the forkserver."""
+NAMES: Mapping[Kind, str] = {"kill": "SIGKILL", "stop": "SIGSTOP", "slow": "short pauses"}
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class RestartTimes(msgspec.Struct, kw_only=True):
+    """Seconds from noticing the end of a component to the first step of its next life."""
+
+    p50: float
+    max: float
+    all: dict[str, list[float]]
+    """By component, in the order of the restarts."""
+
+
+class Account(msgspec.Struct, kw_only=True):
+    """What was done to a run, and what came back."""
+
+    run: str
+    seed: int
+    seconds: float
+    faults: list[Fired]
+    missed: int
+    """Faults that were due and found nobody to hit, or were still to come when it ended."""
+    restarts: dict[str, int]
+    """During all this, by component."""
+    restart_s: RestartTimes | None
+    """None without a restart."""
+    lost: dict[str, str]
+    """Components that did not come back, and their states."""
+    interrupted: bool
+
+
+class Held:
+    """One process, by a descriptor."""
+
+    def __init__(self, pid: int, descriptor: int) -> None:
+        self.pid = pid
+        self._descriptor = descriptor
+
+    @property
+    def gone(self) -> bool:
+        """Whether it has ended."""
+        return bool(select.select([self._descriptor], [], [], 0)[0])
+
+    def send(self, number: signal.Signals) -> bool:
+        """Send it a signal. False: it is gone, or a zombie."""
+        if self.gone:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._descriptor, number)
+            return True
+        return False
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self._descriptor)
+
+
+def find(run: RunDir, component: str) -> Held | None:
+    """The present process of a component; None while it has none, or while nobody can tell."""
+    try:
+        status = msgspec.json.decode(run.status.read_bytes(), type=Status)
+    except (OSError, msgspec.MsgspecError):
+        return None  # the file is gone for a while: so is what we know
+    row = next((row for row in status.components if row.component == component), None)
+    if row is None or row.pid <= 0 or row.state in FINAL or not launcher_alive(status):
+        return None
+    return hold(row.pid, status.launcher_pid)
+
+
+def hold(pid: int, launcher: int) -> Held | None:
+    """Process `pid`, if it lives and is below the process `launcher`."""
+    try:
+        held = Held(pid, os.pidfd_open(pid))
+    except ProcessLookupError:
+        return None
+    # in this order: if it lives after the look at its parents, then they were its own, not a later process's
+    if below(pid, launcher) and not held.gone:
+        return held
+    held.close()
+    return None
+
+
+def below(pid: int, launcher: int) -> bool:
+    """Whether `launcher` is among the nearest ancestors of `pid`."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for _ in range(ABOVE):
+            pid = psutil.Process(pid).ppid()
+            if pid == launcher:
+                return True
+    return False
+
+
+class Interrupts:
+    """SIGINT, SIGTERM and SIGHUP as something to wait on, so that none falls between a stop and its note."""
+
+    def __init__(self) -> None:
+        self.rung = False
+        self._bell, self._end = socket.socketpair()
+        self._handlers: dict[int, object] = {}
+        self._earlier = -1
+
+    def __enter__(self) -> Self:
+        """Listen; in the main thread only."""
+        for end in (self._bell, self._end):
+            end.setblocking(False)
+        self._earlier = signal.set_wakeup_fd(self._end.fileno(), warn_on_full_buffer=False)
+        for number in ENDS:
+            self._handlers[number] = signal.signal(number, self._ring)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """What was before."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        signal.set_wakeup_fd(self._earlier)
+        self._bell.close()
+        self._end.close()
+
+    def fileno(self) -> int:
+        """Readable once a signal has come."""
+        return self._bell.fileno()
+
+    def _ring(self, *_: object) -> None:
+        self.rung = True
+
+
+def wreak(run: RunDir, spec: Spec, told: Callable[[Fired], None] = lambda fired: None) -> Account:
+    """Make the faults of `spec` in a run, wait until everybody is back, and say what happened.
+
+    `told` hears of every fault when it has fired. Ends early with the run, or on SIGINT, SIGTERM, SIGHUP.
+
+    Raises:
+        RunError: the run is not running.
+    """
+    before = running(run)
+    names = [row.component for row in before.components]
+    chaos = Chaos(schedule(spec, names), lambda component: find(run, component))
+    with Interrupts() as interrupts, contextlib.closing(Launcher(before)) as launcher:
+        try:
+            act(chaos, spec, told, launcher, interrupts)
+        finally:
+            chaos.release()
+        wait_back(run, before, chaos.fired, launcher, interrupts)
+        return account(run, spec, before, chaos, interrupted=interrupts.rung)
+
+
+def running(run: RunDir) -> Status:
+    """The status of a run that is running.
+
+    Raises:
+        RunError: it is not.
+    """
+    status = read(run)
+    if status.state in FINAL or not launcher_alive(status):
+        raise RunError(f"run {run.name} is not running (it is {status.state}); there is nothing to be hit")
+    return status
+
+
+class Launcher:
+    """The launcher's process, to wait on."""
+
+    def __init__(self, status: Status) -> None:
+        self._descriptor = os.pidfd_open(status.launcher_pid)
+
+    def ended(self, interrupts: Interrupts, within_s: float) -> bool:
+        """Wait: whether it has ended, or we are to end."""
+        return bool(select.select([self._descriptor, interrupts.fileno()], [], [], within_s)[0])
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self._descriptor)
+
+
+def act(chaos: Chaos, spec: Spec, told: Callable[[Fired], None], launcher: Launcher, interrupts: Interrupts) -> None:
+    """The whole schedule, in real time."""
+    began = time.monotonic()
+    heard = 0
+    while (now := time.monotonic() - began) < spec.seconds + spec.stop_s + LATE_S:
+        chaos.act(now)
+        for fired in chaos.fired[heard:]:
+            told(fired)
+        heard = len(chaos.fired)
+        wake_at = chaos.wake_at(now)
+        if wake_at == math.inf:
+            wake_at = spec.seconds
+            if now >= wake_at:
+                return
+        if launcher.ended(interrupts, max(wake_at - now, 0.0)):
+            return
+
+
+def wait_back(run: RunDir, before: Status, fired: list[Fired], launcher: Launcher, interrupts: Interrupts) -> None:
+    """Until everybody that was killed trains again, or has ended for good."""
+    until = time.monotonic() + BACK_S
+    while time.monotonic() < until:
+        back = returned(run, before, fired)
+        if (back and all(back.values())) or launcher.ended(interrupts, LOOK_S):
+            return
+
+
+def returned(run: RunDir, before: Status, fired: list[Fired]) -> Mapping[str, bool]:
+    """By component: whether it has come back from every kill. Empty while the status cannot be read."""
+    try:
+        now = read(run)
+    except RunError:
+        return {}
+    kills = {row.component: 0 for row in before.components}
+    for fault in fired:
+        kills[fault.component] += fault.kind == "kill"
+    begun = {row.component: row.restarts for row in before.components}
+    return {
+        row.component: row.state in FINAL
+        or (row.restarts - begun[row.component] >= kills[row.component] and row.state in ("training", "waiting"))
+        for row in now.components
+    }
+
+
+def account(run: RunDir, spec: Spec, before: Status, chaos: Chaos, *, interrupted: bool) -> Account:
+    """The story so far."""
+    now = read(run)
+    earlier = {row.component: row for row in before.components}
+    restarts = {row.component: row.restarts - earlier[row.component].restarts for row in now.components}
+    times = {row.component: new_times(earlier[row.component], row) for row in now.components}
+    every = [seconds for row in times.values() for seconds in row]
+    back = returned(run, before, chaos.fired)
+    return Account(
+        run=run.name,
+        seed=spec.seed,
+        seconds=spec.seconds,
+        faults=chaos.fired,
+        missed=sum(fault.kind != "slow" for fault in chaos.waiting),
+        restarts=restarts,
+        restart_s=RestartTimes(p50=statistics.median(every), max=max(every), all=times) if every else None,
+        lost={
+            row.component: row.state
+            for row in now.components
+            if row.state == "failed" or not back.get(row.component, False)
+        },
+        interrupted=interrupted,
+    )
+
+
+def new_times(before: ComponentStatus, now: ComponentStatus) -> list[float]:
+    """Durations of the restarts since; of the list's newest hundred, as many as there can be."""
+    added = min(now.restarts - before.restarts, len(now.restart_s))
+    if len(now.restart_s) > len(before.restart_s):
+        added = min(added, len(now.restart_s) - len(before.restart_s))
+    return now.restart_s[len(now.restart_s) - added :]
+
+
+def story(account: Account) -> list[str]:
+    """An account for people; what was told as it happened is not told again."""
+    counts = Counter(fault.kind for fault in account.faults)
+    made = [f"{counts[kind]} × {name}" for kind, name in NAMES.items() if counts[kind]]
+    lines = [f"{', '.join(made) or 'nothing'} in run {account.run}, seed {account.seed}"]
+    lines[0] += f"; {account.missed} had nobody to hit" if account.missed else ""
+    if account.restart_s is not None:
+        each = ", ".join(f"{name} {count}" for name, count in account.restarts.items() if count)
+        lines.append(f"restarts: {each}")
+        lines.append(
+            f"back in training after {account.restart_s.p50:.2f} s at the median, {account.restart_s.max:.2f} s at most"
+        )
+    return lines + [f"{name} did not come back: it is {state}" for name, state in account.lost.items()]
