@@ -252,7 +252,9 @@ def doctor(ctx: click.Context, runs: Path) -> None:
 @RUN
 @RUNS
 @click.option("--kill", metavar="N/min", help="SIGKILLs, as in 20/min, 1/s or 6/h, over all components together.")
-@click.option("--stop", metavar="N/min", help="SIGSTOPs, each with a SIGCONT after --stop-seconds.")
+@click.option(
+    "--stop", metavar="N/min", help="SIGSTOPs, each with a SIGCONT after --stop-seconds, at the end at the latest."
+)
 @click.option("--slow", multiple=True, metavar="C=Nx", help="Make a component so many times slower; repeatable.")
 @click.option("--seconds", type=click.IntRange(1, 86400), default=60.0, show_default=True)
 @click.option("--stop-seconds", type=click.IntRange(1, 3600), default=3.0, show_default=True)

@@ -43,7 +43,7 @@ class Spec:
     """Faults a second, over all components together."""
     stop: float = 0.0
     stop_s: float = 3.0
-    """How long a stop lasts."""
+    """How long a stop lasts, unless the end comes before."""
     slow: Mapping[str, float] = field(default_factory=dict)
     """How many times slower, by component."""
 

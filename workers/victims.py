@@ -212,18 +212,15 @@ class Launcher:
 
 def act(chaos: Chaos, spec: Spec, told: Callable[[Fired], None], launcher: Launcher, interrupts: Interrupts) -> None:
     """The whole schedule, in real time."""
-    began = time.monotonic()
-    heard = 0
-    while (now := time.monotonic() - began) < spec.seconds + spec.stop_s + LATE_S:
+    began, heard = time.monotonic(), 0
+    while (now := time.monotonic() - began) < spec.seconds + LATE_S:
         chaos.act(now)
         for fired in chaos.fired[heard:]:
             told(fired)
         heard = len(chaos.fired)
-        wake_at = chaos.wake_at(now)
-        if wake_at == math.inf:
-            wake_at = spec.seconds
-            if now >= wake_at:
-                return
+        if now >= spec.seconds and not chaos.waiting:
+            return
+        wake_at = min(chaos.wake_at(now), spec.seconds if now < spec.seconds else spec.seconds + LATE_S)
         if launcher.ended(interrupts, max(wake_at - now, 0.0)):
             return
 

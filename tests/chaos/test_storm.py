@@ -1,0 +1,136 @@
+"""Random kills over a minute: nobody but the killed notices, nothing is lost but what was on its way, nothing leaks."""
+
+import statistics
+from collections.abc import Callable
+
+import pytest
+
+from chaos.storm import Row, Storm, on_path, statuses, weather
+from conftest import Launched
+
+pytestmark = pytest.mark.chaos
+
+Launch = Callable[..., Launched]
+WINDOW = 2
+NEIGHBOURS = 2
+"""On a ring: one child, one parent."""
+PACE_S = 0.04
+"""A step takes at least so long, so that a minute of kills falls into WEATHERED steps on any machine."""
+SETTINGS = (
+    *("bus.timeout_ms=20000", f"bus.window={WINDOW}", "report.every_ms=100", "checkpoint.every_s=0.5"),
+    *("supervise.stalled_ms=30000", "model.family=paced:mlp"),
+)
+WORDS = [word for setting in SETTINGS for word in ("--set", setting)]
+LOST = {"timeout", "reset", "bye"}
+"""Fates of activations that left and were not answered."""
+
+
+def begin(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch, steps: int, *, pace_s: float, name: str = "test"
+) -> Launched:
+    """Four components in training, everybody answered."""
+    on_path(monkeypatch, PACE_S=str(pace_s))
+    run = launch("--components", "4", "--steps", str(steps), *WORDS, name=name)
+    next(status for status in statuses(run) if all(row["child_steps"] > 10 for row in status["components"]))
+    return run
+
+
+def test_twenty_kills_in_a_minute(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = round(62 / PACE_S)
+    storm = weather(
+        begin(launch, monkeypatch, steps, pace_s=PACE_S), "--kill", "20/min", "--seconds", "60", "--seed", "4"
+    )
+    print(f"back in training after {storm.account['restart_s']}")
+    everybody_came_back(storm, kills=20)
+    only_the_killed_began_anew(storm)
+    nobody_went_back_beyond_a_checkpoint(storm)
+    what_was_lost_is_accounted_for(storm)
+    nothing_grew(storm)
+    calm = begin(launch, monkeypatch, steps, pace_s=0.0, name="calm")
+    assert calm.end() == 0
+    assert abs(accuracy(storm.status) - accuracy(calm.status())) <= 0.01
+
+
+@pytest.mark.nightly
+def test_ten_minutes_with_two_restarts_a_minute(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = round(605 / PACE_S)
+    storm = weather(
+        begin(launch, monkeypatch, steps, pace_s=PACE_S), "--kill", "2/min", "--seconds", "600", "--seed", "5"
+    )
+    everybody_came_back(storm, kills=20)
+    only_the_killed_began_anew(storm)
+    nothing_grew(storm)
+
+
+def everybody_came_back(storm: Storm, *, kills: int) -> None:
+    """Every kill fired, every one was one restart, and the run finished."""
+    assert storm.kills.total() == kills
+    assert len(storm.kills) == 4, "every component was hit"
+    assert (storm.account["missed"], storm.account["lost"], storm.account["interrupted"]) == (0, {}, False)
+    assert storm.account["restarts"] == dict(storm.kills)
+    assert storm.code == 0, storm.run.output
+    assert all(row["state"] == "finished" for row in storm.status["components"])
+
+
+def only_the_killed_began_anew(storm: Storm) -> None:
+    """A component's process is another one after its own kills, and after nobody else's."""
+    for row in storm.status["components"]:
+        name = row["component"]
+        killed = [fired["pid"] for fired in storm.account["faults"] if fired["component"] == name]
+        lives = storm.lives(name)
+        assert row["restarts"] == storm.kills[name]
+        assert [{report["pid"] for report in life} for life in lives if len({r["pid"] for r in life}) != 1] == []
+        pids = [life[0]["pid"] for life in lives]
+        assert pids[:-1] == [pid for pid in killed if pid in pids], "a life may be killed before its first report"
+        assert pids[-1] not in killed
+
+
+def nobody_went_back_beyond_a_checkpoint(storm: Storm) -> None:
+    """A life begins at the newest checkpoint that the one before has told of, or at a newer one."""
+    for row in storm.status["components"]:
+        lives = storm.lives(row["component"])
+        for before, after in zip(lives, lives[1:], strict=False):
+            told = before[-1]["checkpoint"]["step"]
+            assert after[0]["step"] > (told or 0)
+            assert after[0]["step"] <= before[-1]["step"] + 100, "nor does it invent steps"
+        assert row["step"] == lives[-1][-1]["step"]
+
+
+def what_was_lost_is_accounted_for(storm: Storm) -> None:
+    """In every report of every life: each activation that left is answered, on its way, or lost for one reason; and of
+    each reason there are no more than a window a kill, whichever neighbour was killed."""
+    for row in storm.status["components"]:
+        for life in storm.lives(row["component"]):
+            for report in life:
+                sent, received, dropped = (report["messages"][key] for key in ("sent", "received", "dropped"))
+                lost = sum(dropped.get(fate, 0) for fate in LOST)
+                left = sent.get("activation", 0)
+                assert left == received.get("target", 0) + lost + report["window"]["in_use"], report
+            met = neighbours_kills(storm, row["component"], life)
+            for reason, count in life[-1]["messages"]["dropped"].items():
+                if reason != "bye":
+                    assert count <= WINDOW * met, (row["component"], reason, count, met)
+
+
+def neighbours_kills(storm: Storm, component: str, life: list[Row]) -> int:
+    """How often a neighbour was killed while this life went on: by how many lives of them it can have met."""
+    peers = life[-1]["peers"]
+    return sum(storm.kills[peer] for peer in peers)
+
+
+def nothing_grew(storm: Storm) -> None:
+    """Descriptors and memory of a process that others' restarts went past: its second half holds no more than its
+    first."""
+    watched = {pid: use for pid, use in storm.use.items() if len(use.descriptors) >= 6}
+    assert len(watched) >= 4
+    assert storm.status["launcher_pid"] in watched
+    for pid, use in watched.items():
+        half = len(use.descriptors) // 2
+        assert max(use.descriptors[half:]) <= max(use.descriptors[:half]) + 2, (pid, use)
+        assert max(use.bytes[half:]) <= max(use.bytes[:half]) + (16 << 20), (pid, use)
+
+
+def accuracy(status: Row) -> float:
+    """Mean over the components, with the students and with the children."""
+    values = [row["accuracy"][key] for row in status["components"] for key in ("student", "child")]
+    return statistics.mean(value for value in values if value is not None)
