@@ -23,7 +23,11 @@ def save(shelf: Shelf, version: int, *, keep: int = 2, abandoned: set[int] | Non
     state = State({"w": torch.full((3,), float(version))}, {"late": [["c1", 2, 0.5]]})
     save_state(
         *(shelf, state),
-        **{"component": "c0", "version": version, "incarnation": 1, "config": "abc", "keep": keep},
+        component="c0",
+        version=version,
+        incarnation=1,
+        config="abc",
+        keep=keep,
         abandoned=abandoned or set(),
     )
 
