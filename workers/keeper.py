@@ -17,9 +17,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-import msgspec
-
 from configs.errors import DataError
+from configs.load import dump
 from configs.tree import Config
 from mach.checkpoint import load_state, save_state
 from mach.shelf import Manifest, Shelf
@@ -51,7 +50,7 @@ class Keeper:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._copies = Copies()
         self._writing: Future[None] | None = None
-        self._taken: tuple[int, float] | None = None  # version and time of the newest handed over in this life
+        self._taken: tuple[int, float] | None = None  # version and time of the newest handed over, or gone on from
         self._on_disk: tuple[int, float] | None = None  # version and time of the newest written, or gone on from
         self._abandoned: set[int] = set()
         self._trouble = ""
@@ -81,7 +80,7 @@ class Keeper:
                     f"{self.shelf.path(version)}: does not fit the configuration: {error}; launch a new run instead"
                 ) from error
             written = self.shelf.path(version).stat().st_mtime
-            self._on_disk = (version, now - max(0.0, time.time() - written))
+            self._taken, self._on_disk = (version, now), (version, now - max(0.0, time.time() - written))
             self._say(version, f"goes on from its checkpoint of step {version}")
             if manifest.config != self.digest:
                 self._say(version, "that was made under another configuration, as --set of mach resume allowed")
@@ -91,7 +90,7 @@ class Keeper:
         return None
 
     def due(self, version: int, now: float) -> bool:
-        """Whether one is to be taken now: so many steps or seconds after the last, the first at once."""
+        """Whether one is to be taken now: so many steps or seconds after the last, the very first at once."""
         self._look(now)
         if self._writing is not None:
             return False
@@ -209,4 +208,4 @@ def terms(plan: Plan) -> tuple[float | None, int | None, int]:
 
 def digest(config: Config) -> str:
     """The SHA-256 of a configuration."""
-    return hashlib.sha256(msgspec.json.encode(config, order="deterministic")).hexdigest()
+    return hashlib.sha256(dump(config).encode()).hexdigest()
