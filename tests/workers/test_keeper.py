@@ -288,7 +288,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if done.returncode != 0:
         pytest.skip(f"needs to mount a small file system: {done.stderr.strip()}")
     yield at
-    subprocess.run(["umount", str(at)], check=True)
+    subprocess.run(["umount", "-l", str(at)], check=True)
 
 
 def test_a_full_disk_is_survived_and_recovered_from(small_disk: Path, keepers: Any) -> None:
