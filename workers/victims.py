@@ -7,7 +7,6 @@ times, never in a spin.
 """
 
 import contextlib
-import math
 import os
 import select
 import signal

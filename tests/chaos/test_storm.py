@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
@@ -89,7 +90,7 @@ def nobody_went_back_beyond_a_checkpoint(storm: Storm) -> None:
     """A life begins at the newest checkpoint that the one before has told of, or at a newer one."""
     for row in storm.status["components"]:
         lives = storm.lives(row["component"])
-        for before, after in zip(lives, lives[1:], strict=False):
+        for before, after in pairwise(lives):
             told = before[-1]["checkpoint"]["step"]
             assert after[0]["step"] > (told or 0)
             assert after[0]["step"] <= before[-1]["step"] + 100, "nor does it invent steps"
