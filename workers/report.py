@@ -92,14 +92,14 @@ class Peer(Record):
 
 
 class Checkpoint(Record):
-    """The newest checkpoint that would load."""
+    """The newest state on disk that a later life would go on from."""
 
     step: int | None = None
-    """At which it was made; None without one."""
+    """The step after which it was taken; None before the first."""
     age_s: float | None = None
-    """Seconds since then."""
+    """Seconds since it was written."""
     trouble: str = ""
-    """Why none can be written now."""
+    """Why no newer one can be written, or an older one had to be used; empty again after the next that was written."""
 
 
 class Report(Record):
@@ -116,13 +116,12 @@ class Report(Record):
     elapsed_s: float = 0.0
     """Since the process's first report."""
     step: int = 0
-    """Optimiser steps taken: its version."""
+    """Optimiser steps taken: its version, which goes on in the next life; so do `samples` and `child_steps`."""
     samples: int = 0
     rate: float | None = None
     """Steps per second: since the last report; of a component that has finished or stopped, over all its steps."""
     step_ms_p99: float | None = None
     """p99 of the time from one step's end to the next one's, over the last 1,024 of this life."""
-    checkpoint: Checkpoint = msgspec.field(default_factory=Checkpoint)
     loss: Losses = msgspec.field(default_factory=Losses)
     accuracy: Accuracies = msgspec.field(default_factory=Accuracies)
     child_steps: int = 0
@@ -130,6 +129,7 @@ class Report(Record):
     child_share: float | None = None
     """`child_steps` over all steps."""
     staleness: Staleness = msgspec.field(default_factory=Staleness)
+    checkpoint: Checkpoint = msgspec.field(default_factory=Checkpoint)
     window: Window = msgspec.field(default_factory=Window)
     messages: Messages = msgspec.field(default_factory=Messages)
     peers: dict[str, list[Peer]] = msgspec.field(default_factory=dict)

@@ -34,7 +34,7 @@ from workers.desk import Answer, Ask, Desk, Promise
 from workers.member import Member
 from workers.plan import Plan, ProcessPlan
 from workers.process import PRELOAD, enter
-from workers.rundir import RunDir
+from workers.rundir import RunDir, replace
 from workers.status import RunState, Status
 from workers.verdict import judge
 
@@ -100,15 +100,21 @@ class Supervisor:
         self._desk = Desk(Path(plan.sockets))
         self._written = float("-inf")
         self._trouble = False
+        self._lock = -1
 
     def __enter__(self) -> Self:
-        """Make the run directory, write what is planned, start every process.
+        """Make the run directory, or take up that of a resumed run, write what is planned, start every process.
 
         Raises:
             FileExistsError: there is a run of this name.
+            BlockingIOError: it is running.
         """
-        self.run.make()
-        self._furnish()
+        if not self.plan.resumed:
+            self.run.make()
+        self._lock = self.run.lock()
+        if self.plan.resumed:
+            self.run.reopen()
+        self._plan_down()
         self._listen()
         warm()
         rules, mends = self.plan.config.supervise, not self.plan.lockstep
@@ -136,6 +142,7 @@ class Supervisor:
         if kind is not None and self.exit_code is None:
             self._end("failed", f"the launcher failed: {kind.__name__}: {error}", 1)
             self._write()
+        os.close(self._lock)
 
     def watch(self) -> Iterator[Status]:
         """The run's status after every event and at least every TICK_S, until all processes are gone."""
@@ -257,20 +264,18 @@ class Supervisor:
     def _end(self, state: RunState, reason: str, exit_code: int) -> None:
         self.state, self.reason, self.exit_code = state, reason, exit_code
 
-    def _furnish(self) -> None:
-        """The folders of the run, and what was planned, as far as they are not there."""
+    def _plan_down(self) -> None:
+        """The folders of the run, and what is planned."""
         self.run.restore()
-        if not self.run.config.exists():
-            self.run.config.write_text(dump(self.plan.config), encoding="utf-8")
-        if not self.run.plan.exists():
-            self.run.plan.write_bytes(msgspec.json.format(msgspec.json.encode(self.plan)))
+        replace(self.run.config, dump(self.plan.config).encode())
+        replace(self.run.plan, msgspec.json.format(msgspec.json.encode(self.plan)))
 
     def _write(self) -> None:
         """status.json; a disk that is full, read-only or gone costs the file, not the run, until it is back."""
         self._written = self.clock.now
         try:
-            if not (self.run.plan.exists() and self.run.status.exists()):
-                self._furnish()
+            if not (self.run.plan.exists() and self.run.config.exists()):
+                self._plan_down()
             status_file.write(self.run, self.status)
         except OSError as error:
             if not self._trouble:
