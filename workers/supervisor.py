@@ -31,7 +31,7 @@ from configs.load import dump
 from workers import status as status_file
 from workers.attempt import Attempt
 from workers.desk import Answer, Ask, Desk, Promise
-from workers.member import Member
+from workers.member import LEAVE_S, Member
 from workers.plan import Plan, ProcessPlan
 from workers.process import PRELOAD, enter
 from workers.rundir import RunDir, replace
@@ -42,8 +42,6 @@ TICK_S = 0.25
 """Longest time between two looks, and between two versions of status.json."""
 AWAY_S = 1.0
 """A longer time between two looks: the launcher itself was stopped or starved, and nobody was silent meanwhile."""
-LEAVE_S = 5.0
-"""From the release to SIGKILL: a component that is done has nothing left but its goodbyes."""
 QUIET = {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP}
 """Blocked in children: a terminal sends them to the whole group, and stopping is the launcher's business."""
 
