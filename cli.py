@@ -131,7 +131,7 @@ def launch(ctx: click.Context, /, *, runs: Path, name: str | None, detach: bool,
     ctx.exit(commands.train(config, runs, name, devices, lockstep=words["lockstep"]))
 
 
-@cli.command()
+@cli.command(epilog="\b\n" + exits_help())
 @RUN
 @RUNS
 @click.option("--config", "file", metavar="FILE|NAME", help="Compare with this one; default: as it was trained.")
@@ -146,7 +146,7 @@ def resume(ctx: click.Context, /, *, run: str | None, runs: Path, file: str | No
     """Go on with a run, the newest by default, that was stopped, failed, or shall train longer.
 
     Every component goes on from its newest checkpoint that is whole; in lock-step all from the newest common one.
-    Exit codes as of launch; 0 also if nothing is left to do.
+    Nothing is left to do: exit code 0.
 
     \b
     Examples:
@@ -159,7 +159,7 @@ def resume(ctx: click.Context, /, *, run: str | None, runs: Path, file: str | No
     ctx.exit(commands.resume(commands.resumable(runs, run), file, settings, words["gpus"]))
 
 
-@cli.command(epilog="\b\n" + screen.fields_help().replace("\n\n", "\n\n\b\n"))
+@cli.command(epilog="\b\n" + screen.fields_help())
 @RUN
 @RUNS
 @click.option("--watch", is_flag=True, help="Show it again every second until the run ends.")

@@ -93,8 +93,11 @@ class Mailbox(Protocol):
         """Seconds on the clock that stamps ages: monotonic, or virtual."""
         ...
 
-    def close(self) -> None:
-        """Say BYE where it was not said, wait up to a second for its acknowledgement, release everything."""
+    def close(self, *, farewell: bool = True) -> None:
+        """Say BYE where it was not said, wait up to a second for its acknowledgement, release everything.
+
+        Without `farewell` at once and without a word, as by SIGKILL: for a life that failed and is expected back.
+        """
         ...
 
 
@@ -214,6 +217,6 @@ class MailboxRelay:
         """Pass on."""
         return self.inner.now()
 
-    def close(self) -> None:
+    def close(self, *, farewell: bool = True) -> None:
         """Pass on."""
-        self.inner.close()
+        self.inner.close(farewell=farewell)

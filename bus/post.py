@@ -119,11 +119,14 @@ class EdgeMailbox:
         now = self.now()
         return "; ".join(edge.tell(now) for edge in self._every() if edge.peer == peer)
 
-    def close(self) -> None:
+    def close(self, *, farewell: bool = True) -> None:
         """Say BYE where it was not said, wait a moment for acknowledgements, release everything."""
         if self._closed:
             return
         self._closed = True
+        if not farewell:
+            self._transport.close()
+            return
         try:
             for edge in self._answers.values():
                 # a parent that has not read this before the connection closes would never see it: so wait, too

@@ -28,20 +28,8 @@ from workers.rundir import RunDir
 from workers.status import FINAL, Status, find_run, launcher_alive, read, rules_of
 from workers.supervisor import Supervisor, warm
 
-__all__ = [
-    "check_name",
-    "choose_devices",
-    "describe",
-    "detach",
-    "log_lines",
-    "restart",
-    "resumable",
-    "resume",
-    "stop",
-    "train",
-    "warm",
-    "watch",
-]
+__all__ = ["check_name", "choose_devices", "describe", "detach", "log_lines", "restart", "resumable", "resume"]
+__all__ += ["stop", "train", "warm", "watch"]
 
 PLAIN_S = 2.0
 """Time between two blocks of plain lines."""

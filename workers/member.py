@@ -27,6 +27,8 @@ from workers.status import ComponentStatus, Failure
 
 DUMP_S = 0.5
 """Time to write stacks into the log, between the judgement that it is stalled and SIGKILL."""
+LEAVE_S = 5.0
+"""Longest silence of one that has nothing left to do but its goodbyes."""
 KEPT = 100
 """Durations of restarts that are kept."""
 Final = Literal["finished", "stopped", "failed"]
@@ -237,9 +239,11 @@ class Member:
             self.attempt.kill("did not leave in time")
 
     def _patience_s(self) -> float:
-        if self.attempt.heard_at is None:
+        said = self.attempt.report
+        if said is None:
             return self.rules.starting_ms / 1000
-        return patience_s(self.rules.stalled_ms, self._report.step_ms_p99 if self._report is not None else None)
+        limit_s = patience_s(self.rules.stalled_ms, said.step_ms_p99)
+        return max(limit_s, LEAVE_S) if said.state in ("finished", "stopped") else limit_s
 
     def _settle(self, now: float) -> None:
         """A life has ended: was it the last?"""

@@ -72,9 +72,9 @@ def tables(status: Status, width: int = 200) -> RenderableType:
     """What `mach status` shows: training above, the bus below, reasons last."""
     parts = [headline(status), *all_tables(status, width)]
     reasons = [f"{row.component}: {row.reason}" for row in status.components if row.reason and row.state != "finished"]
-    troubles = [f"{row.component}: {row.checkpoint.trouble}" for row in status.components if row.checkpoint.trouble]
     setbacks = [setback(row) for row in status.components if row.restarts and row.failure]
-    return Group(*parts, *reasons, *troubles, *setbacks)
+    troubles = [f"{row.component}: {row.checkpoint.trouble}" for row in status.components if row.checkpoint.trouble]
+    return Group(*parts, *reasons, *setbacks, *troubles)
 
 
 def setback(row: ComponentStatus) -> str:

@@ -216,5 +216,7 @@ def run(plan: Plan, name: str, control: Control) -> None:
                 control.send(journal.report(mailbox.now(), mailbox, None, "waiting", "a stub: answers by script"))
         control.send(journal.report(mailbox.now(), mailbox, None, "finished"))
         journal.close()
-    finally:
-        mailbox.close()
+    except BaseException:
+        mailbox.close(farewell=False)
+        raise
+    mailbox.close()

@@ -31,7 +31,7 @@ from configs.load import dump
 from workers import status as status_file
 from workers.attempt import Attempt
 from workers.desk import Answer, Ask, Desk, Promise
-from workers.member import Member
+from workers.member import LEAVE_S, Member
 from workers.plan import Plan, ProcessPlan
 from workers.process import PRELOAD, enter
 from workers.rundir import RunDir, replace
@@ -42,8 +42,6 @@ TICK_S = 0.25
 """Longest time between two looks, and between two versions of status.json."""
 AWAY_S = 1.0
 """A longer time between two looks: the launcher itself was stopped or starved, and nobody was silent meanwhile."""
-LEAVE_S = 5.0
-"""From the release to SIGKILL: a component that is done has nothing left but its goodbyes."""
 QUIET = {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP}
 """Blocked in children: a terminal sends them to the whole group, and stopping is the launcher's business."""
 
@@ -114,7 +112,7 @@ class Supervisor:
         self._lock = self.run.lock()
         if self.plan.resumed:
             self.run.reopen()
-        self._furnish(anew=True)
+        self._plan_down()
         self._listen()
         warm()
         rules, mends = self.plan.config.supervise, not self.plan.lockstep
@@ -264,20 +262,18 @@ class Supervisor:
     def _end(self, state: RunState, reason: str, exit_code: int) -> None:
         self.state, self.reason, self.exit_code = state, reason, exit_code
 
-    def _furnish(self, *, anew: bool = False) -> None:
-        """The folders of the run, and what is planned: `anew`, or as far as it is not there."""
+    def _plan_down(self) -> None:
+        """The folders of the run, and what is planned."""
         self.run.restore()
-        if anew or not self.run.config.exists():
-            replace(self.run.config, dump(self.plan.config).encode())
-        if anew or not self.run.plan.exists():
-            replace(self.run.plan, msgspec.json.format(msgspec.json.encode(self.plan)))
+        replace(self.run.config, dump(self.plan.config).encode())
+        replace(self.run.plan, msgspec.json.format(msgspec.json.encode(self.plan)))
 
     def _write(self) -> None:
         """status.json; a disk that is full, read-only or gone costs the file, not the run, until it is back."""
         self._written = self.clock.now
         try:
-            if not (self.run.plan.exists() and self.run.status.exists()):
-                self._furnish()
+            if not (self.run.plan.exists() and self.run.config.exists()):
+                self._plan_down()
             status_file.write(self.run, self.status)
         except OSError as error:
             if not self._trouble:

@@ -370,8 +370,10 @@ def run(plan: Plan, name: str, control: Control) -> None:
         with contextlib.closing(Keeper(plan, name, incarnation=control.incarnation)) as keeper:
             Life(plan, process, trainer, journal, keeper, control).live()
         journal.close()
-    finally:
-        mailbox.close()
+    except BaseException:
+        mailbox.close(farewell=False)  # its next life is due, and its neighbours expect it
+        raise
+    mailbox.close()
 
 
 def assemble(plan: Plan, process: ProcessPlan, learner: Learner, mailbox: Mailbox, dataset: Dataset) -> Trainer:

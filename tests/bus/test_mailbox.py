@@ -495,6 +495,18 @@ def test_close_says_bye_and_can_be_called_twice(world: World) -> None:
     child.close()
 
 
+def test_who_leaves_without_a_farewell_is_expected_back(world: World) -> None:
+    parent, child = world.pair()
+    parent.close(farewell=False)
+    again = world.mailbox("c0", "c1", "", 2)
+    world.until(lambda: again.room("c1"), again, child)
+    assert child.parents_left()
+    child.close(farewell=False)
+    back = world.mailbox("c1", "", "c0", 2)
+    world.until(lambda: view(again, "c1").incarnation == 2 and again.room("c1"), again, back)
+    assert "bye" not in again.counts.dropped
+
+
 def test_close_does_not_hang_on_a_peer_that_reads_nothing(world: World) -> None:
     parent, child = world.pair()
     parent.send("c1", Activation(0, 0, torch.zeros(1 << 20)))
