@@ -216,7 +216,7 @@ class Learner:
         pack.check_optimiser(self.optimiser, optimiser)
         late = deque[_Late]()
         for number, (parent, version, age_s) in enumerate(state.values["late"]):
-            inputs = tensor_of(state.tensors, f"late/{number}/inputs", self.dtype).to(self.device)
+            inputs = tensor_of(state.tensors, f"late/{number}/inputs").to(self.device)
             gradient = tensor_of(state.tensors, f"late/{number}/gradient", self.dtype).to(self.device)
             if inputs.shape[1:] != self.sample_shape or len(gradient) != len(inputs):
                 raise DataError(f"late/{number}: inputs {tuple(inputs.shape)}, gradient {tuple(gradient.shape)}")
