@@ -34,6 +34,10 @@ def reports(run: Launched, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in RunDir(run.directory).metrics(name).read_text().splitlines()]
 
 
+def logs(run: Launched, name: str) -> str:
+    return "".join(path.read_text() for path in sorted((run.directory / "logs").glob(f"{name}*.log")))
+
+
 def assert_equals_the_reference(run: Launched, steps: int) -> None:
     config = load("digits", (*EXACT, f"train.steps={steps}"), RECIPES)
     for i, expected in enumerate(train(config, steps)):
@@ -106,7 +110,7 @@ def test_stopped_damaged_killed_and_gone_on_to_the_end(launch: Launch) -> None:
 
     more = launch("--set", "optimiser.lr=0.001", resume=True)
     more.until(lambda status: all(row["step"] > rows[row["component"]]["step"] for row in status["components"]))
-    assert "checkpoint of step" in (run.directory / "logs" / "c1.log").read_text()
+    assert "checkpoint of step" in logs(run, "c1")
     assert f"c0 from step {rows['c0']['step']}" in more.output
     kill_launcher(more)
     assert reports(run, "c1")[-1]["incarnation"] == 2
@@ -186,7 +190,7 @@ def test_a_disk_that_fills_up_or_turns_read_only_stops_no_training(
     run.until(lambda status: status["components"][1]["checkpoint"]["trouble"] == "")
     os.kill(run.process.pid, signal.SIGINT)
     assert run.end() == 130, run.output
-    log = (run.directory / "logs" / "c1.log").read_text()
+    log = logs(run, "c1")
     assert log.count("Read-only file system") == 1, "said once"
     assert "checkpoints are written again" in log
 
