@@ -159,7 +159,7 @@ def resume(ctx: click.Context, /, *, run: str | None, runs: Path, file: str | No
     ctx.exit(commands.resume(commands.resumable(runs, run), file, settings, words["gpus"]))
 
 
-@cli.command(epilog="\b\n" + screen.fields_help())
+@cli.command(epilog="\b\n" + screen.fields_help().replace("\n\n", "\n\n\b\n"))
 @RUN
 @RUNS
 @click.option("--watch", is_flag=True, help="Show it again every second until the run ends.")
