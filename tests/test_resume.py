@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from cli import cli
 from configs.load import load
 from conftest import Launched, mach, wait_gone
 from mach.recipes import RECIPES
@@ -52,6 +54,27 @@ def kill_launcher(run: Launched) -> None:
     run.process.kill()
     assert run.end() == -signal.SIGKILL, "the fault fired"
     assert all(wait_gone(pid) for pid in pids)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (("--help",), 0, "mach resume my-run --steps 4000"),
+        (("nothing",), 3, "there is no run 'nothing'"),
+        ((), 3, "there is no run in"),
+        (("broken",), 2, "no plan of this version"),
+        (("broken", "--steps", "5", "--minutes", "1"), 2, "--steps and --minutes"),
+    ],
+)
+def test_what_cannot_be_resumed_is_one_sentence(
+    tmp_path: Path, words: tuple[str, ...], code: int, sentence: str
+) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "plan.json").write_text("{")
+    found = CliRunner().invoke(cli, ["resume", "--runs", str(tmp_path), *words])
+    assert found.exit_code == code
+    assert sentence in found.output
+    assert code == 0 or len(found.output.strip().splitlines()) == 1
 
 
 def test_a_finished_run_in_lockstep_goes_on_as_if_it_had_never_ended(launch: Launch) -> None:

@@ -1,5 +1,6 @@
 """What a run goes on with: its own configuration, what --set allows, the next incarnation, the common step."""
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -168,3 +169,11 @@ def test_a_run_directory_is_taken_up_again_with_its_last_plan_put_by(run: RunDir
     assert run.metrics("c0").read_text() == "kept"
     with pytest.raises(FileExistsError):
         run.make()
+
+
+def test_one_launcher_at_a_time(run: RunDir) -> None:
+    lock = run.lock()
+    with pytest.raises(BlockingIOError):
+        run.lock()
+    os.close(lock)
+    os.close(run.lock())
