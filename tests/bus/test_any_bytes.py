@@ -26,7 +26,7 @@ RUN = "0123456789abcdef"
 SAMPLES = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
 REASONS = {reason.value for reason in Reason} | {fate.value for fate in Fate}
 USUAL = settings(max_examples=2_000, deadline=None)
-NIGHTLY = settings(max_examples=100_000, deadline=None)
+NIGHTLY = settings(max_examples=20_000, deadline=None)
 
 
 class Inbox:
@@ -148,9 +148,10 @@ def test_every_message_has_one_end(stream: Stream) -> None:
 
 
 @pytest.mark.nightly
-@given(streams)
+@pytest.mark.parametrize("part", range(5))
+@given(stream=streams)
 @NIGHTLY
-def test_every_message_has_one_end_all_night(stream: Stream) -> None:
+def test_every_message_has_one_end_all_night(part: int, stream: Stream) -> None:
     every_message_has_one_end(stream)
 
 
