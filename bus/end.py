@@ -1,7 +1,8 @@
 """What both ends of an edge share: the peer's life, its sequence, ours, the story. See `bus/edge.py`.
 
 Knows no socket, no clock and no tensor; `now` is an argument, in seconds. Laws: nothing is accepted twice, out
-of order, or from an earlier life of the peer; every frame that is not accepted is counted under one `Fate`.
+of order, or from an earlier life of the peer; every frame that is not accepted is counted under one `Fate`, or as
+spoilt by whoever found it so.
 """
 
 from abc import ABC, abstractmethod
@@ -33,7 +34,8 @@ class End(ABC):
         self.acknowledged = False  # and was answered, or the peer itself left
         self.story: deque[tuple[float, str, int]] = deque(maxlen=16)
         self._last = 0
-        self._gaps: OrderedDict[int, None] = OrderedDict()
+        self._gaps: OrderedDict[int, None] = OrderedDict()  # counted as lost, and may still come
+        self._spoilt = 0  # frames of the peer, since the last that was fresh, of which nobody can tell the sequence
         self._replies: list[Kind] = []
 
     def replies(self) -> list[Kind]:
@@ -91,6 +93,10 @@ class End(ABC):
             self._drop(verdict)
         return verdict
 
+    def spoilt(self) -> None:
+        """A frame has come from the peer that cannot be read, and was counted: its sequence is not lost as well."""
+        self._spoilt += 1
+
     @abstractmethod
     def _take(self, header: Header, now: float) -> Taken | Fate | None:
         """The verdict on a frame that is fresh."""
@@ -101,7 +107,7 @@ class End(ABC):
 
     def _fresh(self, header: Header, now: float) -> Fate | None:
         """Whether a frame is of the peer's present life, and next in its sequence."""
-        if header.incarnation < self.incarnation:
+        if header.incarnation < max(self.incarnation, 1):  # lives begin with 1: a 0 is none
             return Fate.STALE
         if header.incarnation > self.incarnation:
             self.note(now, "incarnation", header.incarnation)
@@ -109,6 +115,7 @@ class End(ABC):
             self.incarnation, self.version = header.incarnation, None
             self._last = header.sequence - 1  # what it said before we listened is not lost
             self._gaps.clear()
+            self._spoilt = 0
             self._step(Event.STRANGER)
         return self._next(header.sequence)
 
@@ -116,10 +123,12 @@ class End(ABC):
         if sequence <= self._last:
             was_lost = sequence in self._gaps
             self._gaps.pop(sequence, None)
+            self._drop(Fate.LOST, -1 if was_lost else 0)  # each is counted once
             return Fate.REORDERED if was_lost else Fate.DUPLICATE
-        missing = sequence - self._last - 1
-        if missing:
-            self.dropped[Fate.LOST.value] += missing
+        missing, spoilt = sequence - self._last - 1, self._spoilt
+        self._spoilt = 0
+        self._drop(Fate.LOST, max(missing - spoilt, 0))
+        if missing and not spoilt:
             for gap in range(max(self._last + 1, sequence - 64), sequence):
                 self._gaps[gap] = None
             while len(self._gaps) > 64:
@@ -134,3 +143,5 @@ class End(ABC):
     def _drop(self, fate: Fate, times: int = 1) -> None:
         if times:
             self.dropped[fate.value] += times
+            if not self.dropped[fate.value]:
+                del self.dropped[fate.value]

@@ -17,7 +17,7 @@ from bus.mailbox import Counts, EdgeView, Peer, Transport
 from bus.memory import Pool
 from bus.rules import Fate, State, Taken, Terms
 from bus.tensors import Codec
-from bus.wire import Form, Frames, Kind, Reason, Rejected, Stamp
+from bus.wire import Form, Frames, Header, Kind, Reason, Rejected, Stamp
 from configs.tree import Bus
 from mach.messages import Activation, Gradient, Letter, Message, Target
 
@@ -164,15 +164,19 @@ class EdgeMailbox:
 
     def _open(self, peer: Peer, frames: Frames | Rejected, now: float, mail: Mail) -> None:
         """One message: into `mail`, or to its edge, or dropped and counted."""
-        if isinstance(frames, Rejected):
-            self._reject(frames.reason)
-            return
-        header = wire.inspect(frames, self._run_id)
-        if isinstance(header, Rejected):
-            self._reject(header.reason)
-            return
         asks = peer.role == "child"
         edge: Edge | None = self._asks.get(peer.name) if asks else self._answers.get(peer.name)
+        header = frames if isinstance(frames, Rejected) else wire.inspect(frames, self._run_id)
+        if isinstance(header, Rejected):
+            self._reject(header.reason)
+            if edge is not None and (asks or peer.incarnation == edge.incarnation):
+                edge.spoilt()
+        elif not isinstance(frames, Rejected):
+            self._hear(peer, edge, header, frames, now, mail)
+
+    def _hear(self, peer: Peer, edge: Edge | None, header: Header, frames: Frames, now: float, mail: Mail) -> None:
+        """One message whose head is sound."""
+        asks = peer.role == "child"
         if edge is None or header.sender != wire.tag(peer.name) or not (asks or header.incarnation == peer.incarnation):
             self._reject(Reason.SENDER)
             return
@@ -180,11 +184,11 @@ class EdgeMailbox:
         for kind in edge.replies():
             self._say(edge, kind)
         if isinstance(verdict, Taken):
-            self.counts.received[header.kind] += 1
             message = wire.message_of(header, frames, self._pool, self._samples)
             if isinstance(message, Rejected):
                 self._reject(message.reason)
             else:
+                self.counts.received[header.kind] += 1
                 mail.append((edge, verdict, message))
         elif verdict is None:
             self._tick_at = now  # a hello may have made a knock due

@@ -31,7 +31,7 @@ class Fate(StrEnum):
     # of frames that came
     LOST = "lost"  # a gap in the peer's sequence: these never came
     DUPLICATE = "duplicate"  # came before
-    REORDERED = "reordered"  # came after a later one; counted as lost before
+    REORDERED = "reordered"  # came after a later one; until then it counted as lost
     STALE = "stale-incarnation"  # from an earlier life of the peer
     LATE = "late"  # a target whose activation had timed out or was reset
     UNASKED = "unasked"  # a target never asked for, a gradient never owed

@@ -75,6 +75,7 @@ class ZmqTransport:
     ) -> None:
         address.check_private(directory)
         self._directory = directory
+        self._name, self._incarnation = name, incarnation
         self._identity = f"{name}:{incarnation}".encode()
         self._max_bytes = (bus.max_message_mb << 20) + 2 * INLINE_CAP
         self._parents = frozenset(parents)
@@ -91,7 +92,8 @@ class ZmqTransport:
         self._guard = None if keys is None else Guard(self._context, keys)
         self._poller = zmq.Poller()
         self._router: Socket | None = None
-        self._name, self._endpoint = name, ""
+        self._endpoint = ""
+        address.announce(directory, name, incarnation)
         if self._parents:
             try:
                 self._bind(bus.transport, address.socket_path(directory, name, incarnation))
@@ -166,6 +168,7 @@ class ZmqTransport:
             return
         for socket in self._dealers.values():
             self._close(socket, LINGER_MS)
+        address.depart(self._directory, self._name, self._incarnation)
         if self._router is not None:
             address.withdraw(self._directory, self._name, self._endpoint)
             self._close(self._router, LINGER_MS)
@@ -240,12 +243,18 @@ class ZmqTransport:
         return identity
 
     def _parent(self, identity: bytes) -> Peer:
-        """Who is connected under this identity; strangers get a name that nobody has."""
+        """Who is connected under this identity; strangers get a name that nobody has.
+
+        A life that its process has not announced is a stranger's: believed, it would end the true one's edge. So is
+        one that is written in another way, as `c0:01`: ZeroMQ would take it for somebody else than `c0:1`.
+        """
         peer = self._known.get(identity)
         if peer is not None:
             return peer
         name, _, incarnation = identity.decode("latin-1").partition(":")
-        if name not in self._parents or not incarnation.isdecimal():
+        if name not in self._parents or not incarnation.isdecimal() or str(int(incarnation)) != incarnation:
+            return STRANGER
+        if int(incarnation) > address.life_of(self._directory, name):
             return STRANGER
         if len(self._known) >= AT_ONCE:
             self._known.clear()
@@ -319,22 +328,34 @@ def _drain(socket: Socket, pool: Pool, cap: int) -> list[list[Frame]]:
 
 
 def _pieces(socket: Socket, announced: memoryview, pool: Pool, cap: int) -> list[Frame]:
-    """A frame, and those whose pieces follow it, in memory of our own; nothing if they are not as announced."""
+    """A frame, and those whose pieces follow it, in memory of our own; nothing if they are not as announced.
+
+    The pieces are all there, since a message arrives whole: memory is taken when they are seen to be as long as
+    announced, for the announcement alone costs its sender nothing.
+    """
     frames: list[Frame] = [socket.recv(_DONTWAIT)]
     _, count, *lengths = _PIECES.unpack(announced)
     lengths = lengths[:count]
     right = sum(lengths) <= cap
-    for length in lengths if right else ():
+    sizes = [min(PIECE, length - at) for length in lengths for at in range(0, length, PIECE)] if right else []
+    pieces: list[memoryview] = []
+    more = socket.rcvmore == 1
+    while more:
+        piece = socket.recv(_DONTWAIT, copy=False)
+        more = piece.more
+        right = right and len(pieces) < len(sizes) and len(piece) == sizes[len(pieces)]
+        if right:
+            pieces.append(piece.buffer)
+    if not right or len(pieces) < len(sizes):
+        return []
+    come = iter(pieces)
+    for length in lengths:
         memory = pool.take(length)
         into = memoryview(memory)
         for at in range(0, length, PIECE):
-            room = into[at : at + PIECE]
-            right = right and socket.rcvmore == 1 and socket.recv_into(room, flags=_DONTWAIT) == len(room)
+            into[at : at + PIECE] = next(come)
         frames.append(memory)
-    while socket.rcvmore:
-        right = False
-        socket.recv(_DONTWAIT, copy=False)
-    return frames if right else []
+    return frames
 
 
 def _readable(socket: Socket) -> bool:

@@ -1,5 +1,6 @@
 """Very long frames in pieces, over real sockets."""
 
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -75,6 +76,25 @@ def test_pieces_that_are_not_as_announced_are_refused(
     (letter,) = child.receive(DEADLINE_S)
     assert isinstance(letter.message, Activation)
     assert sum(child.counts.dropped.values()) == 1
+
+
+def test_an_announcement_alone_costs_nothing(pair: tuple[ZmqMailbox, ZmqMailbox]) -> None:
+    """Each says that a frame of the largest legal length follows; a byte does."""
+    parent, child = pair
+    dealer = parent._transport._dealers["c1"]  # type: ignore[attr-defined]
+    tracemalloc.start()
+    for shorter in range(20):
+        announced = sockets._PIECES.pack(sockets._MAGIC, 1, (1 << 20) - shorter, 0)
+        dealer.send_multipart([announced, b"first", b"x"])
+    assert parent.send("c1", Activation(0, 0, torch.ones(3)))
+    tracemalloc.reset_peak()
+    before, _ = tracemalloc.get_traced_memory()
+    (letter,) = child.receive(DEADLINE_S)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert isinstance(letter.message, Activation)
+    assert child.counts.dropped == {"bad-frames": 20}
+    assert peak - before < 1 << 18
 
 
 def test_a_stranger_that_calls_itself_a_marker_is_harmless(pair: tuple[ZmqMailbox, ZmqMailbox]) -> None:
