@@ -77,7 +77,7 @@ class EdgeMailbox:
 
     def room(self, child: str) -> bool:
         """Whether an activation sent to `child` now would fit into the window of an open edge."""
-        return self._edge(self._asks, child).room()
+        return (self._asks.get(child) or self._edge(self._asks, child)).room()
 
     def send(self, peer: str, message: Message) -> bool:
         """Send without blocking. False: not sent, and counted in `counts.dropped` by reason.
