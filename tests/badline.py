@@ -8,9 +8,10 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
+from bus import wire
 from bus.edge import MEMORY, ChildEnd, ParentEnd
 from bus.rules import Fate, State, Taken, Terms
-from bus.wire import Header, Kind
+from bus.wire import Header, Kind, Preamble
 
 W = 2
 TIMEOUT_S = 2.0
@@ -31,10 +32,10 @@ class Book:
     def note(self, header: Header, verdict: Taken | Fate | None) -> None:
         """One frame, and what the end said of it."""
         self.verdicts[verdict.value if isinstance(verdict, Fate) else "used"] += 1
-        if header.incarnation > self.life:
+        if header.preamble.incarnation > self.life:
             self.lost_before += self.lost()
-            self.life, self.first, self.come = header.incarnation, header.sequence, set()
-        if header.incarnation == self.life > 0 and header.sequence >= self.first:
+            self.life, self.first, self.come = header.preamble.incarnation, header.sequence, set()
+        if header.preamble.incarnation == self.life > 0 and header.sequence >= self.first:
             self.come.add(header.sequence)
 
     def lost(self) -> int:
@@ -72,7 +73,8 @@ class Line:
     def frame(self, end: ParentEnd | ChildEnd, kind: Kind, **fields: Any) -> Header:
         end.sequence += 1
         who = "parent" if isinstance(end, ParentEnd) else "child"
-        return Header(kind, "run", who, self.lives[who], end.sequence, **fields)
+        id, version = fields.pop("id", 0), fields.pop("version", 0)
+        return Header(Preamble(kind, 1, wire.tag(who), self.lives[who], **fields), end.sequence, id, version)
 
     def control(self, end: ParentEnd | ChildEnd, kind: Kind) -> Header:
         return self.frame(end, kind, window=end.window, heard=end.greeted())
@@ -166,10 +168,10 @@ class Line:
 
     def forge_down(self) -> None:
         """Of no life: the first is 1."""
-        self.down.appendleft(Header(Kind.HELLO, 0, 0, 0, 1000, window=7, heard=self.lives["child"]))
+        self.down.appendleft(Header(Preamble(Kind.HELLO, 0, 0, 0, window=7, heard=self.lives["child"]), 1000))
 
     def forge_up(self) -> None:
-        self.up.appendleft(Header(Kind.TARGET, 0, 0, 0, 1000, id=0))
+        self.up.appendleft(Header(Preamble(Kind.TARGET, 0, 0, 0), 1000))
 
     def babble_down(self) -> None:
         """The peer itself says what it may not: an answer, a gradient of nothing, a question beyond its window."""

@@ -115,7 +115,7 @@ def changed(draw: st.DrawFn) -> list[Frame]:
         at = 8 * draw(st.integers(0, len(words) // 8 - 1))
         words[at : at + 8] = draw(st.sampled_from([2**60, 2**63, 2**64 - 1, 0, 1])).to_bytes(8, "little")
     if draw(st.booleans()):
-        words[4:8] = zlib.crc32(words[8 : wire.PREFIX + words[11] * wire._TENSOR.size]).to_bytes(4, "little")
+        words[4:8] = zlib.crc32(words[8 : wire._ENDS[words[wire._MASK_AT]]]).to_bytes(4, "little")
     cut = draw(st.integers(0, len(words)) | st.just(len(words)))
     return [bytes(words[:cut]), *rest, *draw(st.just([]) | st.lists(st.binary(max_size=40), max_size=3))]
 
@@ -170,7 +170,7 @@ def test_what_a_head_claims_costs_nothing(codec: int, apart: bool) -> None:
         for shape in HUGE:
             head = bytes(first[8 : wire.PREFIX])
             head += wire._TENSOR.pack(dtype, len(shape), codec, *shape, *[0] * (8 - len(shape)))
-            parcels.append((Peer("parent", "c0", 1), [wire._sealed(head), *payload]))
+            parcels.append((Peer("parent", "c0", 1), [wire._SEAL.pack(wire._MAGIC, zlib.crc32(head)) + head, *payload]))
     inbox.parcels = list(parcels)
     box.receive()  # what is made once
     inbox.parcels = list(parcels)
