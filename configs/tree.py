@@ -64,13 +64,17 @@ class Loss(Node, frozen=True):
 class Optimiser(Node, frozen=True):
     """One optimiser per component."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: Literal["adamw", "sgd", "nadam", "muon"] = "adamw"
+    """`nadam` with a first moment of 0.99, for late gradients; `muon` for the matrices inside the network with `adamw`
+    for the rest, at the same `lr` (torch 2.9 or newer)."""
     lr: Annotated[float, Meta(gt=0.0)] = 1e-3
     weight_decay: NonNegative = 1e-2
     momentum: Share = 0.9
     """For `sgd`."""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """`cosine` falls from `lr` to a hundredth of it over `train.steps` (constant when a run is timed)."""
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """How the rate falls from `lr` to a hundredth of it over `train.steps` (constant when a run is timed)."""
+    warmup_steps: Annotated[int, Meta(ge=0)] = 0
+    """First the rate rises evenly to `lr` for so many steps."""
 
 
 class Train(Node, frozen=True):
