@@ -135,8 +135,8 @@ class Learner:
         None, and counted as unfit, if there is none: inputs of another shape, or not finite.
         """
         e = None
-        if asked.inputs.shape[1:] == self.sample_shape and asked.inputs.is_floating_point():
-            x = asked.inputs.to(self.device, self.dtype)
+        if asked.inputs.shape[1:] == self.sample_shape and self.component.takes(asked.inputs):
+            x = asked.inputs.to(self.device, None if self.component.tokens else self.dtype)
             with torch.no_grad():
                 e = self._alone(x)
         if e is None or not math.isfinite(float(e.sum())):  # what is not finite in x is not in e, of fewer numbers

@@ -6,6 +6,7 @@ file that could be read before a full disk can be read after it. Losses are read
 not once a step.
 """
 
+import dataclasses
 import errno
 import io
 import math
@@ -300,7 +301,7 @@ def accuracies(accuracy: Accuracy | None) -> Accuracies:
     """The record of an examination."""
     if accuracy is None:
         return Accuracies()
-    return Accuracies(student=accuracy.student, child=accuracy.child, step=accuracy.step)
+    return Accuracies(**dataclasses.asdict(accuracy))
 
 
 def window(edges: Mapping[str, list[EdgeView]]) -> Window:

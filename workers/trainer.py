@@ -235,8 +235,10 @@ class Life:
         result = None if self.trainer.exam is None else self.trainer.exam.result
         if result is not None and result != self.accuracy:
             self.accuracy = result
-            child = "not known" if result.child is None else f"{result.child:.4f}"
-            self.say(f"test accuracy with the student {result.student:.4f}, with the true children {child}")
+            self.say(
+                f"test accuracy with the student {rate(result.student, result.student_bits)}, "
+                f"with the true children {rate(result.child, result.child_bits)}"
+            )
 
     def stopped(self) -> bool:
         """Whether the supervisor ordered a stop."""
@@ -263,6 +265,11 @@ class Life:
         self.control.send(
             self.journal.report(mailbox.now(), mailbox, self.accuracy, state, reason, self.trainer.dropped())
         )
+
+
+def rate(accuracy: float | None, bits: float | None) -> str:
+    """The outcome of an examination, for people."""
+    return "not known" if accuracy is None or bits is None else f"{accuracy:.4f} ({bits:.4f} bits)"
 
 
 def every_edge(mailbox: Mailbox) -> list[EdgeView]:

@@ -1,4 +1,4 @@
-"""Multilayer perceptrons for the skip wiring: the encoder is the identity, x itself is the activation.
+"""Multilayer perceptrons for the skip wiring: x itself, flattened, is the activation.
 
 Every embedding, the student's imitation too, ends in a LayerNorm without weights: embeddings then keep their
 scale while their makers move on, which is what makes staleness harmless (measured; see configs/digits.yaml).
@@ -18,7 +18,7 @@ def mlp(model: Model, sample_shape: Sequence[int], classes: int, children: Seque
     features = math.prod(sample_shape)
     width = model.embedding
     return Component(
-        encoder=nn.Identity(),
+        encoder=nn.Flatten(),
         joiner=perceptron(features + width * len(children), model.joiner, width),
         head=nn.Linear(width, classes),
         students={child: perceptron(features, model.student, width) for child in children},
