@@ -37,13 +37,19 @@ class Model(Node, frozen=True):
     """Sizes of a component's networks."""
 
     family: str = "mlp"
-    """`mlp`, or `package.module:factory`."""
+    """`mlp`, `conv` (lines, pictures), `transformer` (symbols), or `package.module:factory` (see `mach/networks`)."""
     embedding: Positive = 64
     """E, the width of an embedding, the same for every component of a run."""
     joiner: tuple[Positive, ...] = (256,)
     """Hidden widths of the joiner, which maps (activation, target) to the embedding."""
     student: tuple[Positive, ...] = (256,)
     """Hidden widths of a student, which maps the activation to an imitation of the child's embedding."""
+    blocks: Positive = 2
+    """Residual blocks of a component's section, in `conv` and `transformer`."""
+    channels: Positive = 32
+    """Of a `conv` section."""
+    heads: Positive = 4
+    """Of attention, in `transformer`; they divide `embedding`."""
 
 
 class Loss(Node, frozen=True):

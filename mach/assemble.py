@@ -41,4 +41,6 @@ def component_of(config: Config, index: int, children: Sequence[str], dataset: D
     """Networks on the CPU with initial weights of their own seed; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, index, "weights"))
-        return build(config.model, dataset.sample_shape, dataset.classes, children)
+        return build(
+            config.model, dataset.sample_shape, dataset.classes, children, index=index, symbols=dataset.symbols
+        )
