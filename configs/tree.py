@@ -99,6 +99,17 @@ class Evaluate(Node, frozen=True):
     every_steps: Positive = 500
 
 
+class Checkpoint(Node, frozen=True):
+    """When a component writes down what a later life can go on from. In lock-step only steps count, 100 by default."""
+
+    every_s: Annotated[float, Meta(gt=0.0)] = 5.0
+    """Seconds from one to the next."""
+    every_steps: Positive | None = None
+    """After every so many steps, too."""
+    keep: Positive = 2
+    """The newest that are kept; lock-step keeps as many as a common step needs."""
+
+
 CodecName = Literal["none", "bf16", "fp16", "int8"]
 
 
@@ -192,6 +203,7 @@ class Config(Node, frozen=True):
     optimiser: Optimiser = Optimiser()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    checkpoint: Checkpoint = Checkpoint()
     bus: Bus = Bus()
     report: Report = Report()
     components: dict[int, ComponentOverride] = {}

@@ -45,6 +45,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     lockstep: bool
     config: Config
     processes: tuple[ProcessPlan, ...]
+    resumed: bool = False
+    """Whether the run directory is there already, with what earlier lives of the run left."""
+    resume_at: int | None = None
+    """The step whose checkpoint everybody goes on from, 0 for the beginning; None: each from its own newest."""
 
     def process(self, name: str) -> ProcessPlan:
         """The process called `name`."""
