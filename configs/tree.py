@@ -67,6 +67,31 @@ class Loss(Node, frozen=True):
     """How far the student's imitation is from the target."""
 
 
+class Staleness(Node, frozen=True):
+    """What is done about gradients that come late (formulas in `mach/staleness.py`)."""
+
+    late: Literal["recompute", "stash"] = "recompute"
+    """`recompute`: the old input goes through today's weights again. `stash`: the graph of the old answer is kept, with
+    a copy of the weights of its time; the gradient is exact for those."""
+    policies: tuple[Literal["bound", "accumulate", "discount", "shrink", "predict", "compensate", "clip"], ...] = ()
+    """Which of the following are at work, in this order."""
+    max_versions: Annotated[int, Meta(ge=0)] = 8
+    """`bound`: gradients that are later than so many versions are not used."""
+    accumulate: Positive = 4
+    """So many late gradients are averaged before they are used."""
+    discount: Literal["power", "anneal"] = "power"
+    """A gradient of lag τ is scaled by 1/max(1,τ)^power, or at version t by τ^−(1−min(t/horizon,1))."""
+    power: NonNegative = 1.0
+    horizon: Positive = 1000
+    """Versions after which `anneal` scales no more."""
+    shrink: Share = 0.5
+    """Factor for every hop that a gradient comes."""
+    compensate: NonNegative = 0.04
+    """λ of g + λ·g⊙g⊙(w_now − w_then). By recompute both weights are today's, and it changes nothing."""
+    clip: NonNegative = 1.0
+    """A late gradient's norm over the own loss's, at most."""
+
+
 class Optimiser(Node, frozen=True):
     """One optimiser per component."""
 
@@ -200,6 +225,7 @@ class Config(Node, frozen=True):
     data: Data = Data()
     model: Model = Model()
     loss: Loss = Loss()
+    staleness: Staleness = Staleness()
     optimiser: Optimiser = Optimiser()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
