@@ -63,8 +63,33 @@ class Loss(Node, frozen=True):
     """distill(s, stopgrad(d)): the student imitates the child."""
     late: NonNegative = 1.0
     """⟨e(x_old), g_e⟩: a parent's late gradient."""
+    activation: NonNegative = 1.0
+    """⟨a, g_a⟩: a child's late gradient of our activation, in `stream` wiring."""
+    logits: NonNegative = 0.0
+    """T²·KL(softmax(z_d/T) ‖ softmax(z_s/T)): the head over the students learns from the child's logits, where those
+    come along (`method.targets`)."""
+    temperature: Annotated[float, Meta(gt=0.0)] = 2.0
+    """T."""
     distance: Literal["mse", "cosine", "normalised"] = "mse"
     """How far the student's imitation is from the target."""
+
+
+class Method(Node, frozen=True):
+    """What components send each other and when they learn. A recipe sets all of this (`mach/recipes.py`)."""
+
+    targets: Literal["embedding", "logits", "none"] = "embedding"
+    """What a child's answer says: its embedding; its logits as well; neither, and then a component has no students."""
+    heads: Literal["every", "last"] = "every"
+    """Who has a loss against the labels: every component, or only those without children."""
+    gradient_reach: Literal["none", "hop", "full"] = "hop"
+    """In `stream` wiring, the gradient of the activation that a child returns: none; that of its own loss, at once; or,
+    when its own child has answered, with what that one returned: end to end."""
+    guess: bool = False
+    """A local model guesses the gradient of the activation at once, and learns from the true one when it comes."""
+    context: bool = False
+    """In `stream` wiring, x travels along with the activation, and every encoder gets both."""
+    update_every: Positive = 1
+    """The gradients of so many batches are averaged for one optimiser step."""
 
 
 class Staleness(Node, frozen=True):
@@ -214,7 +239,9 @@ class Config(Node, frozen=True):
     """A whole run."""
 
     recipe: str = "mach"
-    wiring: Literal["skip"] = "skip"
+    wiring: Literal["skip", "stream"] = "skip"
+    """`skip`: every component draws batches of its own and sends x. `stream`: component 0 draws, and everybody sends
+    its encoder's activation; labels travel along."""
     graph: Literal["chain", "ring", "kgraph"] | tuple[tuple[int, ...], ...] = "ring"
     """Who is whose child: `chain` i → i+1, `ring` a chain whose last asks the first, `kgraph` everybody
     everybody's, or an adjacency list [[children of 0], [children of 1], …]."""
@@ -224,6 +251,7 @@ class Config(Node, frozen=True):
     """CPU threads of one component."""
     data: Data = Data()
     model: Model = Model()
+    method: Method = Method()
     loss: Loss = Loss()
     staleness: Staleness = Staleness()
     optimiser: Optimiser = Optimiser()

@@ -8,10 +8,16 @@ from torch import Tensor
 from configs.tree import Config
 from mach.component import Component
 from mach.data.dataset import Dataset
+from mach.graph import children_of, path_to
 from mach.learner import Learner
-from mach.networks import build
+from mach.memory import MEMORY
+from mach.networks import made, place_of
+from mach.networks.fit import activation_shape
+from mach.networks.guess import Guess
+from mach.networks.place import Place
 from mach.optimisers import optimiser_of, schedule_of
 from mach.seeds import seed_of
+from mach.stream import Incoming, Stream
 
 
 def learner_of(config: Config, index: int, children: Sequence[str], dataset: Dataset, device: torch.device) -> Learner:
@@ -29,6 +35,10 @@ def learner_of(config: Config, index: int, children: Sequence[str], dataset: Dat
         device=device,
         sample_shape=dataset.sample_shape,
         schedule=schedule_of(config),
+        children=children,
+        method=config.method,
+        staleness=config.staleness,
+        stream=stream_of(config, index, dataset),
     )
 
 
@@ -39,8 +49,44 @@ def samples_of(config: Config, dataset: Dataset) -> Tensor | None:
 
 def component_of(config: Config, index: int, children: Sequence[str], dataset: Dataset) -> Component:
     """Networks on the CPU with initial weights of their own seed; the global generator is left as it was."""
+    place = component_place(config, index, children, dataset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, index, "weights"))
-        return build(
-            config.model, dataset.sample_shape, dataset.classes, children, index=index, symbols=dataset.symbols
-        )
+        component = made(place)
+        if config.method.guess and config.wiring == "stream" and children:
+            component.guess = Guess(activation_shape(component, place)[-1], dataset.classes)
+    return component
+
+
+def component_place(config: Config, index: int, children: Sequence[str], dataset: Dataset) -> Place:
+    """Where the component stands; without targets it has no students.
+
+    Raises:
+        ConfigError: stream wiring on a graph that is no tree from component 0.
+    """
+    stream = config.wiring == "stream"
+    path = path_to(index, children_of(config.graph, config.n_components)) if stream else ()
+    return place_of(
+        config.model,
+        dataset.sample_shape,
+        dataset.classes,
+        children if config.method.targets != "none" else (),
+        wiring=config.wiring,
+        ancestors=path,
+        index=index,
+        context=stream and config.method.context,
+        symbols=dataset.symbols,
+    )
+
+
+def stream_of(config: Config, index: int, dataset: Dataset) -> Stream | None:
+    """Where the component's batches come from in stream wiring; None in skip wiring."""
+    if config.wiring == "skip":
+        return None
+    place = component_place(config, index, (), dataset)
+    if place.incoming is None:
+        return Stream(None, config.bus.window)
+    context = dataset.sample_shape if place.context else None
+    labels = tuple(dataset.train_labels.shape[1:])
+    incoming = Incoming(place.incoming, labels, dataset.classes, context, dataset.symbols)
+    return Stream(incoming, MEMORY * config.bus.window)

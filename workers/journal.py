@@ -108,7 +108,7 @@ class Journal:
         """Take note of one step; losses stay on their device until the next report."""
         self._born = now if self._born is None else self._born
         self._stepped = (self._stepped[0] if self.steps > self._before else now, now)
-        self.steps += 1
+        self.steps += step.updated
         self.samples += step.samples
         self.child_steps += step.on_child
         self.target.add(step.target_ages)

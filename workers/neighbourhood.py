@@ -101,7 +101,9 @@ class TrainerActor:
 
     def turn(self, now: float) -> float:
         """One step, until as many as were wanted are done."""
-        self.steps.append(self.trainer.turn())
+        step = self.trainer.turn()
+        if step is not None:
+            self.steps.append(step)
         return self.compute_s if len(self.steps) < self.wanted else math.inf
 
 

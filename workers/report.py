@@ -43,6 +43,10 @@ class Accuracies(Record):
     """Cross-entropy on the test set, in bits a label (of bytes: bits a byte), with the student."""
     child_bits: float | None = None
     """The same, with the true children's answers."""
+    full: float | None = None
+    """In stream wiring, of what the deepest component says: the whole network."""
+    full_bits: float | None = None
+    """The same, in bits."""
 
 
 class Spread(Record):

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from configs.tree import Loss, Model
 from mach.component import Component
-from mach.learner import MEMORY, Learner
+from mach.learner import Learner
+from mach.memory import MEMORY
 from mach.messages import Activation, Age, Batch, Gradient, Letter, Message, Target
 from mach.networks import build
 
