@@ -16,7 +16,7 @@ import torch
 from bus.mailbox import EdgeView, Mailbox
 from bus.sockets import ZmqMailbox
 from configs.load import dump
-from configs.tree import Config
+from configs.tree import Bus, Config
 from mach.assemble import learner_of, samples_of
 from mach.checkpoint import save_weights
 from mach.data import Batches, Dataset, load
@@ -280,14 +280,13 @@ def run(plan: Plan, name: str, control: Control) -> None:
     device = torch.device(device_of(process))
     dataset = load(config.data).to(device)
     learner = learner_of(config, process.index, process.children, dataset, device)
-    bus = msgspec.structs.replace(config.bus, timeout_ms=FOREVER_MS) if plan.lockstep else config.bus
     mailbox = ZmqMailbox(
         name,
         run_id=plan.run_id,
         incarnation=control.incarnation,
         children=process.children,
         parents=process.parents,
-        bus=bus,
+        bus=bus_of(plan),
         directory=Path(plan.sockets),
         samples=samples_of(config, dataset),
     )
@@ -300,8 +299,21 @@ def run(plan: Plan, name: str, control: Control) -> None:
         mailbox.close()
 
 
-def assemble(plan: Plan, process: ProcessPlan, learner: Learner, mailbox: Mailbox, dataset: Dataset) -> Trainer:
-    """A trainer with its own data order and examination, on any mailbox."""
+def bus_of(plan: Plan) -> Bus:
+    """The bus's settings in this run."""
+    bus = plan.config.bus
+    return msgspec.structs.replace(bus, timeout_ms=FOREVER_MS) if plan.lockstep else bus
+
+
+def assemble(
+    plan: Plan,
+    process: ProcessPlan,
+    learner: Learner,
+    mailbox: Mailbox,
+    dataset: Dataset,
+    kind: Callable[..., Trainer] = Trainer,
+) -> Trainer:
+    """A trainer, made by `kind`, with its own data order and examination, on any mailbox."""
     config = plan.config
     batches = Batches(
         dataset,
@@ -310,4 +322,4 @@ def assemble(plan: Plan, process: ProcessPlan, learner: Learner, mailbox: Mailbo
         noise=config.data.noise,
     )
     exam = Exam(learner.component, dataset, process.children, config.train.batch_size, config.bus.timeout_ms / 1000)
-    return Trainer(learner, mailbox, batches, children=process.children, parents=process.parents, exam=exam)
+    return kind(learner, mailbox, batches, children=process.children, parents=process.parents, exam=exam)
