@@ -3,7 +3,7 @@
 Loads neither torch nor ZeroMQ: both belong to the processes that it starts. What the commands do lies in
 `workers/`; here they are named, their words are read, and their exit codes are decided.
 
-    exit code   launch                              status               others
+    exit code   launch, resume                      status               others
     0           every component finished            healthy, finished    done
     1           some component failed               degraded             –
     2           it cannot be run as asked           failed               cannot be done
@@ -148,6 +148,34 @@ def launch(ctx: click.Context, /, *, runs: Path, name: str | None, detach: bool,
     if detach:
         ctx.exit(commands.detach(config, runs, name, words["gpus"], lockstep=words["lockstep"]))
     ctx.exit(commands.train(config, runs, name, devices, lockstep=words["lockstep"]))
+
+
+@cli.command()
+@RUN
+@RUNS
+@click.option("--config", "file", metavar="FILE|NAME", help="Compare with this one; default: as it was trained.")
+@click.option("--gpus", metavar="0,1,…|cpu", help="Devices to deal anew; default: all there are, else the CPU.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="What shall be different from now on; repeatable."
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps of every component, from the beginning.")
+@click.option("--minutes", type=float, help="Train for this long, from the beginning.")
+@click.pass_context
+def resume(ctx: click.Context, /, *, run: str | None, runs: Path, file: str | None, **words: Any) -> None:
+    """Go on with a run, the newest by default, that was stopped, failed, or shall train longer.
+
+    Every component goes on from its newest checkpoint that is whole; in lock-step all from the newest common one.
+    Exit codes as of launch; 0 also if nothing is left to do.
+
+    \b
+    Examples:
+      mach resume
+      mach resume my-run --steps 4000
+      mach resume my-run --set optimiser.lr=1e-4
+      mach resume my-run --gpus 0,1
+    """
+    settings = (*words["settings"], *lengths(words["steps"], words["minutes"]))
+    ctx.exit(commands.resume(commands.resumable(runs, run), file, settings, words["gpus"]))
 
 
 @cli.command(name="simulate")
@@ -310,13 +338,18 @@ def configured(
     minutes: float | None,
 ) -> Config:
     """The configuration that the options describe; options win over `--set`, which wins over the file."""
+    options = {"n_components": components, "seed": seed}
+    given = [f"{key}={value}" for key, value in options.items() if value is not None]
+    return load(config_name, (*settings, *given, *lengths(steps, minutes)), RECIPES)
+
+
+def lengths(steps: int | None, minutes: float | None) -> list[str]:
+    """--steps and --minutes as settings."""
     if steps is not None and minutes is not None:
         raise ConfigError("--steps and --minutes: give one of them")
-    options = {"n_components": components, "seed": seed, "train.steps": steps, "train.minutes": minutes}
-    given = [f"{key}={value}" for key, value in options.items() if value is not None]
     if steps is not None:
-        given.append("train.minutes=null")
-    return load(config_name, (*settings, *given), RECIPES)
+        return [f"train.steps={steps}", "train.minutes=null"]
+    return [] if minutes is None else [f"train.minutes={minutes}"]
 
 
 def fresh_name(config_name: str, runs: Path) -> str:

@@ -37,13 +37,19 @@ class Model(Node, frozen=True):
     """Sizes of a component's networks."""
 
     family: str = "mlp"
-    """`mlp`, or `package.module:factory`."""
+    """`mlp`, `conv` (lines, pictures), `transformer` (symbols), or `package.module:factory` (see `mach/networks`)."""
     embedding: Positive = 64
     """E, the width of an embedding, the same for every component of a run."""
     joiner: tuple[Positive, ...] = (256,)
     """Hidden widths of the joiner, which maps (activation, target) to the embedding."""
     student: tuple[Positive, ...] = (256,)
     """Hidden widths of a student, which maps the activation to an imitation of the child's embedding."""
+    blocks: Positive = 2
+    """Residual blocks of a component's section, in `conv` and `transformer`."""
+    channels: Positive = 32
+    """Of a `conv` section."""
+    heads: Positive = 4
+    """Of attention, in `transformer`; they divide `embedding`."""
 
 
 class Loss(Node, frozen=True):
@@ -64,13 +70,17 @@ class Loss(Node, frozen=True):
 class Optimiser(Node, frozen=True):
     """One optimiser per component."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: Literal["adamw", "sgd", "nadam", "muon"] = "adamw"
+    """`nadam` with a first moment of 0.99, for late gradients; `muon` for the matrices inside the network with `adamw`
+    for the rest, at the same `lr` (torch 2.9 or newer)."""
     lr: Annotated[float, Meta(gt=0.0)] = 1e-3
     weight_decay: NonNegative = 1e-2
     momentum: Share = 0.9
     """For `sgd`."""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """`cosine` falls from `lr` to a hundredth of it over `train.steps` (constant when a run is timed)."""
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """How the rate falls from `lr` to a hundredth of it over `train.steps` (constant when a run is timed)."""
+    warmup_steps: Annotated[int, Meta(ge=0)] = 0
+    """First the rate rises evenly to `lr` for so many steps."""
 
 
 class Train(Node, frozen=True):
@@ -87,6 +97,17 @@ class Evaluate(Node, frozen=True):
     """Accuracy on the test set: with the student, and with the true child asked over the bus."""
 
     every_steps: Positive = 500
+
+
+class Checkpoint(Node, frozen=True):
+    """When a component writes down what a later life can go on from. In lock-step only steps count, 100 by default."""
+
+    every_s: Annotated[float, Meta(gt=0.0)] = 5.0
+    """Seconds from one to the next."""
+    every_steps: Positive | None = None
+    """After every so many steps, too."""
+    keep: Positive = 2
+    """The newest that are kept; lock-step keeps as many as a common step needs."""
 
 
 CodecName = Literal["none", "bf16", "fp16", "int8"]
@@ -182,6 +203,7 @@ class Config(Node, frozen=True):
     optimiser: Optimiser = Optimiser()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    checkpoint: Checkpoint = Checkpoint()
     bus: Bus = Bus()
     report: Report = Report()
     components: dict[int, ComponentOverride] = {}

@@ -26,10 +26,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from configs.errors import DataError
 from configs.tree import Loss
+from mach import state as pack
 from mach.component import Component
 from mach.losses import DISTANCES, cross_entropy, pull
 from mach.messages import Activation, Age, Batch, Gradient, Letter, Target
+from mach.state import State, tensor_of
 
 MEMORY = 4
 """Batches asked, answers given and late gradients kept of one neighbour, in windows: what comes when its batch or
@@ -135,8 +138,8 @@ class Learner:
         None, and counted as unfit, if there is none: inputs of another shape, or not finite.
         """
         e = None
-        if asked.inputs.shape[1:] == self.sample_shape and asked.inputs.is_floating_point():
-            x = asked.inputs.to(self.device, self.dtype)
+        if asked.inputs.shape[1:] == self.sample_shape and self.component.takes(asked.inputs):
+            x = asked.inputs.to(self.device, None if self.component.tokens else self.dtype)
             with torch.no_grad():
                 e = self._alone(x)
         if e is None or not math.isfinite(float(e.sum())):  # what is not finite in x is not in e, of fewer numbers
@@ -185,6 +188,43 @@ class Learner:
             target_ages=[self._age(each, now) for each in arrived],
             gradient_ages=gradient_ages,
         )
+
+    def state(self, now: float) -> State:
+        """All that a step depends on, by reference: weights, moments, version, late gradients at hand.
+
+        Batches asked and answers given are left out: their edges begin anew with the life that goes on from here.
+        """
+        state = State()
+        state.add("component", pack.of_module(self.component))
+        state.add("optimiser", pack.of_optimiser(self.optimiser))
+        late = list(self._late)
+        for number, each in enumerate(late):
+            state.tensors[f"late/{number}/inputs"] = each.answered.inputs
+            state.tensors[f"late/{number}/gradient"] = each.gradient
+        state.values["late"] = [[each.parent, each.answered.version, now - each.answered.at] for each in late]
+        state.values["version"] = self.version
+        return state
+
+    def restore(self, state: State, now: float) -> None:
+        """Go on from there; ages count on, without the time between. Moments of another optimiser are left out.
+
+        Raises:
+            DataError: it does not fit our networks; nothing was changed.
+        """
+        component, optimiser = state.under("component"), state.under("optimiser")
+        pack.check_module(self.component, component)
+        pack.check_optimiser(self.optimiser, optimiser)
+        late = deque[_Late]()
+        for number, (parent, version, age_s) in enumerate(state.values["late"]):
+            inputs = tensor_of(state.tensors, f"late/{number}/inputs", self.dtype).to(self.device)
+            gradient = tensor_of(state.tensors, f"late/{number}/gradient", self.dtype).to(self.device)
+            if inputs.shape[1:] != self.sample_shape or len(gradient) != len(inputs):
+                raise DataError(f"late/{number}: inputs {tuple(inputs.shape)}, gradient {tuple(gradient.shape)}")
+            late.append(_Late(parent, _Answered(inputs, gradient.shape, version, now - age_s), gradient))
+        pack.into_module(self.component, component)
+        if optimiser.values["kind"] == type(self.optimiser).__name__:
+            pack.into_optimiser(self.optimiser, optimiser)
+        self.version, self._late = state.values["version"], late
 
     def _keep_target(self, child: str, target: Target, age: Age, now: float) -> None:
         self._heard[child] = max(target.version, self._heard.get(child, 0))

@@ -2,20 +2,20 @@
 
 What a component's process does from its first step to its last report (turns or lock-step, examinations over the bus,
 serving its parents, saving) is the code of `workers/trainer.py`; here is only what surrounds a process: a control
-whose supervisor is the simulation, a journal without TensorBoard, and a clock that nobody waits for.
+whose supervisor is the simulation, a journal without TensorBoard, no checkpoints, and a clock that nobody waits for.
 
 Laws: exact and reproducible by seed: two simulations are equal to the last bit on one machine, weights, messages and
 reports. Examinations and the start of a process take no virtual time. Nothing is left when it ends, but the run's
 directory.
 """
 
-import contextlib
 import hashlib
 import math
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import msgspec
 import torch
@@ -23,11 +23,13 @@ import torch
 from bus.virtual import Actor
 from configs.tree import Config
 from mach.learner import Step
+from mach.state import State
 from workers.curves import Point
 from workers.journal import Journal
+from workers.keeper import Keeper
 from workers.plan import ProcessPlan
 from workers.process import Control
-from workers.report import Report
+from workers.report import Checkpoint, Report
 from workers.rundir import RunDir
 from workers.stage import Stage
 from workers.status import ComponentStatus, Status
@@ -91,12 +93,40 @@ class Diary(Journal):
         return None
 
 
+class Unkept(Keeper):
+    """Takes no checkpoints: who wants to go on with a simulation runs it again, longer."""
+
+    def __init__(self) -> None:
+        """Needs no folder and no thread."""
+
+    def go_on(self, restore: Callable[[State], None], now: float) -> None:
+        """From the beginning."""
+
+    def due(self, version: int, now: float) -> bool:
+        """Never."""
+        return False
+
+    def keep(self, version: int, state: State, now: float, *, wait: bool = False) -> None:
+        """Not at all."""
+
+    def record(self, now: float) -> Checkpoint:
+        """There is none."""
+        return Checkpoint()
+
+
 class Examined(Life):
     """A life that keeps every result of its examinations, and when it came."""
 
-    def __init__(self, stage: Stage, process: ProcessPlan, trainer: Trainer, diary: Diary, orders: Orders) -> None:
-        super().__init__(stage.plan, process, trainer, diary, orders)
+    def __init__(
+        self, stage: Stage, process: ProcessPlan, trainer: Trainer, diary: Diary, orders: Orders, log: TextIO
+    ) -> None:
+        super().__init__(stage.plan, process, trainer, diary, Unkept(), orders)
         self.curve: list[Point] = []
+        self.log = log
+
+    def say(self, sentence: str) -> None:
+        """One line in the simulation's log."""
+        print(f"[{self.process.name} - step {self.trainer.learner.version}] {sentence}", file=self.log)
 
     def note_exam(self) -> None:
         """Take over the newest result, and keep it."""
@@ -124,6 +154,7 @@ class Simulation:
         self.diaries: dict[str, Diary] = {}
         self._ended_s = 0.0
         RunDir(directory).make()
+        self._log = RunDir(directory).log("simulation").open("w", encoding="utf-8")  # what all of them say
         for process in self.stage.plan.processes:
             if process.kind == "trainer":
                 self._add_trainer(process)
@@ -131,15 +162,14 @@ class Simulation:
                 self._add_stub(process)
 
     def run(self, watcher: Watcher | None = None) -> None:
-        """From the start to the end of every life; what they say goes to logs/simulation.log."""
+        """From the start to the end of every life."""
         torch.set_num_threads(self.stage.config.threads)
-        log = RunDir(Path(self.stage.plan.directory)).log("simulation")
         actors: list[Actor] = [*self.stage.fibres.values(), *([] if watcher is None else [Observer(self, watcher)])]
         try:
-            with log.open("w", encoding="utf-8") as lines, contextlib.redirect_stdout(lines):
-                self.stage.bus.run(actors)
+            self.stage.bus.run(actors)
         finally:
             self.stage.close()
+            self._log.close()
 
     def all_done(self) -> bool:
         """Whether every trainer has done its steps."""
@@ -195,7 +225,7 @@ class Simulation:
         mailbox = self.stage.mailbox(process)
         diary = self.diaries[process.name] = Diary(self.stage, process.name)
         orders = Orders(process.name, self)
-        life = Examined(self.stage, process, self.stage.trainer(process, mailbox), diary, orders)
+        life = Examined(self.stage, process, self.stage.trainer(process, mailbox), diary, orders, self._log)
         self.lives[process.name] = life
 
         def body() -> None:

@@ -23,10 +23,10 @@ from configs.tree import Config
 from mach.assemble import learner_of, samples_of
 from mach.data import load
 from mach.learner import Step
-from workers.plan import ProcessPlan, make_plan
+from workers.plan import ProcessPlan, bus_of, make_plan
 from workers.stub import Stub, faults_of
 from workers.timing import Timing
-from workers.trainer import Trainer, assemble, bus_of
+from workers.trainer import Trainer, assemble
 
 
 class Paced(Trainer):

@@ -6,26 +6,29 @@ every message. Both call the same ask, answer, keep and step: there is no second
 sockets and files; `Trainer` knows neither and also runs on the virtual bus.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import assert_never
 
-import msgspec
 import torch
 
 from bus.mailbox import EdgeView, Mailbox
 from bus.sockets import ZmqMailbox
 from configs.load import dump
-from configs.tree import Bus, Config
+from configs.tree import Config
+from mach import state as pack
 from mach.assemble import learner_of, samples_of
 from mach.checkpoint import save_weights
 from mach.data import Batches, Dataset, load
 from mach.evaluate import Accuracy, Exam
 from mach.learner import Learner, Step
-from mach.messages import Activation, Batch, Gradient, Letter, Target
+from mach.messages import Activation, Gradient, Letter, Target
 from mach.seeds import seed_of
 from workers.journal import Journal
-from workers.plan import Plan, ProcessPlan
+from workers.keeper import Keeper, say
+from workers.plan import Plan, ProcessPlan, bus_of
 from workers.process import Control, device_of
 from workers.report import State
 from workers.rundir import RunDir
@@ -34,8 +37,6 @@ WAIT_S = 0.1
 """Longest wait for a letter while there is nothing to train: orders of the supervisor are read in between."""
 EXAM_S = 20.0
 """Longest wait at the end for children's answers to the test set."""
-FOREVER_MS = 10**9
-"""The time-out of an edge in lock-step: there an answer is waited for, however late."""
 
 
 class Trainer:
@@ -45,7 +46,7 @@ class Trainer:
         self,
         learner: Learner,
         mailbox: Mailbox,
-        batches: Iterator[Batch],
+        batches: Batches,
         *,
         children: Sequence[str],
         parents: Sequence[str],
@@ -59,6 +60,8 @@ class Trainer:
         self.exam = exam
         self.early: list[Letter] = []
         """Lock-step only: letters of the next turn, from peers that are one step ahead."""
+        self.paid = True
+        """Lock-step only: whether the parents' gradients of our last answers are at hand."""
 
     def turn(self) -> Step:
         """One optimiser step with what is at hand. Waits for nobody (law 1)."""
@@ -87,7 +90,35 @@ class Trainer:
             self.take_due(due, wait_s=WAIT_S if due else 0.0)
         step = self.learner.step(batch, self.mailbox.now())
         self.pay(step)
+        self.paid = not self.parents
         return step
+
+    def settle(self, interrupted: Callable[[], bool]) -> bool:
+        """Lock-step: take the gradients of the last step, so that nothing is under way that the next one needs.
+
+        Every parent pays right after its own step, so nobody waits in a circle. False if `interrupted` said so.
+        """
+        due: set[tuple[str, type]] = set() if self.paid else {(parent, Gradient) for parent in self.parents}
+        while due:
+            if interrupted():
+                return False
+            self.take_due(due, WAIT_S)
+        self.paid = True
+        return True
+
+    def state(self) -> pack.State:
+        """What a later life needs to go on from here, by reference: between two turns, in lock-step when settled."""
+        state = pack.State()
+        state.add("learner", self.learner.state(self.mailbox.now()))
+        state.add("batches", self.batches.state())
+        state.add("generators", pack.of_generators(self.learner.device))
+        return state
+
+    def restore(self, state: pack.State) -> None:
+        """Go on from there (DataError: it does not fit)."""
+        self.learner.restore(state.under("learner"), self.mailbox.now())
+        self.batches.restore(state.under("batches"))
+        pack.into_generators(self.learner.device, state.under("generators"))
 
     def serve(self, wait_s: float) -> None:
         """Answer parents without training, and carry on with an examination."""
@@ -134,7 +165,7 @@ class Trainer:
         """Lock-step: the (sender, kind of message) that this turn waits for."""
         due: set[tuple[str, type]] = {(child, Target) for child in self.children}
         due |= {(parent, Activation) for parent in self.parents}
-        if self.learner.version > 0:
+        if not self.paid:
             due |= {(parent, Gradient) for parent in self.parents}
         return due
 
@@ -157,20 +188,27 @@ class Trainer:
 class Life:
     """What a trainer's process does from its first step to its last report."""
 
-    def __init__(self, plan: Plan, process: ProcessPlan, trainer: Trainer, journal: Journal, control: Control) -> None:
+    def __init__(
+        self, plan: Plan, process: ProcessPlan, trainer: Trainer, journal: Journal, keeper: Keeper, control: Control
+    ) -> None:
         self.plan = plan
         self.process = process
         self.config: Config = plan.config
         self.trainer = trainer
         self.journal = journal
+        self.keeper = keeper
         self.control = control
         self.accuracy: Accuracy | None = None
         self.orders: set[str] = set()
         self.started = trainer.mailbox.now()
+        self.first = 1
+        """Version after the first step of this life."""
 
     def live(self) -> None:
-        """Train, examine, save, serve. An order to stop shortens each of them but the saving."""
+        """Go on, train, examine, save, serve. An order to stop shortens each of them but the saving."""
+        self.go_on()
         self.train()
+        self.checkpoint(last=True)
         stopped = self.stopped()
         if not stopped:
             self.examine()
@@ -197,8 +235,39 @@ class Life:
             if exam is not None and step.version % self.config.evaluate.every_steps == 0:
                 exam.begin(learner.version, ask=exam.done and not self.plan.lockstep)
                 self.note_exam()
-            if learner.version == 1 or self.journal.due(now):
+            if learner.version == self.first or self.journal.due(now):
                 self.report("training")
+            if self.keeper.due(learner.version, now):
+                self.checkpoint()
+
+    def go_on(self) -> None:
+        """From the newest good checkpoint, if there is one."""
+        manifest = self.keeper.go_on(self.trainer.restore, self.trainer.mailbox.now())
+        if manifest is not None:
+            life = manifest.values["life"]
+            self.journal.go_on(manifest.version, life["samples"], life["child_steps"])
+            self.started -= life["seconds"]
+            if self.trainer.exam is not None and life["accuracy"] is not None:
+                self.accuracy = self.trainer.exam.result = Accuracy(**life["accuracy"])
+        self.first = self.trainer.learner.version + 1
+
+    def checkpoint(self, *, last: bool = False) -> None:
+        """Hand a copy of all that there is to the keeper; in lock-step, and at the end, wait until it is written.
+
+        A stop in lock-step comes in the middle of a step: the last common checkpoint remains what to go on from.
+        """
+        lockstep, now = self.plan.lockstep, self.trainer.mailbox.now()
+        version = self.trainer.learner.version
+        if version < self.first or (lockstep and (self.stopped() or not self.trainer.settle(self.interrupted))):
+            return
+        state = self.trainer.state()
+        state.values["life"] = {
+            "samples": self.journal.samples,
+            "child_steps": self.journal.child_steps,
+            "seconds": now - self.started,
+            "accuracy": None if self.accuracy is None else asdict(self.accuracy),
+        }
+        self.keeper.keep(version, state, now, wait=lockstep or last)
 
     def trained(self) -> bool:
         """Whether the run's length is reached."""
@@ -235,8 +304,10 @@ class Life:
         result = None if self.trainer.exam is None else self.trainer.exam.result
         if result is not None and result != self.accuracy:
             self.accuracy = result
-            child = "not known" if result.child is None else f"{result.child:.4f}"
-            self.say(f"test accuracy with the student {result.student:.4f}, with the true children {child}")
+            self.say(
+                f"test accuracy with the student {rate(result.student, result.student_bits)}, "
+                f"with the true children {rate(result.child, result.child_bits)}"
+            )
 
     def stopped(self) -> bool:
         """Whether the supervisor ordered a stop."""
@@ -255,14 +326,19 @@ class Life:
 
     def say(self, sentence: str) -> None:
         """One line in the component's log."""
-        print(f"[{self.process.name} - step {self.trainer.learner.version}] {sentence}", flush=True)
+        say(self.process.name, self.trainer.learner.version, sentence)
 
     def report(self, state: State, reason: str = "") -> None:
         """Write and send what there is to say."""
         mailbox = self.trainer.mailbox
-        self.control.send(
-            self.journal.report(mailbox.now(), mailbox, self.accuracy, state, reason, self.trainer.dropped())
-        )
+        now, dropped = mailbox.now(), self.trainer.dropped()
+        saved = self.keeper.record(now)
+        self.control.send(self.journal.report(now, mailbox, self.accuracy, state, reason, dropped, saved))
+
+
+def rate(accuracy: float | None, bits: float | None) -> str:
+    """The outcome of an examination, for people."""
+    return "not known" if accuracy is None or bits is None else f"{accuracy:.4f} ({bits:.4f} bits)"
 
 
 def every_edge(mailbox: Mailbox) -> list[EdgeView]:
@@ -293,16 +369,11 @@ def run(plan: Plan, name: str, control: Control) -> None:
     try:
         trainer = assemble(plan, process, learner, mailbox, dataset)
         journal = Journal(plan, name, incarnation=control.incarnation)
-        Life(plan, process, trainer, journal, control).live()
+        with contextlib.closing(Keeper(plan, name, incarnation=control.incarnation)) as keeper:
+            Life(plan, process, trainer, journal, keeper, control).live()
         journal.close()
     finally:
         mailbox.close()
-
-
-def bus_of(plan: Plan) -> Bus:
-    """The bus's settings in this run."""
-    bus = plan.config.bus
-    return msgspec.structs.replace(bus, timeout_ms=FOREVER_MS) if plan.lockstep else bus
 
 
 def assemble(
