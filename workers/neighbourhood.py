@@ -90,7 +90,7 @@ class Neighbourhood:
         scripts = {0: {"stub": dict(parent or {})}, 2: {"stub": dict(child or {})}}
         self.config = msgspec.convert(msgspec.to_builtins(base) | {"components": scripts}, tree.Config)
         self._compute_s = compute_ms / 1000.0
-        self._stage = Stage(self.config, Timing(latency_ms / 1000.0, 0.0, (self._compute_s,) * 3), Path())
+        self._stage = Stage(self.config, Timing(latency_ms / 1000.0, 0.0, ((self._compute_s,),) * 3), Path())
         self.faults = self._stage.faults
         self._wanted = 0
         self._steps: list[Step] = []

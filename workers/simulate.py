@@ -150,6 +150,7 @@ class Simulation:
         """
         self.stage = Stage(config, timing, directory, lockstep=lockstep)
         self.reports: dict[str, Report] = {}
+        self.trainers: dict[str, Trainer] = {}
         self.lives: dict[str, Examined] = {}
         self.diaries: dict[str, Diary] = {}
         self._ended_s = 0.0
@@ -173,7 +174,7 @@ class Simulation:
 
     def all_done(self) -> bool:
         """Whether every trainer has done its steps."""
-        return all(name in self.reports and self.reports[name].state == "finished" for name in self.lives)
+        return all(name in self.reports and self.reports[name].state == "finished" for name in self.trainers)
 
     def status(self) -> Status:
         """The run at this moment of its clock."""
@@ -212,8 +213,8 @@ class Simulation:
     def digest(self) -> str:
         """BLAKE2 of all weights, and of all counts of messages."""
         found = hashlib.blake2b(digest_size=16)
-        for name, life in self.lives.items():
-            learner, counts = life.trainer.learner, life.trainer.mailbox.counts
+        for name, trainer in self.trainers.items():
+            learner, counts = trainer.learner, trainer.mailbox.counts
             for key, tensor in learner.component.state_dict().items():
                 found.update(f"{name}.{key}".encode())
                 found.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
@@ -225,10 +226,10 @@ class Simulation:
         mailbox = self.stage.mailbox(process)
         diary = self.diaries[process.name] = Diary(self.stage, process.name)
         orders = Orders(process.name, self)
-        life = Examined(self.stage, process, self.stage.trainer(process, mailbox), diary, orders, self._log)
-        self.lives[process.name] = life
+        trainer = self.trainers[process.name] = self.stage.trainer(process, mailbox)
 
         def body() -> None:
+            life = self.lives[process.name] = Examined(self.stage, process, trainer, diary, orders, self._log)
             try:
                 life.live()
                 diary.close()

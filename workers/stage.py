@@ -5,6 +5,7 @@ transport are virtual, and a step takes the time that `Timing` says. Laws: one d
 of components; everything is a function of configuration and timing, to the last bit on one machine.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -61,7 +62,13 @@ class Stage:
 
     def enact(self, process: ProcessPlan, body: Callable[[], None]) -> None:
         """Give the component turns on the bus: `body` is what its process would do. It needs its mailbox first."""
-        self.fibres[process.name] = Fibre(self.bus, process.name, body)
+        start_s = self.timing.start_s[process.index] if self.timing.start_s else 0.0
+
+        def in_time() -> None:
+            self.fibres[process.name].spend(start_s)
+            body()
+
+        self.fibres[process.name] = Fibre(self.bus, process.name, in_time)
 
     def close(self) -> None:
         """End every body where it waits."""
@@ -85,8 +92,8 @@ class Stage:
     def trainer(self, process: ProcessPlan, mailbox: Mailbox) -> Trainer:
         """A component with its own weights, optimiser, data order and examination, on the shared data set."""
         learner = learner_of(self.config, process.index, process.children, self.dataset, torch.device("cpu"))
-        compute_s = self.timing.compute_s[process.index]
-        paced = partial(Paced, spend=lambda: self.fibres[process.name].spend(compute_s))
+        times = itertools.cycle(self.timing.compute_s[process.index])
+        paced = partial(Paced, spend=lambda: self.fibres[process.name].spend(next(times)))
         return assemble(self.plan, process, learner, mailbox, self.dataset, paced)
 
     def stub(self, process: ProcessPlan, mailbox: Mailbox) -> Stub:

@@ -26,8 +26,10 @@ class Timing:
     """Of every message, each way."""
     jitter_s: float
     """Uniform extra latency, 0 to this."""
-    compute_s: tuple[float, ...]
-    """Of one step, answers included, by component; above 0."""
+    compute_s: tuple[tuple[float, ...], ...]
+    """By component: of its steps, answers included, one after the other and then from the first again; above 0."""
+    start_s: tuple[float, ...] = ()
+    """By component: when it begins; all at once without."""
 
 
 def timing_of(latency: str, jitter: str, compute: str, stragglers: Iterable[str], n_components: int) -> Timing:
@@ -39,13 +41,17 @@ def timing_of(latency: str, jitter: str, compute: str, stragglers: Iterable[str]
     general, exceptions = by_component("--compute", compute, n_components)
     step_s = seconds("--compute", general)
     times = {name: seconds("--compute", text) for name, text in exceptions.items()}
-    compute_s = {name_of(i): times.get(name_of(i), step_s) for i in range(n_components)}
+    steps_s = {name_of(i): times.get(name_of(i), step_s) for i in range(n_components)}
     for text in stragglers:
         name, factor = straggler(text, n_components)
-        compute_s[name] *= factor
-    if min(compute_s.values()) <= 0.0:
+        steps_s[name] *= factor
+    if min(steps_s.values()) <= 0.0:
         raise ConfigError(f"--compute {compute}: a step takes time; give more than 0")
-    return Timing(seconds("--latency", latency, step_s), seconds("--jitter", jitter, step_s), tuple(compute_s.values()))
+    return Timing(
+        seconds("--latency", latency, step_s),
+        seconds("--jitter", jitter, step_s),
+        tuple((each,) for each in steps_s.values()),
+    )
 
 
 def seconds(option: str, text: str, step_s: float | None = None) -> float:
