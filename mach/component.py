@@ -51,9 +51,9 @@ class Component(nn.Module):
         """Whether x are numbers of the encoder's kind."""
         return x.is_floating_point() != self.tokens
 
-    def activation(self, x: Tensor) -> Tensor:
-        """X [B, ...] → a [B, D]."""
-        a: Tensor = self.encoder(x)
+    def activation(self, *come: Tensor) -> Tensor:
+        """X [B, ...], or a parent's activation and x where that comes along → a [B, D]."""
+        a: Tensor = self.encoder(*come)
         return a
 
     def imitate(self, a: Tensor) -> dict[str, Tensor]:
