@@ -24,6 +24,9 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     """Accuracy with the student standing in, 0 to 1."""
     child: float | None = None
     """With the true children; None without children, or while they have not all answered."""
+    student_bits: float | None = None
+    """Cross-entropy in bits a label, as `student`."""
+    child_bits: float | None = None
 
 
 Curves = Mapping[str, Sequence[Point]]

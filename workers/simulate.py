@@ -22,6 +22,7 @@ import torch
 
 from bus.virtual import Actor
 from configs.tree import Config
+from mach.effort import Effort
 from mach.learner import Step
 from mach.state import State
 from workers.curves import Point
@@ -134,16 +135,43 @@ class Examined(Life):
         super().note_exam()
         now = self.accuracy
         if exam is not None and now is not None and now is not before:
-            child = now.child if exam.done else None  # else still that of an examination before
             seconds = self.trainer.mailbox.now() - self.started
-            self.curve.append(Point(seconds=seconds, step=now.step, student=now.student, child=child))
+            known = exam.done  # else its child's are still those of an examination before
+            self.curve.append(
+                Point(
+                    seconds=seconds,
+                    step=now.step,
+                    student=now.student,
+                    child=now.child if known else None,
+                    student_bits=now.student_bits,
+                    child_bits=now.child_bits if known else None,
+                )
+            )
+
+
+class Counted(Examined):
+    """A life whose multiply-adds are counted while it trains."""
+
+    def train(self) -> None:
+        """Train, and count."""
+        self.effort = Effort()
+        with self.effort:
+            super().train()
 
 
 class Simulation:
     """One run. `run` once, then `outcome`."""
 
-    def __init__(self, config: Config, timing: Timing, directory: Path, *, lockstep: bool = False) -> None:
-        """`directory` must not exist yet: it becomes the run's.
+    def __init__(
+        self,
+        config: Config,
+        timing: Timing,
+        directory: Path,
+        *,
+        lockstep: bool = False,
+        kind: type[Examined] = Examined,
+    ) -> None:
+        """`directory` must not exist yet: it becomes the run's. Lives are of this `kind`.
 
         Raises:
             ConfigError, DataError: as a launch would.
@@ -153,6 +181,7 @@ class Simulation:
         self.trainers: dict[str, Trainer] = {}
         self.lives: dict[str, Examined] = {}
         self.diaries: dict[str, Diary] = {}
+        self._kind = kind
         self._ended_s = 0.0
         RunDir(directory).make()
         self._log = RunDir(directory).log("simulation").open("w", encoding="utf-8")  # what all of them say
@@ -229,7 +258,7 @@ class Simulation:
         trainer = self.trainers[process.name] = self.stage.trainer(process, mailbox)
 
         def body() -> None:
-            life = self.lives[process.name] = Examined(self.stage, process, trainer, diary, orders, self._log)
+            life = self.lives[process.name] = self._kind(self.stage, process, trainer, diary, orders, self._log)
             try:
                 life.live()
                 diary.close()
@@ -292,3 +321,22 @@ def simulate(
     simulation = Simulation(config, timing, directory, lockstep=lockstep)
     simulation.run(watcher)
     return simulation.outcome()
+
+
+def effort_of(config: Config, timing: Timing, folder: Path, *, lockstep: bool = False) -> float:
+    """Multiply-adds of all components together, a step of component 0 and a sample of its batch.
+
+    Counted between two short simulations of which one is twice as long, so that what the beginning costs is not in it.
+    """
+    steps = 8 + 4 * math.ceil((timing.latency_s + timing.jitter_s) / min(map(min, timing.compute_s)))
+    totals = []
+    for length in (steps, 2 * steps):
+        train = msgspec.structs.replace(config.train, steps=length, minutes=None)
+        never = msgspec.structs.replace(config.evaluate, every_steps=10 * steps)
+        short = msgspec.structs.replace(config, train=train, evaluate=never)
+        simulation = Simulation(short, timing, folder / f"effort-{length}", lockstep=lockstep, kind=Counted)
+        simulation.run()
+        lives = [life for life in simulation.lives.values() if isinstance(life, Counted)]
+        totals.append(sum(life.effort.multiply_adds for life in lives))
+    size = min(config.train.batch_size, len(simulation.stage.dataset.train_labels))
+    return (totals[1] - totals[0]) / steps / size
