@@ -8,6 +8,7 @@ from torch import Tensor
 from configs.tree import Config
 from mach.component import Component
 from mach.data.dataset import Dataset
+from mach.evaluate import Exam
 from mach.graph import children_of, path_to
 from mach.learner import Learner
 from mach.memory import MEMORY
@@ -16,8 +17,12 @@ from mach.networks.fit import activation_shape
 from mach.networks.guess import Guess
 from mach.networks.place import Place
 from mach.optimisers import optimiser_of, schedule_of
+from mach.relay import Relay
 from mach.seeds import seed_of
 from mach.stream import Incoming, Stream
+
+RELAY_RETRY_S = 5.0
+"""Longest wait for the answer to an examination's question, where an edge's own time-out is longer."""
 
 
 def learner_of(config: Config, index: int, children: Sequence[str], dataset: Dataset, device: torch.device) -> Learner:
@@ -90,3 +95,20 @@ def stream_of(config: Config, index: int, dataset: Dataset) -> Stream | None:
     labels = tuple(dataset.train_labels.shape[1:])
     incoming = Incoming(place.incoming, labels, dataset.classes, context, dataset.symbols)
     return Stream(incoming, MEMORY * config.bus.window)
+
+
+def exam_of(config: Config, learner: Learner, dataset: Dataset) -> Exam | Relay:
+    """The examination of a component: over its children's answers, or in stream wiring along the whole chain."""
+    common = (learner.component, dataset, learner.children, config.train.batch_size)
+    retry_s = config.bus.timeout_ms / 1000
+    stream = learner.stream
+    if stream is None:
+        return Exam(*common, retry_s)
+    return Relay(
+        *common,
+        min(retry_s, RELAY_RETRY_S),
+        draws=stream.draws,
+        judges=learner.teacher.judges,
+        context=config.method.context,
+        incoming=None if stream.incoming is None else stream.incoming.activation,
+    )

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import assert_never
 
-import msgspec
 import torch
 
 from bus.mailbox import EdgeView, Mailbox
@@ -20,7 +19,7 @@ from bus.sockets import ZmqMailbox
 from configs.load import dump
 from configs.tree import Config
 from mach import state as pack
-from mach.assemble import learner_of, samples_of
+from mach.assemble import exam_of, learner_of, samples_of
 from mach.checkpoint import save_weights
 from mach.data import Batches, Dataset, load
 from mach.evaluate import Accuracy, Exam
@@ -30,7 +29,7 @@ from mach.relay import Relay
 from mach.seeds import seed_of
 from workers.journal import Journal
 from workers.keeper import Keeper, say
-from workers.plan import Plan, ProcessPlan
+from workers.plan import Plan, ProcessPlan, bus_of
 from workers.process import Control, device_of
 from workers.report import State
 from workers.rundir import RunDir
@@ -39,8 +38,6 @@ WAIT_S = 0.1
 """Longest wait for a letter while there is nothing to train: orders of the supervisor are read in between."""
 EXAM_S = 20.0
 """Longest wait at the end for children's answers to the test set."""
-FOREVER_MS = 10**9
-"""The time-out of an edge in lock-step: there an answer is waited for, however late."""
 
 
 class Trainer:
@@ -399,14 +396,13 @@ def run(plan: Plan, name: str, control: Control) -> None:
     device = torch.device(device_of(process))
     dataset = load(config.data).to(device)
     learner = learner_of(config, process.index, process.children, dataset, device)
-    bus = msgspec.structs.replace(config.bus, timeout_ms=FOREVER_MS) if plan.lockstep else config.bus
     mailbox = ZmqMailbox(
         name,
         run_id=plan.run_id,
         incarnation=control.incarnation,
         children=process.children,
         parents=process.parents,
-        bus=bus,
+        bus=bus_of(plan),
         directory=Path(plan.sockets),
         samples=samples_of(config, dataset),
     )
@@ -420,8 +416,15 @@ def run(plan: Plan, name: str, control: Control) -> None:
         mailbox.close()
 
 
-def assemble(plan: Plan, process: ProcessPlan, learner: Learner, mailbox: Mailbox, dataset: Dataset) -> Trainer:
-    """A trainer with its own data order and examination, on any mailbox."""
+def assemble(
+    plan: Plan,
+    process: ProcessPlan,
+    learner: Learner,
+    mailbox: Mailbox,
+    dataset: Dataset,
+    kind: Callable[..., Trainer] = Trainer,
+) -> Trainer:
+    """A trainer, made by `kind`, with its own data order and examination, on any mailbox."""
     config = plan.config
     batches = Batches(
         dataset,
@@ -430,20 +433,4 @@ def assemble(plan: Plan, process: ProcessPlan, learner: Learner, mailbox: Mailbo
         noise=config.data.noise,
     )
     exam = exam_of(config, learner, dataset)
-    return Trainer(learner, mailbox, batches, children=process.children, parents=process.parents, exam=exam)
-
-
-def exam_of(config: Config, learner: Learner, dataset: Dataset) -> Exam | Relay:
-    """The examination of a component: over its children's answers, or in stream wiring along the whole chain."""
-    common = (learner.component, dataset, learner.children, config.train.batch_size)
-    stream = learner.stream
-    if stream is None:
-        return Exam(*common, config.bus.timeout_ms / 1000)
-    return Relay(
-        *common,
-        min(config.bus.timeout_ms / 1000, EXAM_S / 4),
-        draws=stream.draws,
-        judges=learner.teacher.judges,
-        context=config.method.context,
-        incoming=None if stream.incoming is None else stream.incoming.activation,
-    )
+    return kind(learner, mailbox, batches, children=process.children, parents=process.parents, exam=exam)
