@@ -206,7 +206,8 @@ class Bus(Node, frozen=True):
     socket; `auto`, whichever measured better for their size."""
     codec: Codecs = Codecs()
     activation: Literal["inputs", "indices"] = "inputs"
-    """What an activation holds in `skip` wiring. `indices`: which samples of the data set, since both sides hold it."""
+    """What an activation holds of x, in `skip` wiring or as context. `indices`: which samples of the data set they are,
+    since both sides hold it."""
 
 
 class Report(Node, frozen=True):

@@ -86,10 +86,10 @@ class Trainer:
     def next_batch(self, examined: Collection[str]) -> Batch | None:
         """Drawn, or in stream wiring what came from a parent.
 
-        None if nothing came, or if it could not be sent on by a learner that has to wait for the answer.
+        None if nothing came, or if a learner that has to wait for the answer could not send it on.
         """
-        if self.learner.waits_for_answers and any(
-            child in examined or not self.mailbox.room(child) for child in self.children
+        if self.learner.waits_for_answers and (
+            self.learner.full or any(child in examined or not self.mailbox.room(child) for child in self.children)
         ):
             return None
         stream = self.learner.stream
