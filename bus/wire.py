@@ -2,8 +2,8 @@
 
     kind        says                    tensors
     hello       window, schema, heard   –
-    activation  id, version, owes       inputs, labels?
-    target      id, version             embedding, gradient?
+    activation  id, version, owes       inputs, labels?, context?
+    target      id, version             embedding, gradient?, logits?
     gradient    id, version of target   gradient
     bye         –                       –
     bye-ack     –                       –
@@ -11,7 +11,8 @@
 Frame 0 is a fixed head (`_HEAD`), a fixed description of every tensor (`_TENSOR`) and, if they are short, the
 tensors themselves (`bus/tensors.py`), each filled up to 8 bytes: for small messages a frame costs more than a copy.
 Long tensors are frames of their own, which are referred to, not copied, so nobody may write into a tensor that was
-sent. An activation of samples that both ends hold says which they are (`indices`, int64 [B]) in place of the inputs.
+sent. An activation of samples that both ends hold says which they are (`indices`, int64 [B]) in place of the context,
+or where none comes along of the inputs.
 Which tensors follow is a mask in the head. Frame 0 begins with a crc32 of head and descriptions; what keeps the
 tensors whole is the transport, a unix socket or TCP. Everything is little-endian.
 Laws: nothing that comes in can raise. Nothing is allocated before every check is passed: a claim of 2⁶⁰ elements
@@ -37,7 +38,7 @@ from bus.memory import Pool
 from bus.tensors import CODECS, NDIM_CAP, TYPES, Codec, Described
 from mach.messages import Activation, Gradient, Message, Target
 
-SCHEMA = 2
+SCHEMA = 3
 """Number of this wire format, agreed in HELLO."""
 INLINE_CAP = 1 << 16
 """Tensors of this many bytes together travel in frame 0. Longer ones are sent, and received, without a copy. A
@@ -61,8 +62,8 @@ class Kind(StrEnum):
 
 TENSORS: Mapping[Kind, tuple[str, ...]] = {
     Kind.HELLO: (),
-    Kind.ACTIVATION: ("inputs", "labels"),
-    Kind.TARGET: ("embedding", "gradient"),
+    Kind.ACTIVATION: ("inputs", "labels", "context"),
+    Kind.TARGET: ("embedding", "gradient", "logits"),
     Kind.GRADIENT: ("gradient",),
     Kind.BYE: (),
     Kind.BYE_ACK: (),
@@ -228,13 +229,14 @@ def encode(message: Message, stamp: Stamp, form: Form = PLAIN, cap: int = INLINE
 def _said(message: Message, form: Form) -> tuple[int, int, Codec, int, int, tuple[Tensor | None, ...]]:
     """Code of the kind, flags, codec, id, version, and the tensors as in `TENSORS`."""
     match message:
-        case Activation(id=of, version=version, inputs=inputs, labels=labels):
+        case Activation(id=of, version=version, inputs=inputs, labels=labels, context=context):
             flags = _OWES if message.owes else 0
             if form.indices and message.indices is not None:
-                flags, inputs = flags | _INDEXED, message.indices
-            return _ACTIVATION, flags, form.activation, of, version, (inputs, labels)
+                flags |= _INDEXED
+                inputs, context = (message.indices, None) if context is None else (inputs, message.indices)
+            return _ACTIVATION, flags, form.activation, of, version, (inputs, labels, context)
         case Target(id=of, version=version):
-            return _TARGET, 0, form.target, of, version, (message.embedding, message.gradient)
+            return _TARGET, 0, form.target, of, version, (message.embedding, message.gradient, message.logits)
         case Gradient(id=of, of_version=version):
             return _GRADIENT, 0, form.gradient, of, version, (message.gradient,)
         case _:
@@ -296,19 +298,21 @@ def message_of(header: Header, frames: Frames, pool: Pool, samples: Tensor | Non
         owned = bytearray(frames[0])
         for i, place in enumerate(preamble.places):
             parts[place] = tensors.unpack(preamble.tensors[i], owned, preamble.starts[i])
-    bulk, extra, *_ = parts
+    bulk, extra, third = parts
     if bulk is None:
         raise ValueError(f"a {preamble.kind} is no message")
     if preamble.kind is Kind.TARGET:
-        return Target(of, version, bulk, extra)
+        return Target(of, version, bulk, extra, third)
     if preamble.kind is Kind.GRADIENT:
         return Gradient(of, version, bulk)
     if not preamble.indexed:
-        return Activation(of, version, bulk, extra, preamble.owes)
-    inputs = _rows(samples, bulk)
-    if inputs is None:
+        return Activation(of, version, bulk, extra, preamble.owes, context=third)
+    indices = bulk if third is None else third
+    rows = _rows(samples, indices)
+    if rows is None:
         return Rejected(Reason.INDICES)
-    return Activation(of, version, inputs, extra, preamble.owes, bulk)
+    inputs, context = (rows, None) if third is None else (bulk, rows)
+    return Activation(of, version, inputs, extra, preamble.owes, indices, context)
 
 
 @lru_cache(_REMEMBERED)

@@ -354,3 +354,32 @@ def test_control_frames_carry_no_message(kind: Kind) -> None:
     assert said.schema == (wire.SCHEMA if kind is Kind.HELLO else 0)
     with pytest.raises(ValueError, match="no message"):
         opened(header, frames)
+
+
+def test_a_stream_carries_labels_and_context_forward_and_gradient_and_logits_back() -> None:
+    a, y, x = random_tensor("float32", (3, 5), 1), random_tensor("int64", (3,), 2), random_tensor("float32", (3, 2), 3)
+    for labels in (None, y):
+        asked = read(Activation(5, 6, a, labels, context=x))
+        assert isinstance(asked, Activation)
+        assert torch.equal(asked.inputs, a)
+        assert asked.labels is None if labels is None else torch.equal(asked.labels, y)
+        assert torch.equal(asked.context, x)
+        assert asked.indices is None
+    for gradient in (None, a):
+        target = read(Target(5, 8, torch.empty(0), gradient, x))
+        assert isinstance(target, Target)
+        assert target.embedding.shape == (0,)
+        assert target.gradient is None if gradient is None else torch.equal(target.gradient, a)
+        assert torch.equal(target.logits, x)
+
+
+def test_context_that_both_ends_hold_travels_as_indices_beside_the_activation() -> None:
+    a, indices = random_tensor("float32", (3, 5), 1), torch.tensor([2, 0, 2])
+    asked = Activation(1, 2, a, torch.tensor([0, 1, 2]), indices=indices, context=SAMPLES[indices])
+    header, frames = arrived(wire.encode(asked, STAMP, INDEXED))
+    got = wire.message_of(header, frames, Pool(), SAMPLES)
+    assert isinstance(got, Activation)
+    assert torch.equal(got.inputs, a)
+    assert torch.equal(got.context, SAMPLES[indices])
+    assert torch.equal(got.indices, indices)
+    assert wire.message_of(header, frames, Pool(), None) == wire.Rejected(wire.Reason.INDICES)

@@ -1,11 +1,10 @@
-"""From a configuration to a learner: its own weights, its own optimiser, its own schedule."""
+"""From a configuration to a learner: its own weights, on its own device."""
 
-import pytest
 import torch
 
 from configs.load import load
-from configs.tree import Config, Optimiser
-from mach.assemble import FLOOR, component_of, learner_of, optimiser_of, schedule_of
+from configs.tree import Config
+from mach.assemble import component_of, learner_of
 from mach.data import load as load_data
 from mach.recipes import RECIPES
 
@@ -37,29 +36,6 @@ def test_the_global_generator_is_left_alone() -> None:
     torch.manual_seed(5)
     component_of(config(), 0, (), DATASET)
     assert torch.equal(torch.rand(3), expected)
-
-
-def test_the_optimiser_is_the_configured_one() -> None:
-    component = component_of(config(), 0, (), DATASET)
-    adamw = optimiser_of(Optimiser(name="adamw", lr=0.5, weight_decay=0.25), component)
-    sgd = optimiser_of(Optimiser(name="sgd", lr=0.5, momentum=0.75), component)
-    assert isinstance(adamw, torch.optim.AdamW)
-    assert isinstance(sgd, torch.optim.SGD)
-    assert (adamw.defaults["lr"], adamw.defaults["weight_decay"]) == (0.5, 0.25)
-    assert sgd.defaults["momentum"] == 0.75
-
-
-def test_the_cosine_falls_from_lr_to_its_floor_and_stays_there() -> None:
-    rate = schedule_of(config("optimiser.lr=0.5", "train.steps=100"))
-    assert rate is not None
-    assert [rate(version) for version in (0, 50, 100, 200)] == pytest.approx(
-        [0.5, 0.5 * (1 + FLOOR) / 2, 0.5 * FLOOR, 0.5 * FLOOR]
-    )
-
-
-def test_a_timed_run_and_a_constant_schedule_keep_the_rate() -> None:
-    assert schedule_of(config("optimiser.schedule=constant")) is None
-    assert schedule_of(config("train.minutes=1")) is None
 
 
 def test_a_learner_is_on_its_device_with_a_student_per_child() -> None:
