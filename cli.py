@@ -3,7 +3,7 @@
 Loads neither torch nor ZeroMQ: both belong to the processes that it starts. What the commands do lies in
 `workers/`; here they are named, their words are read, and their exit codes are decided.
 
-    exit code   launch                              status               others
+    exit code   launch, resume                      status               others
     0           every component finished            healthy, finished    done
     1           some component failed               degraded             –
     2           it cannot be run as asked           failed               cannot be done
@@ -16,7 +16,9 @@ import os
 import signal
 import tempfile
 import traceback
+from collections.abc import Callable
 from datetime import datetime
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,48 @@ from configs.tree import Config
 from mach.recipes import RECIPES
 from workers import commands, screen
 from workers.status import every_run, exit_code_of, find_run, read
+from workers.timing import timing_of
 
 RUNS = click.option(
     "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where runs lie."
 )
 RUN = click.argument("run", required=False)
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+CONFIGURATION = (
+    click.option(
+        "--config",
+        "config_name",
+        default="digits",
+        show_default=True,
+        metavar="FILE|NAME",
+        help="YAML file, or one of: " + ", ".join(shipped()) + ".",
+    ),
+    click.option("--components", type=click.IntRange(min=1), help="How many components."),
+    click.option("--seed", type=int, help="Seed of weights and data order."),
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override one key of the configuration; repeatable.",
+    ),
+    click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps of every component."),
+    click.option("--minutes", type=float, help="Train for this long instead."),
+)
+CONFIGURED = ("config_name", "components", "seed", "settings", "steps", "minutes")
+"""Options that say what is trained: the arguments of `configured`."""
+TIMING = (
+    click.option("--latency", default="1ms", show_default=True, help="Of every message, each way: 50ms, or 8steps."),
+    click.option("--jitter", default="0ms", show_default=True, help="Uniform extra latency, up to this."),
+    click.option("--compute", default="5ms", show_default=True, metavar="T[,C=T]", help="Time of a step: 5ms,c2=50ms."),
+    click.option("--straggler", "stragglers", multiple=True, metavar="C=Nx", help="Who is slower: c1=10x; repeatable."),
+)
+"""Options that say how long things take in virtual time: the arguments of `timing_of`."""
+
+
+def options(these: tuple[Decorator, ...]) -> Decorator:
+    """All of these options on one command, in their order."""
+    return lambda command: reduce(lambda wrapped, option: option(wrapped), reversed(these), command)
 
 
 class Group(click.Group):
@@ -73,24 +112,10 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option(
-    "--config",
-    "config_name",
-    default="digits",
-    show_default=True,
-    metavar="FILE|NAME",
-    help="YAML file, or one of: " + ", ".join(shipped()) + ".",
-)
-@click.option("--components", type=click.IntRange(min=1), help="How many components.")
+@options(CONFIGURATION)
 @click.option("--gpus", metavar="0,1,…|cpu", help="Devices to deal, round-robin; default: all there are, else the CPU.")
 @click.option("--name", help="Name of the run; default: configuration and time.")
 @RUNS
-@click.option("--seed", type=int, help="Seed of weights and data order.")
-@click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one key of the configuration; repeatable."
-)
-@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps of every component.")
-@click.option("--minutes", type=float, help="Train for this long instead.")
 @click.option("--lockstep", is_flag=True, help="Every step waits for its messages: slow, exact, for comparison.")
 @click.option("--detach", is_flag=True, help="Leave the run in the background.")
 @click.option("--dry-run", is_flag=True, help="Print the configuration and the plan; start nothing.")
@@ -111,9 +136,7 @@ def launch(ctx: click.Context, /, *, runs: Path, name: str | None, detach: bool,
     """
     if not dry_run and not detach:
         commands.warm()
-    config = configured(
-        **{key: words[key] for key in ("config_name", "components", "seed", "settings", "steps", "minutes")}
-    )
+    config = configured(**{key: words[key] for key in CONFIGURED})
     name = name or fresh_name(words["config_name"], runs)
     commands.check_name(runs, name)
     devices = commands.choose_devices(words["gpus"])
@@ -125,6 +148,60 @@ def launch(ctx: click.Context, /, *, runs: Path, name: str | None, detach: bool,
     if detach:
         ctx.exit(commands.detach(config, runs, name, words["gpus"], lockstep=words["lockstep"]))
     ctx.exit(commands.train(config, runs, name, devices, lockstep=words["lockstep"]))
+
+
+@cli.command()
+@RUN
+@RUNS
+@click.option("--config", "file", metavar="FILE|NAME", help="Compare with this one; default: as it was trained.")
+@click.option("--gpus", metavar="0,1,…|cpu", help="Devices to deal anew; default: all there are, else the CPU.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="What shall be different from now on; repeatable."
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps of every component, from the beginning.")
+@click.option("--minutes", type=float, help="Train for this long, from the beginning.")
+@click.pass_context
+def resume(ctx: click.Context, /, *, run: str | None, runs: Path, file: str | None, **words: Any) -> None:
+    """Go on with a run, the newest by default, that was stopped, failed, or shall train longer.
+
+    Every component goes on from its newest checkpoint that is whole; in lock-step all from the newest common one.
+    Exit codes as of launch; 0 also if nothing is left to do.
+
+    \b
+    Examples:
+      mach resume
+      mach resume my-run --steps 4000
+      mach resume my-run --set optimiser.lr=1e-4
+      mach resume my-run --gpus 0,1
+    """
+    settings = (*words["settings"], *lengths(words["steps"], words["minutes"]))
+    ctx.exit(commands.resume(commands.resumable(runs, run), file, settings, words["gpus"]))
+
+
+@cli.command(name="simulate")
+@options(CONFIGURATION)
+@options(TIMING)
+@click.option("--lockstep", is_flag=True, help="Every step waits for its messages.")
+@click.option("--target", type=click.FloatRange(0, 1), help="Accuracy whose time is printed; default: several.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="All of it as JSON: status, curves, staleness by version, digest."
+)
+def simulated(latency: str, jitter: str, compute: str, stragglers: tuple[str, ...], **words: Any) -> None:
+    """Train in one process and in virtual time: as a launch, exact, and the same on every run.
+
+    Learners, mailboxes and examinations are those of a launch; messages take as long as you say, and nobody waits
+    for the clock. Prints the table of mach status, and the virtual time to accuracies. Leaves no run behind.
+
+    \b
+    Examples:
+      mach simulate --components 64
+      mach simulate --latency 50ms --jitter 10ms --compute 5ms,c2=50ms
+      mach simulate --latency 8steps --straggler c1=10x --steps 300 --json
+    """
+    from workers import show
+
+    config = configured(**{key: words.pop(key) for key in CONFIGURED})
+    show.simulation(config, timing_of(latency, jitter, compute, stragglers, config.n_components), **words)
 
 
 @cli.command(epilog="\b\n" + screen.fields_help())
@@ -261,13 +338,18 @@ def configured(
     minutes: float | None,
 ) -> Config:
     """The configuration that the options describe; options win over `--set`, which wins over the file."""
+    options = {"n_components": components, "seed": seed}
+    given = [f"{key}={value}" for key, value in options.items() if value is not None]
+    return load(config_name, (*settings, *given, *lengths(steps, minutes)), RECIPES)
+
+
+def lengths(steps: int | None, minutes: float | None) -> list[str]:
+    """--steps and --minutes as settings."""
     if steps is not None and minutes is not None:
         raise ConfigError("--steps and --minutes: give one of them")
-    options = {"n_components": components, "seed": seed, "train.steps": steps, "train.minutes": minutes}
-    given = [f"{key}={value}" for key, value in options.items() if value is not None]
     if steps is not None:
-        given.append("train.minutes=null")
-    return load(config_name, (*settings, *given), RECIPES)
+        return [f"train.steps={steps}", "train.minutes=null"]
+    return [] if minutes is None else [f"train.minutes={minutes}"]
 
 
 def fresh_name(config_name: str, runs: Path) -> str:

@@ -76,8 +76,58 @@ class Loss(Node, frozen=True):
     """distill(s, stopgrad(d)): the student imitates the child."""
     late: NonNegative = 1.0
     """⟨e(x_old), g_e⟩: a parent's late gradient."""
+    activation: NonNegative = 1.0
+    """⟨a, g_a⟩: a child's late gradient of our activation, in `stream` wiring."""
+    logits: NonNegative = 0.0
+    """T²·KL(softmax(z_d/T) ‖ softmax(z_s/T)): the head over the students learns from the child's logits, where those
+    come along (`method.targets`)."""
+    temperature: Annotated[float, Meta(gt=0.0)] = 2.0
+    """T."""
     distance: Literal["mse", "cosine", "normalised"] = "mse"
     """How far the student's imitation is from the target."""
+
+
+class Method(Node, frozen=True):
+    """What components send each other and when they learn. A recipe sets all of this (`mach/recipes.py`)."""
+
+    targets: Literal["embedding", "logits", "none"] = "embedding"
+    """What a child's answer says: its embedding; its logits as well; neither, and then a component has no students."""
+    heads: Literal["every", "last"] = "every"
+    """Who has a loss against the labels: every component, or only those without children."""
+    gradient_reach: Literal["none", "hop", "full"] = "hop"
+    """In `stream` wiring, the gradient of the activation that a child returns: none; that of its own loss, at once; or,
+    when its own child has answered, with what that one returned: end to end."""
+    guess: bool = False
+    """A local model guesses the gradient of the activation at once, and learns from the true one when it comes."""
+    context: bool = False
+    """In `stream` wiring, x travels along with the activation, and every encoder gets both."""
+    update_every: Positive = 1
+    """The gradients of so many batches are averaged for one optimiser step."""
+
+
+class Staleness(Node, frozen=True):
+    """What is done about gradients that come late (formulas in `mach/staleness.py`)."""
+
+    late: Literal["recompute", "stash"] = "recompute"
+    """`recompute`: the old input goes through today's weights again. `stash`: the graph of the old answer is kept, with
+    a copy of the weights of its time; the gradient is exact for those."""
+    policies: tuple[Literal["bound", "accumulate", "discount", "shrink", "predict", "compensate", "clip"], ...] = ()
+    """Which of the following are at work, in this order."""
+    max_versions: Annotated[int, Meta(ge=0)] = 8
+    """`bound`: gradients that are later than so many versions are not used."""
+    accumulate: Positive = 4
+    """So many late gradients are averaged before they are used."""
+    discount: Literal["power", "anneal"] = "power"
+    """A gradient of lag τ is scaled by 1/max(1,τ)^power, or at version t by τ^−(1−min(t/horizon,1))."""
+    power: NonNegative = 1.0
+    horizon: Positive = 1000
+    """Versions after which `anneal` scales no more."""
+    shrink: Share = 0.5
+    """Factor for every hop that a gradient comes."""
+    compensate: NonNegative = 0.04
+    """λ of g + λ·g⊙g⊙(w_now − w_then). By recompute both weights are today's, and it changes nothing."""
+    clip: NonNegative = 1.0
+    """A late gradient's norm over the own loss's, at most."""
 
 
 class Optimiser(Node, frozen=True):
@@ -110,6 +160,17 @@ class Evaluate(Node, frozen=True):
     """Accuracy on the test set: with the student, and with the true child asked over the bus."""
 
     every_steps: Positive = 500
+
+
+class Checkpoint(Node, frozen=True):
+    """When a component writes down what a later life can go on from. In lock-step only steps count, 100 by default."""
+
+    every_s: Annotated[float, Meta(gt=0.0)] = 5.0
+    """Seconds from one to the next."""
+    every_steps: Positive | None = None
+    """After every so many steps, too."""
+    keep: Positive = 2
+    """The newest that are kept; lock-step keeps as many as a common step needs."""
 
 
 CodecName = Literal["none", "bf16", "fp16", "int8"]
@@ -145,7 +206,8 @@ class Bus(Node, frozen=True):
     socket; `auto`, whichever measured better for their size."""
     codec: Codecs = Codecs()
     activation: Literal["inputs", "indices"] = "inputs"
-    """What an activation holds in `skip` wiring. `indices`: which samples of the data set, since both sides hold it."""
+    """What an activation holds of x, in `skip` wiring or as context. `indices`: which samples of the data set they are,
+    since both sides hold it."""
 
 
 class Report(Node, frozen=True):
@@ -191,7 +253,9 @@ class Config(Node, frozen=True):
     """A whole run."""
 
     recipe: str = "mach"
-    wiring: Literal["skip"] = "skip"
+    wiring: Literal["skip", "stream"] = "skip"
+    """`skip`: every component draws batches of its own and sends x. `stream`: component 0 draws, and everybody sends
+    its encoder's activation; labels travel along."""
     graph: Literal["chain", "ring", "kgraph"] | tuple[tuple[int, ...], ...] = "ring"
     """Who is whose child: `chain` i → i+1, `ring` a chain whose last asks the first, `kgraph` everybody
     everybody's, or an adjacency list [[children of 0], [children of 1], …]."""
@@ -201,10 +265,13 @@ class Config(Node, frozen=True):
     """CPU threads of one component."""
     data: Data = Data()
     model: Model = Model()
+    method: Method = Method()
     loss: Loss = Loss()
+    staleness: Staleness = Staleness()
     optimiser: Optimiser = Optimiser()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    checkpoint: Checkpoint = Checkpoint()
     bus: Bus = Bus()
     report: Report = Report()
     components: dict[int, ComponentOverride] = {}

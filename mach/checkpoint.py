@@ -1,7 +1,12 @@
-"""Weights of a component on disk: safetensors, so nothing is ever unpickled. Written whole or not at all."""
+"""States and weights on disk: safetensors and JSON, so nothing is ever unpickled. Written whole or not at all.
+
+What lies where, and what is believed, is `mach/shelf.py`'s. Knows no thread and no clock: `workers/keeper.py` calls it
+in the background.
+"""
 
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -10,6 +15,63 @@ from torch import Tensor
 
 from configs.errors import DataError
 from mach.component import Component
+from mach.shelf import STATE, FileFacts, Manifest, Shelf, measure, to_disk, verify, write_manifest
+from mach.state import State
+
+
+def save_state(
+    shelf: Shelf,
+    state: State,
+    *,
+    component: str,
+    version: int,
+    incarnation: int,
+    config: str,
+    keep: int,
+    abandoned: Collection[int] = (),
+) -> None:
+    """Write one checkpoint, then remove all but the newest `keep`, and those `abandoned`.
+
+    Raises:
+        OSError: the disk is full or the directory cannot be written; nothing partial is left, what was there still is.
+    """
+    draft = shelf.draft(version)
+    try:
+        _make(shelf.folder)
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        facts = _write_tensors(draft / STATE, state.tensors)
+        manifest = Manifest(
+            component=component,
+            version=version,
+            incarnation=incarnation,
+            config=config,
+            values=state.values,
+            files={STATE: facts},
+        )
+        write_manifest(draft, manifest)
+        to_disk(draft)
+        if version in shelf.versions():  # damaged, or of a life that went back to an older one
+            shutil.rmtree(shelf.path(version))
+        os.rename(draft, shelf.path(version))
+        to_disk(shelf.folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    _thin_out(shelf, version, keep, abandoned)
+
+
+def load_state(shelf: Shelf, version: int, component: str) -> tuple[Manifest, State]:
+    """One checkpoint, every checksum compared.
+
+    Raises:
+        DataError: it is missing or damaged; says which file.
+    """
+    path = shelf.path(version)
+    manifest = verify(path, component, version)
+    try:
+        return manifest, State(load_file(path / STATE), manifest.values)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path / STATE}: holds no tensors ({error})") from error
 
 
 def save_weights(component: Component, path: Path, about: Mapping[str, str]) -> None:
@@ -39,3 +101,34 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: holds no weights ({error}); train the run to its end first") from error
+
+
+def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> FileFacts:
+    """Down to the disk; what the file is now."""
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
+    except SafetensorError as error:
+        raise OSError(f"{file}: cannot be written ({error})") from error
+    to_disk(file)
+    try:
+        size, digest = measure(file)
+    except DataError as error:
+        raise OSError(str(error)) from error
+    return FileFacts(size, digest)
+
+
+def _thin_out(shelf: Shelf, newest: int, keep: int, abandoned: Collection[int]) -> None:
+    """Remove what the checkpoint just written has made superfluous; a newer one is of a life that was given up."""
+    older = [version for version in shelf.versions() if version < newest and version not in abandoned]
+    kept = {newest, *older[: keep - 1]}
+    for version in shelf.versions():
+        if version not in kept:
+            shelf.remove(version)
+
+
+def _make(folder: Path) -> None:
+    """The folder, and the names that lead to it, on disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        to_disk(path.parent)

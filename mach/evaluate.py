@@ -38,6 +38,11 @@ class Accuracy:
     """Cross-entropy in bits a label, which for bytes is bits a byte; as `student`."""
     child_bits: float | None = None
     """As `child`."""
+    full: float | None = None
+    """In stream wiring, of the deepest component's answer to the whole chain of activations: the deep network's own.
+    Where no component but the last has a loss, `student` is the same."""
+    full_bits: float | None = None
+    """As `full`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +125,13 @@ class Exam:
         """Whether a target answers an examination, this one or an earlier."""
         return target.id >= EXAM_IDS
 
-    def keep(self, child: str, target: Target) -> None:
-        """Take an answer; a part is judged when every child has answered it."""
+    def keep(self, child: str, target: Target) -> list[tuple[str, Target]]:
+        """Take an answer; a part is judged when every child has answered it. Nothing is owed to anybody for it."""
         asked, part = self._asked.pop(target.id, ("", -1))
         if asked != child or part not in self._open[child]:
-            return  # of an earlier examination, or answered twice
+            return []  # of an earlier examination, or answered twice
         if target.embedding.shape != self.component.target_shape(child, self.inputs[part]):
-            return  # of another network than ours expects: as good as no answer
+            return []  # of another network than ours expects: as good as no answer
         self._open[child].remove(part)
         answers = self._answers[part]
         answers[child] = target.embedding.to(self.labels[part].device)
@@ -137,6 +142,7 @@ class Exam:
             self.result = replace(
                 self.result, child=self._score.right / self.count, child_bits=self._score.bits / self.count
             )
+        return []
 
     def _next(self, child: str, now: float) -> int | None:
         for part in self._open.get(child, ()):
@@ -150,6 +156,10 @@ class Exam:
         with torch.no_grad():
             a = self.component.activation(x)
             e = self.component.embed(a, {**self.component.imitate(a), **targets})
-            z = self.component.classify(e)  # [B, K]
-            bits = float(cross_entropy(z, y)) * y.numel() / math.log(2)
-            return Score(int((z.argmax(dim=-1) == y).sum()), bits)
+            return score(self.component.classify(e), y)
+
+
+def score(z: Tensor, y: Tensor) -> Score:
+    """Of logits z [B, K] for labels y [B]."""
+    bits = float(cross_entropy(z, y)) * y.numel() / math.log(2)
+    return Score(int((z.argmax(dim=-1) == y).sum()), bits)

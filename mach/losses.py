@@ -37,6 +37,13 @@ def cross_entropy(z: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(z.flatten(0, -2), y.flatten())
 
 
+def distil_logits(z_s: Tensor, z_d: Tensor, temperature: float) -> Tensor:
+    """T²·KL(softmax(z_d/T) ‖ softmax(z_s/T)), both [B, K], averaged over B (arXiv 1503.02531, section 2)."""
+    s = F.log_softmax(z_s.flatten(0, -2) / temperature, dim=-1)
+    d = F.log_softmax(z_d.flatten(0, -2) / temperature, dim=-1)
+    return temperature**2 * F.kl_div(s, d, reduction="batchmean", log_target=True)
+
+
 def pull(e: Tensor, g: Tensor) -> Tensor:
     """⟨e, g⟩, whose gradient is g pulled back through what made e: a parent's late gradient g [B, E] of a mean loss."""
     return (e * g).sum()

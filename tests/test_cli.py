@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from cli import cli
 from conftest import mach
 
-COMMANDS = ("launch", "status", "stop", "logs", "runs", "doctor")
+COMMANDS = ("launch", "status", "stop", "logs", "runs", "doctor", "simulate")
 
 
 def invoke(*words: str) -> tuple[int, str]:
@@ -56,6 +56,23 @@ def test_a_wrong_launch_is_one_sentence_and_exit_code_2(tmp_path: Path, words: t
     assert len(output.strip().splitlines()) == 1
     assert "Traceback" not in output
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--latency", "8"), "--latency 8: is no duration"),
+        (("--compute", "5ms,c9=1ms"), "no component 'c9'"),
+        (("--straggler", "c1"), "--straggler c1: write who"),
+        (("--compute", "0ms"), "a step takes time"),
+        (("--set", "optimizer.lr=1"), "did you mean 'optimiser'?"),
+    ],
+)
+def test_a_wrong_simulation_is_one_sentence_and_exit_code_2(words: tuple[str, ...], sentence: str) -> None:
+    code, output = invoke("simulate", *words)
+    assert code == 2
+    assert sentence in output
+    assert len(output.strip().splitlines()) == 1
 
 
 def test_a_missing_data_file_is_one_sentence_naming_it_and_where_to_get_it(tmp_path: Path) -> None:

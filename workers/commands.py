@@ -1,4 +1,7 @@
-"""What the commands do: train here or in the background, watch, stop, read logs. Knows no option and no torch."""
+"""What the commands do: train here or in the background, go on, watch, stop, read logs.
+
+Knows no option and no torch.
+"""
 
 import os
 import select
@@ -6,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.live import Live
@@ -18,11 +21,24 @@ from configs.tree import Config
 from workers import devices as devices_of
 from workers import screen
 from workers.plan import Plan, make_plan
+from workers.resume import config_of, has_finished, recorded_plan, resumed_plan, same_devices, where
 from workers.rundir import RunDir
-from workers.status import FINAL, Status, launcher_alive, read
+from workers.status import FINAL, Status, find_run, launcher_alive, read
 from workers.supervisor import Supervisor, warm
 
-__all__ = ["check_name", "choose_devices", "describe", "detach", "log_lines", "stop", "train", "warm", "watch"]
+__all__ = [
+    "check_name",
+    "choose_devices",
+    "describe",
+    "detach",
+    "log_lines",
+    "resumable",
+    "resume",
+    "stop",
+    "train",
+    "warm",
+    "watch",
+]
 
 PLAIN_S = 2.0
 """Time between two blocks of plain lines."""
@@ -87,19 +103,73 @@ def describe(config: Config, runs: Path, name: str, devices: tuple[str, ...], *,
 
 def train(config: Config, runs: Path, name: str, devices: tuple[str, ...], *, lockstep: bool) -> int:
     """Run to the end on this terminal; the exit code."""
+    try:
+        return launched(
+            runs / name,
+            config,
+            lambda sockets: make_plan(
+                config, run=name, directory=runs / name, sockets=sockets, devices=devices, lockstep=lockstep
+            ),
+        )
+    except FileExistsError:
+        check_name(runs, name)
+        raise
+
+
+def resume(run: RunDir, file: str | None, settings: Sequence[str], gpus: str | None) -> int:
+    """Go on with a run that has ended, however it did; the exit code.
+
+    Raises:
+        RunError: it is running, or its plan is gone.
+        ConfigError: its configuration is to be another, and no setting says so.
+    """
+    old = recorded_plan(run)
+    status = status_of(run)
+    if status is not None and status.state not in FINAL:
+        raise RunError(f"run {run.name!r} is running (pid {status.launcher_pid}); to stop it: mach stop {run.name}")
+    config = config_of(old, file, settings)
+    if status is not None and has_finished(status, old.config, config):
+        length = f"--steps {2 * config.train.steps}" if config.train.minutes is None else "--minutes M"
+        print(f"run {run.name} has finished: nothing is left to do; to train on: mach resume {run.name} {length}")
+        return 0
+    warm()
+    devices = choose_devices(gpus or same_devices(old))
+
+    def plan_at(sockets: Path) -> Plan:
+        plan = resumed_plan(old, config, status, sockets, devices)
+        print(where(run, plan), flush=True)
+        return plan
+
+    return launched(run.path, config, plan_at)
+
+
+def resumable(runs: Path, name: str | None) -> RunDir:
+    """The run called `name`, or the newest: one with a plan, if its status is lost (NoSuchRun: there is none)."""
+    named = RunDir(runs / name) if name else None
+    return named if named is not None and named.plan.is_file() else find_run(runs, name)
+
+
+def status_of(run: RunDir) -> Status | None:
+    """The run's status; None if it cannot be read, which keeps nobody from going on."""
+    try:
+        return read(run)
+    except RunError:
+        return None
+
+
+def launched(directory: Path, config: Config, plan_at: Callable[[Path], Plan]) -> int:
+    """Supervise the plan that `plan_at` makes for a directory of sockets; the exit code."""
     keys.check(config.bus)
     address.sweep()
     sockets = address.make_directory()
     try:
-        plan = make_plan(config, run=name, directory=runs / name, sockets=sockets, devices=devices, lockstep=lockstep)
-        return supervised(plan)
-    except FileExistsError:
-        check_name(runs, name)
+        return supervised(plan_at(sockets))
+    except (FileExistsError, BrokenPipeError):  # the name is taken; nobody reads what we print
         raise
-    except BrokenPipeError:  # nobody reads what we print
-        raise
+    except BlockingIOError as error:
+        raise RunError(f"{directory}: another launcher is running this run; mach stop {directory.name}") from error
     except OSError as error:
-        raise RunError(f"{runs / name}: {error.strerror or error}; choose another place with --runs") from error
+        raise RunError(f"{directory}: {error.strerror or error}; choose another place with --runs") from error
     finally:
         address.remove(sockets)
 

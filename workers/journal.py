@@ -26,7 +26,7 @@ from mach.evaluate import Accuracy
 from mach.learner import Step
 from mach.messages import Age
 from workers.plan import Plan
-from workers.report import Accuracies, Losses, Messages, Peer, Report, Spread, Staleness, State, Window
+from workers.report import Accuracies, Checkpoint, Losses, Messages, Peer, Report, Spread, Staleness, State, Window
 from workers.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Journal:
         self.incarnation = incarnation
         self.run = RunDir(Path(plan.directory))
         self.every_s = plan.config.report.every_ms / 1000
-        self.steps = self.samples = self.child_steps = 0
+        self.steps = self.samples = self.child_steps = self._before = 0
         self.target, self.gradient = Tally(), Tally()
         self._losses: dict[str, list[Tensor]] = {}
         self._trend: deque[float] = deque(maxlen=2 * TREND)
@@ -99,11 +99,16 @@ class Journal:
         self._events: Events | None = None
         self._troubles: set[str] = set()
 
+    def go_on(self, steps: int, samples: int, child_steps: int) -> None:
+        """Count on from an earlier life; rates are of this one."""
+        self.steps = self._before = steps
+        self.samples, self.child_steps = samples, child_steps
+
     def note(self, step: Step, now: float) -> None:
         """Take note of one step; losses stay on their device until the next report."""
         self._born = now if self._born is None else self._born
-        self._stepped = (self._stepped[0] if self.steps else now, now)
-        self.steps += 1
+        self._stepped = (self._stepped[0] if self.steps > self._before else now, now)
+        self.steps += step.updated
         self.samples += step.samples
         self.child_steps += step.on_child
         self.target.add(step.target_ages)
@@ -123,6 +128,7 @@ class Journal:
         state: State,
         reason: str = "",
         dropped: Mapping[str, int] | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> Report:
         """Make the report and write it down; `dropped`, by reason, are drops that the mailbox does not know."""
         self._born = now if self._born is None else self._born
@@ -144,6 +150,7 @@ class Journal:
             child_steps=self.child_steps,
             child_share=self.child_steps / self.steps if self.steps else None,
             staleness=Staleness(target=self.target.spread(), gradient=self.gradient.spread()),
+            checkpoint=checkpoint or Checkpoint(),
             window=window(edges),
             messages=messages(mailbox.counts, dropped or {}),
             peers=peers(edges),
@@ -157,10 +164,10 @@ class Journal:
         self._events = None
 
     def _new_rate(self, now: float, state: State) -> float | None:
-        """Steps per second since the last report; at the end, over all steps."""
+        """Steps per second since the last report; at the end, over all steps of this life."""
         first, newest = self._stepped
         if state in ("finished", "stopped") and newest > first:
-            self._rate = round((self.steps - 1) / (newest - first), 2)
+            self._rate = round((self.steps - self._before - 1) / (newest - first), 2)
         elif self._since is not None and now > self._since[0] and self.steps > self._since[1]:
             self._rate = round((self.steps - self._since[1]) / (now - self._since[0]), 2)
         return self._rate

@@ -43,6 +43,10 @@ class Accuracies(Record):
     """Cross-entropy on the test set, in bits a label (of bytes: bits a byte), with the student."""
     child_bits: float | None = None
     """The same, with the true children's answers."""
+    full: float | None = None
+    """In stream wiring, of what the deepest component says: the whole network."""
+    full_bits: float | None = None
+    """The same, in bits."""
 
 
 class Spread(Record):
@@ -95,6 +99,17 @@ class Peer(Record):
     """Seconds since it was last heard."""
 
 
+class Checkpoint(Record):
+    """The newest state on disk that a later life would go on from."""
+
+    step: int | None = None
+    """The step after which it was taken; None before the first."""
+    age_s: float | None = None
+    """Seconds since it was written."""
+    trouble: str = ""
+    """Why no newer one can be written, or an older one had to be used; empty again after the next that was written."""
+
+
 class Report(Record):
     """All of it."""
 
@@ -109,7 +124,7 @@ class Report(Record):
     elapsed_s: float = 0.0
     """Since the process's first report."""
     step: int = 0
-    """Optimiser steps taken: its version."""
+    """Optimiser steps taken: its version, which goes on in the next life; so do `samples` and `child_steps`."""
     samples: int = 0
     rate: float | None = None
     """Steps per second: since the last report; of a component that has finished or stopped, over all its steps."""
@@ -120,6 +135,7 @@ class Report(Record):
     child_share: float | None = None
     """`child_steps` over all steps."""
     staleness: Staleness = msgspec.field(default_factory=Staleness)
+    checkpoint: Checkpoint = msgspec.field(default_factory=Checkpoint)
     window: Window = msgspec.field(default_factory=Window)
     messages: Messages = msgspec.field(default_factory=Messages)
     peers: dict[str, list[Peer]] = msgspec.field(default_factory=dict)

@@ -8,9 +8,12 @@ runs/<name>/
     tensorboard/c0/         event files
     logs/c0.log             what the process printed; logs/launcher.log of a detached launcher
     weights/c0.safetensors  final weights
-    checkpoints/c0/         newest states to go on from (`workers/keeper.py`)
+    checkpoints/c0/         newest states to go on from (`mach/shelf.py`)
+    earlier/plan-1.json     the plan before the first `mach resume`, and so on
+    .lock                   held by the launcher for as long as it lives
 """
 
+import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +69,29 @@ class RunDir:
         """Create the folders; the run's own must not exist yet (FileExistsError), so two launches never share it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.mkdir()
+        self._furnish()
+
+    def reopen(self) -> None:
+        """Make ready for another life of the run: nothing of the earlier ones is lost, their last plan put by."""
+        self._furnish()
+        earlier = self.path / "earlier"
+        earlier.mkdir(exist_ok=True)
+        number = 1 + sum(1 for _ in earlier.glob("plan-*.json"))
+        replace(earlier / f"plan-{number}.json", self.plan.read_bytes())
+
+    def lock(self) -> int:
+        """An open file that marks the run as running until it is closed; BlockingIOError if another launcher does."""
+        fd = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
+    def _furnish(self) -> None:
         for folder in ("metrics", "tensorboard", "logs", "weights"):
-            (self.path / folder).mkdir()
+            (self.path / folder).mkdir(exist_ok=True)
 
 
 def replace(path: Path, content: bytes) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from workers.report import Accuracies, Losses, Messages, Peer, Spread, Staleness, Window
+from workers.report import Accuracies, Checkpoint, Losses, Messages, Peer, Spread, Staleness, Window
 from workers.status import ComponentStatus, Status
 
 STYLES = {
@@ -40,6 +40,7 @@ PROCESS: Mapping[str, Column] = {
     "step": lambda row: f"{row.step:,}",
     "samples": lambda row: f"{row.samples:,}",
     "steps/s": lambda row: number(row.rate, ".0f"),
+    "saved": lambda row: saved(row),
     "seen": lambda row: seen(row),
 }
 LEARNING: Mapping[str, Column] = {
@@ -69,7 +70,8 @@ def tables(status: Status, width: int = 200) -> RenderableType:
     """What `mach status` shows: training above, the bus below, reasons last."""
     parts = [headline(status), *all_tables(status, width)]
     reasons = [f"{row.component}: {row.reason}" for row in status.components if row.reason and row.state != "finished"]
-    return Group(*parts, *reasons)
+    troubles = [f"{row.component}: {row.checkpoint.trouble}" for row in status.components if row.checkpoint.trouble]
+    return Group(*parts, *reasons, *troubles)
 
 
 def verdict(status: Status, width: int = 200) -> RenderableType:
@@ -145,10 +147,10 @@ def run_lines(found: list[Status]) -> Table:
     return table
 
 
-def console() -> Console:
+def console(*, stderr: bool = False) -> Console:
     """The terminal, or a pipe at a width that wraps nothing."""
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=200)
+    terminal = Console(stderr=stderr)
+    return terminal if terminal.is_terminal else Console(width=200, stderr=stderr)
 
 
 def number(value: float | None, form: str) -> str:
@@ -175,6 +177,15 @@ def seen(row: ComponentStatus) -> str:
     return f"{row.last_seen_s:.1f} s"
 
 
+def saved(row: ComponentStatus) -> str:
+    """Age of the newest checkpoint, marked if there is trouble with it; its step once the component has ended."""
+    kept = row.checkpoint
+    mark = " !" if kept.trouble else ""
+    if kept.age_s is None or row.exit_code is not None:
+        return ("–" if kept.step is None else f"at {kept.step:,}") + mark
+    return f"{kept.age_s:.0f} s ago{mark}"
+
+
 def versions(spread: Spread) -> str:
     """p50/p99/max in versions."""
     return "–" if spread.p50 is None else f"{spread.p50:.0f}/{spread.p99:.0f}/{spread.max:.0f}"
@@ -197,7 +208,7 @@ def counts(of: dict[str, int]) -> str:
 
 
 RECORDS: tuple[type[msgspec.Struct], ...] = (
-    *(Status, ComponentStatus, Losses, Accuracies, Staleness, Spread, Window, Messages, Peer),
+    *(Status, ComponentStatus, Losses, Accuracies, Staleness, Spread, Checkpoint, Window, Messages, Peer),
 )
 """The records of the JSON, outermost first."""
 

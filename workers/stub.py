@@ -114,6 +114,8 @@ class Stub:
 
     def idle_s(self) -> float:
         """Seconds until the next answer or question is due, at most WAIT_S."""
+        if self.silent:
+            return WAIT_S
         now = self.mailbox.now()
         due = [self.outbox[0][0]] if self.outbox else []
         due += [self.ask_at] if self.children and self.ask_at > now else []
@@ -220,11 +222,17 @@ def run(plan: Plan, name: str, control: Control) -> None:
             fired=fired,
         )
         mailbox.counts.faults = fired
-        while not {"stop", "release"} & control.orders():
-            stub.turn(stub.idle_s())
-            if journal.due(mailbox.now()):
-                control.send(journal.report(mailbox.now(), mailbox, None, "waiting", "a stub: answers by script"))
-        control.send(journal.report(mailbox.now(), mailbox, None, "finished"))
-        journal.close()
+        live(stub, journal, control)
     finally:
         mailbox.close()
+
+
+def live(stub: Stub, journal: Journal, control: Control) -> None:
+    """Turns and reports until the supervisor releases or stops it."""
+    mailbox = stub.mailbox
+    while not {"stop", "release"} & control.orders():
+        stub.turn(stub.idle_s())
+        if journal.due(mailbox.now()):
+            control.send(journal.report(mailbox.now(), mailbox, None, "waiting", "a stub: answers by script"))
+    control.send(journal.report(mailbox.now(), mailbox, None, "finished"))
+    journal.close()

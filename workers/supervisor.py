@@ -29,7 +29,7 @@ from workers import status as status_file
 from workers.member import Member
 from workers.plan import Plan
 from workers.process import PRELOAD, enter
-from workers.rundir import RunDir
+from workers.rundir import RunDir, replace
 from workers.status import RunState, Status
 
 TICK_S = 0.25
@@ -74,16 +74,22 @@ class Supervisor:
         self._earlier_bell = -1
         self._written = float("-inf")
         self._write_failed = False
+        self._lock = -1
 
     def __enter__(self) -> Self:
-        """Make the run directory, write what is planned, start every process.
+        """Make the run directory, or take up that of a resumed run, write what is planned, start every process.
 
         Raises:
             FileExistsError: there is a run of this name.
+            BlockingIOError: it is running.
         """
-        self.run.make()
-        self.run.config.write_text(dump(self.plan.config), encoding="utf-8")
-        self.run.plan.write_bytes(msgspec.json.format(msgspec.json.encode(self.plan)))
+        if not self.plan.resumed:
+            self.run.make()
+        self._lock = self.run.lock()
+        if self.plan.resumed:
+            self.run.reopen()
+        replace(self.run.config, dump(self.plan.config).encode())
+        replace(self.run.plan, msgspec.json.format(msgspec.json.encode(self.plan)))
         self._listen()
         warm()
         for process in self.plan.processes:
@@ -109,6 +115,7 @@ class Supervisor:
         if kind is not None and self.exit_code is None:
             self._end("failed", f"the launcher failed: {kind.__name__}: {error}", 1)
             self._write()
+        os.close(self._lock)
 
     def watch(self) -> Iterator[Status]:
         """The run's status after every event and at least every TICK_S, until all processes are gone."""

@@ -6,26 +6,30 @@ every message. Both call the same ask, answer, keep and step: there is no second
 sockets and files; `Trainer` knows neither and also runs on the virtual bus.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import assert_never
 
-import msgspec
 import torch
 
 from bus.mailbox import EdgeView, Mailbox
 from bus.sockets import ZmqMailbox
 from configs.load import dump
 from configs.tree import Config
-from mach.assemble import learner_of, samples_of
+from mach import state as pack
+from mach.assemble import exam_of, learner_of, samples_of
 from mach.checkpoint import save_weights
 from mach.data import Batches, Dataset, load
 from mach.evaluate import Accuracy, Exam
 from mach.learner import Learner, Step
 from mach.messages import Activation, Batch, Gradient, Letter, Target
+from mach.relay import Relay
 from mach.seeds import seed_of
 from workers.journal import Journal
-from workers.plan import Plan, ProcessPlan
+from workers.keeper import Keeper, say
+from workers.plan import Plan, ProcessPlan, bus_of
 from workers.process import Control, device_of
 from workers.report import State
 from workers.rundir import RunDir
@@ -34,8 +38,6 @@ WAIT_S = 0.1
 """Longest wait for a letter while there is nothing to train: orders of the supervisor are read in between."""
 EXAM_S = 20.0
 """Longest wait at the end for children's answers to the test set."""
-FOREVER_MS = 10**9
-"""The time-out of an edge in lock-step: there an answer is waited for, however late."""
 
 
 class Trainer:
@@ -45,11 +47,11 @@ class Trainer:
         self,
         learner: Learner,
         mailbox: Mailbox,
-        batches: Iterator[Batch],
+        batches: Batches,
         *,
         children: Sequence[str],
         parents: Sequence[str],
-        exam: Exam | None = None,
+        exam: Exam | Relay | None = None,
     ) -> None:
         self.learner = learner
         self.mailbox = mailbox
@@ -59,17 +61,46 @@ class Trainer:
         self.exam = exam
         self.early: list[Letter] = []
         """Lock-step only: letters of the next turn, from peers that are one step ahead."""
+        self.paid = True
+        """Lock-step only: whether the parents' gradients of our last answers are at hand."""
 
-    def turn(self) -> Step:
-        """One optimiser step with what is at hand. Waits for nobody (law 1)."""
+    def turn(self) -> Step | None:
+        """One optimiser step with what is at hand. Waits for nobody (law 1).
+
+        None, after a wait at the mailbox, if there is nothing to train on yet: in stream wiring nothing has come.
+        """
         self.take(self.mailbox.receive())  # 1 read what has come, if anything
-        batch = next(self.batches)
-        for child in self.children:  # 2 ask ahead, while the window has room
-            if self.mailbox.room(child):
-                self.mailbox.send(child, self.question(child) or self.learner.ask(batch))
-        step = self.learner.step(batch, self.mailbox.now())  # 3 learn: on an answered batch, else with the student
+        examined = {child for child in self.children if self.examine(child)}
+        batch = self.next_batch(examined)
+        if batch is not None:
+            for child in self.children:  # 2 ask ahead, while the window has room
+                if child not in examined and self.mailbox.room(child):
+                    self.mailbox.send(child, self.learner.ask(batch, child))
+        step = self.learner.step(batch, self.mailbox.now())  # 3 learn: from an answered batch, else with the student
+        if step is None:
+            self.take(self.mailbox.receive(WAIT_S))
+            return None
         self.pay(step)  # 4 a tensor that came owes its gradient (law 3)
         return step
+
+    def next_batch(self, examined: Collection[str]) -> Batch | None:
+        """Drawn, or in stream wiring what came from a parent.
+
+        None if nothing came, or if a learner that has to wait for the answer could not send it on.
+        """
+        if self.learner.waits_for_answers and (
+            self.learner.full or any(child in examined or not self.mailbox.room(child) for child in self.children)
+        ):
+            return None
+        stream = self.learner.stream
+        return next(self.batches) if stream is None or stream.draws else stream.next()
+
+    def examine(self, child: str) -> bool:
+        """Put the next question of an examination, if there is one and room for it."""
+        if not self.mailbox.room(child):
+            return False
+        question = self.question(child)
+        return question is not None and self.mailbox.send(child, question)
 
     def lockstep_turn(self, interrupted: Callable[[], bool]) -> Step | None:
         """The same step, every message waited for: this batch's target from every child, and from every parent
@@ -82,32 +113,62 @@ class Trainer:
             if interrupted():
                 return None
             for child in [child for child in self.children if child in unasked and self.mailbox.room(child)]:
-                self.mailbox.send(child, self.learner.ask(batch))
+                self.mailbox.send(child, self.learner.ask(batch, child))
                 unasked.remove(child)
             self.take_due(due, wait_s=WAIT_S if due else 0.0)
         step = self.learner.step(batch, self.mailbox.now())
-        self.pay(step)
+        if step is not None:
+            self.pay(step)
+        self.paid = not self.parents
         return step
+
+    def settle(self, interrupted: Callable[[], bool]) -> bool:
+        """Lock-step: take the gradients of the last step, so that nothing is under way that the next one needs.
+
+        Every parent pays right after its own step, so nobody waits in a circle. False if `interrupted` said so.
+        """
+        due: set[tuple[str, type]] = set() if self.paid else {(parent, Gradient) for parent in self.parents}
+        while due:
+            if interrupted():
+                return False
+            self.take_due(due, WAIT_S)
+        self.paid = True
+        return True
+
+    def state(self) -> pack.State:
+        """What a later life needs to go on from here, by reference: between two turns, in lock-step when settled."""
+        state = pack.State()
+        state.add("learner", self.learner.state(self.mailbox.now()))
+        state.add("batches", self.batches.state())
+        state.add("generators", pack.of_generators(self.learner.device))
+        return state
+
+    def restore(self, state: pack.State) -> None:
+        """Go on from there (DataError: it does not fit)."""
+        self.learner.restore(state.under("learner"), self.mailbox.now())
+        self.batches.restore(state.under("batches"))
+        pack.into_generators(self.learner.device, state.under("generators"))
 
     def serve(self, wait_s: float) -> None:
         """Answer parents without training, and carry on with an examination."""
         self.take(self.mailbox.receive(wait_s))
         for child in self.children:
-            while self.mailbox.room(child) and (question := self.question(child)) is not None:
-                if not self.mailbox.send(child, question):
-                    break
+            while self.examine(child):
+                pass
 
     def take(self, letters: Iterable[Letter]) -> None:
         """Answer what was asked, keep what was answered."""
         answers: list[tuple[str, Target]] = []
         for letter in letters:
             match letter.message:
+                case Activation(owes=False) as asked if isinstance(self.exam, Relay):
+                    answers += self.exam.take(letter.sender, asked)
                 case Activation() as asked:  # law 2: the student answers for our own child
                     answer = self.learner.answer(letter.sender, asked, self.mailbox.now())
                     if answer is not None:
                         answers.append((letter.sender, answer))
                 case Target() as target if self.exam is not None and self.exam.owns(target):
-                    self.exam.keep(letter.sender, target)
+                    answers += self.exam.keep(letter.sender, target)
                 case Target() | Gradient():
                     self.learner.keep(letter, self.mailbox.now())
                 case _:
@@ -120,9 +181,9 @@ class Trainer:
         return {"unfit": self.learner.unfit.total(), "forgotten": self.learner.forgotten.total()}
 
     def pay(self, step: Step) -> None:
-        """Return the gradients of the tensors that this step was trained on."""
-        for peer, gradient in step.owed:
-            self.mailbox.send(peer, gradient)
+        """Return what is owed for the tensors that this step was trained on."""
+        for peer, message in step.owed:
+            self.mailbox.send(peer, message)
 
     def question(self, child: str) -> Activation | None:
         """The next part of a running examination for `child`, if any."""
@@ -134,7 +195,7 @@ class Trainer:
         """Lock-step: the (sender, kind of message) that this turn waits for."""
         due: set[tuple[str, type]] = {(child, Target) for child in self.children}
         due |= {(parent, Activation) for parent in self.parents}
-        if self.learner.version > 0:
+        if not self.paid:
             due |= {(parent, Gradient) for parent in self.parents}
         return due
 
@@ -157,20 +218,29 @@ class Trainer:
 class Life:
     """What a trainer's process does from its first step to its last report."""
 
-    def __init__(self, plan: Plan, process: ProcessPlan, trainer: Trainer, journal: Journal, control: Control) -> None:
+    def __init__(
+        self, plan: Plan, process: ProcessPlan, trainer: Trainer, journal: Journal, keeper: Keeper, control: Control
+    ) -> None:
         self.plan = plan
         self.process = process
         self.config: Config = plan.config
         self.trainer = trainer
         self.journal = journal
+        self.keeper = keeper
         self.control = control
         self.accuracy: Accuracy | None = None
         self.orders: set[str] = set()
         self.started = trainer.mailbox.now()
+        self.fed = False
+        """Whether a parent has been heard of: who never was cannot have left."""
+        self.first = 1
+        """Version after the first step of this life."""
 
     def live(self) -> None:
-        """Train, examine, save, serve. An order to stop shortens each of them but the saving."""
+        """Go on, train, examine, save, serve. An order to stop shortens each of them but the saving."""
+        self.go_on()
         self.train()
+        self.checkpoint(last=True)
         stopped = self.stopped()
         if not stopped:
             self.examine()
@@ -189,19 +259,66 @@ class Life:
         learner, exam = self.trainer.learner, self.trainer.exam
         while not self.stopped() and not self.trained():
             step = self.trainer.lockstep_turn(self.interrupted) if self.plan.lockstep else self.trainer.turn()
-            if step is None:
-                return
             now = self.trainer.mailbox.now()
+            if step is None:
+                self.note_exam()
+                self.report_if_due("waiting", "has nothing to train on yet")
+                continue
             self.journal.note(step, now)
             self.note_exam()
-            if exam is not None and step.version % self.config.evaluate.every_steps == 0:
+            if exam is not None and step.updated and step.version % self.config.evaluate.every_steps == 0:
                 exam.begin(learner.version, ask=exam.done and not self.plan.lockstep)
                 self.note_exam()
-            if learner.version == 1 or self.journal.due(now):
+            if learner.version == self.first or self.journal.due(now):
                 self.report("training")
+            if self.keeper.due(learner.version, now):
+                self.checkpoint()
+
+    def go_on(self) -> None:
+        """From the newest good checkpoint, if there is one."""
+        manifest = self.keeper.go_on(self.trainer.restore, self.trainer.mailbox.now())
+        if manifest is not None:
+            life = manifest.values["life"]
+            self.journal.go_on(manifest.version, life["samples"], life["child_steps"])
+            self.started -= life["seconds"]
+            if self.trainer.exam is not None and life["accuracy"] is not None:
+                self.accuracy = self.trainer.exam.result = Accuracy(**life["accuracy"])
+        self.first = self.trainer.learner.version + 1
+
+    def checkpoint(self, *, last: bool = False) -> None:
+        """Hand a copy of all that there is to the keeper; in lock-step, and at the end, wait until it is written.
+
+        A stop in lock-step comes in the middle of a step: the last common checkpoint remains what to go on from.
+        """
+        lockstep, now = self.plan.lockstep, self.trainer.mailbox.now()
+        version = self.trainer.learner.version
+        if version < self.first or (lockstep and (self.stopped() or not self.trainer.settle(self.interrupted))):
+            return
+        if last:
+            self.see_written()
+        state = self.trainer.state()
+        state.values["life"] = {
+            "samples": self.journal.samples,
+            "child_steps": self.journal.child_steps,
+            "seconds": now - self.started,
+            "accuracy": None if self.accuracy is None else asdict(self.accuracy),
+        }
+        self.keeper.keep(version, state, now)
+        if lockstep or last:
+            self.see_written()
+
+    def see_written(self) -> None:
+        """Wait for the keeper's writer; a large state on a slow disk is no stall."""
+        while not self.keeper.finish(self.trainer.mailbox.now(), WAIT_S):
+            self.report_if_due("waiting", "writes its checkpoint")
 
     def trained(self) -> bool:
-        """Whether the run's length is reached."""
+        """Whether the run's length is reached; in stream wiring component 0 decides, and says BYE to the next."""
+        learner = self.trainer.learner
+        if learner.stream is not None and not learner.stream.draws:
+            left = self.trainer.mailbox.parents_left()
+            self.fed = self.fed or left
+            return self.fed and not left
         if self.config.train.minutes is not None:
             return self.trainer.mailbox.now() - self.started >= 60.0 * self.config.train.minutes
         return self.trainer.learner.version >= self.config.train.steps
@@ -235,9 +352,10 @@ class Life:
         result = None if self.trainer.exam is None else self.trainer.exam.result
         if result is not None and result != self.accuracy:
             self.accuracy = result
+            whole = "" if result.full is None else f", of the whole network {rate(result.full, result.full_bits)}"
             self.say(
                 f"test accuracy with the student {rate(result.student, result.student_bits)}, "
-                f"with the true children {rate(result.child, result.child_bits)}"
+                f"with the true children {rate(result.child, result.child_bits)}{whole}"
             )
 
     def stopped(self) -> bool:
@@ -257,14 +375,14 @@ class Life:
 
     def say(self, sentence: str) -> None:
         """One line in the component's log."""
-        print(f"[{self.process.name} - step {self.trainer.learner.version}] {sentence}", flush=True)
+        say(self.process.name, self.trainer.learner.version, sentence)
 
     def report(self, state: State, reason: str = "") -> None:
         """Write and send what there is to say."""
         mailbox = self.trainer.mailbox
-        self.control.send(
-            self.journal.report(mailbox.now(), mailbox, self.accuracy, state, reason, self.trainer.dropped())
-        )
+        now, dropped = mailbox.now(), self.trainer.dropped()
+        saved = self.keeper.record(now)
+        self.control.send(self.journal.report(now, mailbox, self.accuracy, state, reason, dropped, saved))
 
 
 def rate(accuracy: float | None, bits: float | None) -> str:
@@ -287,28 +405,35 @@ def run(plan: Plan, name: str, control: Control) -> None:
     device = torch.device(device_of(process))
     dataset = load(config.data).to(device)
     learner = learner_of(config, process.index, process.children, dataset, device)
-    bus = msgspec.structs.replace(config.bus, timeout_ms=FOREVER_MS) if plan.lockstep else config.bus
     mailbox = ZmqMailbox(
         name,
         run_id=plan.run_id,
         incarnation=control.incarnation,
         children=process.children,
         parents=process.parents,
-        bus=bus,
+        bus=bus_of(plan),
         directory=Path(plan.sockets),
         samples=samples_of(config, dataset),
     )
     try:
         trainer = assemble(plan, process, learner, mailbox, dataset)
         journal = Journal(plan, name, incarnation=control.incarnation)
-        Life(plan, process, trainer, journal, control).live()
+        with contextlib.closing(Keeper(plan, name, incarnation=control.incarnation)) as keeper:
+            Life(plan, process, trainer, journal, keeper, control).live()
         journal.close()
     finally:
         mailbox.close()
 
 
-def assemble(plan: Plan, process: ProcessPlan, learner: Learner, mailbox: Mailbox, dataset: Dataset) -> Trainer:
-    """A trainer with its own data order and examination, on any mailbox."""
+def assemble(
+    plan: Plan,
+    process: ProcessPlan,
+    learner: Learner,
+    mailbox: Mailbox,
+    dataset: Dataset,
+    kind: Callable[..., Trainer] = Trainer,
+) -> Trainer:
+    """A trainer, made by `kind`, with its own data order and examination, on any mailbox."""
     config = plan.config
     batches = Batches(
         dataset,
@@ -316,5 +441,5 @@ def assemble(plan: Plan, process: ProcessPlan, learner: Learner, mailbox: Mailbo
         seed=seed_of(config.seed, process.index, "data"),
         noise=config.data.noise,
     )
-    exam = Exam(learner.component, dataset, process.children, config.train.batch_size, config.bus.timeout_ms / 1000)
-    return Trainer(learner, mailbox, batches, children=process.children, parents=process.parents, exam=exam)
+    exam = exam_of(config, learner, dataset)
+    return kind(learner, mailbox, batches, children=process.children, parents=process.parents, exam=exam)

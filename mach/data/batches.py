@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import torch
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, DataError
 from mach.data.dataset import Dataset
 from mach.messages import Batch
+from mach.state import State, tensor_of
 
 
 class Batches(Iterator[Batch]):
@@ -47,3 +48,27 @@ class Batches(Iterator[Batch]):
             inputs += self.noise * torch.randn(inputs.shape, generator=self._generator, device=self.device)
         labels = self.dataset.train_labels.index_select(0, rows)
         return Batch(self.id, inputs, labels, rows if self.noise == 0.0 else None)
+
+    def state(self) -> State:
+        """Where we are: the epoch's order, the place in it, the generator."""
+        tensors = {"order": self._order, "generator": self._generator.get_state()}
+        return State(tensors, {"id": self.id, "at": self._at})
+
+    def restore(self, state: State) -> None:
+        """Go on from there: the next batch is the one that would have come.
+
+        Raises:
+            DataError: the state is of another data set, or of generators of another device.
+        """
+        order = tensor_of(state.tensors, "order", torch.int64)
+        generator = tensor_of(state.tensors, "generator", torch.uint8)
+        id, at, count = state.values["id"], state.values["at"], len(self.dataset.train_labels)
+        if order.ndim != 1 or len(order) not in (0, count) or not 0 <= at <= len(order) or id < -1:
+            raise DataError(f"batches: place {at} of {len(order)} samples, the configuration's data have {count}")
+        if len(order) and not 0 <= int(order.min()) <= int(order.max()) < count:
+            raise DataError(f"batches: the order names samples that the configuration's {count} do not have")
+        try:
+            self._generator.set_state(generator)
+        except RuntimeError as error:
+            raise DataError(f"batches: the generator's state is of another device or torch ({error})") from error
+        self._order, self._at, self.id = order.to(self.device), at, id

@@ -48,6 +48,34 @@ FAMILIES: Mapping[str, Callable[[Place], Component]] = {"mlp": mlp, "conv": conv
 """`model.family`."""
 
 
+def place_of(
+    model: Model,
+    sample_shape: Sequence[int],
+    classes: int,
+    children: Sequence[str] = (),
+    *,
+    wiring: Wiring = "skip",
+    ancestors: Sequence[int] = (),
+    index: int = 0,
+    context: bool = False,
+    symbols: int = 0,
+) -> Place:
+    """Where component `index` stands.
+
+    `ancestors` are, in stream wiring, the components that an activation passes on its way here, the first of which
+    reads the data: each is built to learn what shape it sends on, with the global generator left as it was.
+
+    Raises:
+        ConfigError: as `build`, of an ancestor.
+    """
+    place = Place(model, tuple(sample_shape), classes, wiring=wiring, context=context, symbols=symbols)
+    with torch.random.fork_rng(devices=[]):
+        for ancestor in ancestors:
+            place = replace(place, index=ancestor)
+            place = replace(place, incoming=activation_shape(made(place), place))
+    return replace(place, index=index, children=tuple(children))
+
+
 def build(
     model: Model,
     sample_shape: Sequence[int],
@@ -60,21 +88,24 @@ def build(
     context: bool = False,
     symbols: int = 0,
 ) -> Component:
-    """The component that `model` describes, with a student for each of `children` (see `Place`).
-
-    `ancestors` are, in stream wiring, the components that an activation passes on its way here, the first of which
-    reads the data: each is built to learn what shape it sends on, with the global generator left as it was.
+    """The component that `model` describes, with a student for each of `children` (see `place_of`).
 
     Raises:
         ConfigError: an unknown family, one that does not serve such data, a factory that returned something else than
             a `Component`, or one whose parts do not fit together.
     """
-    place = Place(model, tuple(sample_shape), classes, wiring=wiring, context=context, symbols=symbols)
-    with torch.random.fork_rng(devices=[]):
-        for ancestor in ancestors:
-            place = replace(place, index=ancestor)
-            place = replace(place, incoming=activation_shape(made(place), place))
-    return made(replace(place, index=index, children=tuple(children)))
+    place = place_of(
+        model,
+        sample_shape,
+        classes,
+        children,
+        wiring=wiring,
+        ancestors=ancestors,
+        index=index,
+        context=context,
+        symbols=symbols,
+    )
+    return made(place)
 
 
 def made(place: Place) -> Component:

@@ -28,7 +28,7 @@ def check_fit(component: Component, place: Place) -> None:
         raise wrong(place, f"tokens={component.tokens}, and the encoder gets {come[0].dtype}: set tokens to match")
     training = component.training
     with torch.no_grad():
-        component.train(False)
+        component.train(mode=False)
         a = ran(place, "encoder", lambda: component.encoder(*come), *come)
         s = {
             name: ran(place, f"student of {name}", partial(student, a), a)

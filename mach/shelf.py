@@ -1,0 +1,176 @@
+"""Where the checkpoints of one component lie: which there are, which are whole, which go. Files and numbers only.
+
+checkpoints/c0/
+    1200/                   the state after step 1200
+        state.safetensors   tensors by name
+        manifest.json       everything else, and how long the other files must be and their SHA-256
+    1400/
+    .1600                   being written, or left by a writer that was killed: nobody's, removed at the next start
+
+Knows no torch, so that a launcher can ask what there is. Laws: a directory with a number for a name was renamed
+there when everything in it was on disk; nothing in it is believed before `verify` has compared the checksums.
+"""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from configs.errors import DataError
+
+FORMAT = 1
+"""Of the files below; another number is refused."""
+STATE = "state.safetensors"
+MANIFEST = "manifest.json"
+LARGEST_MANIFEST = 64 << 20
+"""Bytes: a longer one is damaged, and not read into memory."""
+
+
+class FileFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a file of a checkpoint must be."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a checkpoint says about itself."""
+
+    format: int = FORMAT
+    component: str
+    version: int
+    """Optimiser steps taken."""
+    incarnation: int
+    """Of the life that wrote it."""
+    config: str
+    """Digest of the configuration it was trained under."""
+    values: dict[str, Any]
+    """The state's plain values: the rest are tensors."""
+    files: dict[str, FileFacts]
+
+
+class Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """manifest.json: the manifest, and the SHA-256 of exactly its bytes, so that a flipped digit is seen."""
+
+    sha256: str
+    manifest: msgspec.Raw
+
+
+class Shelf:
+    """The checkpoints in one folder, which need not exist."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def versions(self) -> list[int]:
+        """All that there are, newest first; whether they are whole is not asked."""
+        if not self.folder.is_dir():
+            return []
+        names = [path.name for path in self.folder.iterdir() if path.name.isdecimal() and path.is_dir()]
+        return sorted(map(int, names), reverse=True)
+
+    def path(self, version: int) -> Path:
+        """Where one lies."""
+        return self.folder / str(version)
+
+    def draft(self, version: int) -> Path:
+        """Where one is written, until it is whole."""
+        return self.folder / f".{version}"
+
+    def sound(self, component: str) -> list[int]:
+        """The versions whose files are as they were written, newest first."""
+        return [version for version in self.versions() if self._is_sound(version, component)]
+
+    def remove(self, version: int) -> None:
+        """Remove one, which first loses its name: no half of it is ever taken for whole."""
+        gone = self.draft(version)
+        shutil.rmtree(gone, ignore_errors=True)
+        os.rename(self.path(version), gone)
+        shutil.rmtree(gone)
+
+    def sweep(self) -> None:
+        """Remove what killed writers left."""
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                if path.name.startswith("."):
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def _is_sound(self, version: int, component: str) -> bool:
+        try:
+            verify(self.path(version), component, version)
+        except DataError:
+            return False
+        return True
+
+
+def verify(path: Path, component: str, version: int) -> Manifest:
+    """The manifest of a checkpoint whose files are all as they were written.
+
+    Raises:
+        DataError: something is missing, damaged, of another format, or of another component or version.
+    """
+    manifest = read_manifest(path)
+    for what, found, wanted in (
+        ("format", manifest.format, FORMAT),
+        ("component", manifest.component, component),
+        ("version", manifest.version, version),
+    ):
+        if found != wanted:
+            raise DataError(f"{path / MANIFEST}: {what} {found}, where {wanted} is needed")
+    if STATE not in manifest.files:
+        raise DataError(f"{path / MANIFEST}: does not name {STATE}")
+    for name, facts in manifest.files.items():
+        found_bytes, digest = measure(path / name)
+        if found_bytes != facts.bytes:
+            raise DataError(f"{path / name}: {found_bytes} bytes, where {facts.bytes} were written")
+        if digest != facts.sha256:
+            raise DataError(f"{path / name}: is damaged, its checksum is wrong")
+    return manifest
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the checkpoint at `path`, whole by its own checksum (DataError: it is not)."""
+    file = path / MANIFEST
+    try:
+        if file.stat().st_size > LARGEST_MANIFEST:
+            raise DataError(f"{file}: is damaged, it is too long")
+        sealed = msgspec.json.decode(file.read_bytes(), type=Sealed)
+        if hashlib.sha256(sealed.manifest).hexdigest() != sealed.sha256:
+            raise DataError(f"{file}: is damaged, its checksum is wrong")
+        return msgspec.json.decode(sealed.manifest, type=Manifest)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: is no manifest of this version ({error})") from error
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write it into the checkpoint at `path`, down to the disk."""
+    body = msgspec.json.encode(manifest)
+    sealed = Sealed(hashlib.sha256(body).hexdigest(), msgspec.Raw(body))
+    with (path / MANIFEST).open("wb") as file:
+        file.write(msgspec.json.encode(sealed))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def measure(file: Path) -> tuple[int, str]:
+    """Bytes and SHA-256 of a file (DataError: it cannot be read)."""
+    try:
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+            return content.tell(), digest
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
+
+
+def to_disk(path: Path) -> None:
+    """What was written to a file, or the names in a directory, will be there after a crash."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

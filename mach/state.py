@@ -1,0 +1,156 @@
+"""What there is to go on from: tensors by name and plain values, taken out of modules, optimisers and generators.
+
+Nothing is copied here: a `State` refers to tensors that training goes on to change (see `Copies`). Everything that
+comes back is checked before anything is changed: names, shapes and dtypes must be those of today's networks.
+
+Laws: bit for bit; a state that does not fit is a `DataError` and leaves everything as it was.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from configs.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """Tensors by name, and values that JSON can hold."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def under(self, prefix: str) -> "State":
+        """The part whose names begin with `prefix/`, without it; values under the key `prefix`."""
+        start = prefix + "/"
+        part = {name.removeprefix(start): tensor for name, tensor in self.tensors.items() if name.startswith(start)}
+        return State(part, dict(self.values.get(prefix, {})))
+
+    def add(self, prefix: str, part: "State") -> None:
+        """Put `part` under `prefix`."""
+        self.tensors.update({f"{prefix}/{name}": tensor for name, tensor in part.tensors.items()})
+        self.values[prefix] = part.values
+
+
+class Copies:
+    """Buffers that a state is copied into, used again and again: pinned for what lies on a CUDA device.
+
+    From there the copies are only under way when `take` returns; `wait` tells when they have arrived. Steps taken
+    meanwhile do not harm them, since a device does one after the other.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+        self._arrived: torch.cuda.Event | None = None
+
+    def take(self, state: State) -> State:
+        """The same state in our buffers; what the take before gave is overwritten."""
+        self._arrived = None
+        copies = {name: self._copy(name, tensor.detach()) for name, tensor in state.tensors.items()}
+        if any(tensor.is_cuda for tensor in state.tensors.values()):
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+        self._buffers = copies
+        return State(copies, state.values)
+
+    def wait(self) -> None:
+        """Return when all copies are there."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+
+    def _copy(self, name: str, tensor: Tensor) -> Tensor:
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        return buffer.copy_(tensor, non_blocking=True)
+
+
+def of_module(module: nn.Module) -> State:
+    """Every parameter and buffer, named as in the module."""
+    return State(dict(module.state_dict()))
+
+
+def into_module(module: nn.Module, state: State) -> None:
+    """Put back what `of_module` gave, after `check_module`."""
+    module.load_state_dict(state.tensors)
+
+
+def check_module(module: nn.Module, state: State) -> None:
+    """Raise a DataError unless names, shapes and dtypes are those of `module`."""
+    own = module.state_dict()
+    if own.keys() != state.tensors.keys():
+        wrong = ", ".join(sorted(own.keys() ^ state.tensors.keys())[:3])
+        raise DataError(f"holds another network than the configuration's: {wrong}")
+    for name, tensor in state.tensors.items():
+        if tensor.shape != own[name].shape or tensor.dtype != own[name].dtype:
+            raise DataError(
+                f"{name} is {tensor.dtype} {tuple(tensor.shape)}, "
+                f"the configuration's {own[name].dtype} {tuple(own[name].shape)}"
+            )
+
+
+def of_optimiser(optimiser: torch.optim.Optimizer) -> State:
+    """The moments of every parameter, by its number; learning rates and the like are the configuration's."""
+    state = State(values={"kind": type(optimiser).__name__})
+    plain: dict[str, dict[str, Any]] = {}
+    for number, entry in optimiser.state_dict()["state"].items():
+        for name, value in entry.items():
+            if isinstance(value, Tensor):
+                state.tensors[f"{number}/{name}"] = value
+            else:
+                plain.setdefault(str(number), {})[name] = value
+    state.values["plain"] = plain
+    return state
+
+
+def into_optimiser(optimiser: torch.optim.Optimizer, state: State) -> None:
+    """Put back what `of_optimiser` gave, after `check_optimiser`."""
+    moments: dict[int, dict[str, Any]] = {int(number): dict(entry) for number, entry in state.values["plain"].items()}
+    for name, tensor in state.tensors.items():
+        number, _, key = name.partition("/")
+        moments.setdefault(int(number), {})[key] = tensor
+    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def check_optimiser(optimiser: torch.optim.Optimizer, state: State) -> None:
+    """Raise a DataError unless every moment belongs to a parameter and has its shape, or is one number."""
+    parameters = dict(enumerate(parameters_of(optimiser)))
+    for name, tensor in state.tensors.items():
+        number, _, key = name.partition("/")
+        parameter = parameters.get(int(number)) if number.isdecimal() else None
+        if not key or parameter is None or (tensor.ndim and tensor.shape != parameter.shape):
+            raise DataError(f"optimiser/{name} {tuple(tensor.shape)} belongs to no parameter of the configuration's")
+
+
+def parameters_of(optimiser: torch.optim.Optimizer) -> Iterator[Tensor]:
+    """In the order of their numbers in the optimiser's state."""
+    for group in optimiser.param_groups:
+        yield from group["params"]
+
+
+def of_generators(device: torch.device) -> State:
+    """The states of torch's own generators, which dropout and the like draw from."""
+    state = State({"cpu": torch.get_rng_state()})
+    if device.type == "cuda":
+        state.tensors["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def into_generators(device: torch.device, state: State) -> None:
+    """Put back what `of_generators` gave; a generator that it does not have is left as it is."""
+    torch.set_rng_state(tensor_of(state.tensors, "cpu", torch.uint8))
+    if device.type == "cuda" and "cuda" in state.tensors:
+        torch.cuda.set_rng_state(state.tensors["cuda"], device)
+
+
+def tensor_of(tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype | None = None) -> Tensor:
+    """One tensor; a DataError if there is none of that name, and of that dtype if one is given."""
+    tensor = tensors.get(name)
+    if tensor is None:
+        raise DataError(f"{name} is missing")
+    if dtype is not None and tensor.dtype != dtype:
+        raise DataError(f"{name} is {tensor.dtype}, and must be {dtype}")
+    return tensor

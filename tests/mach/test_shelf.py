@@ -1,0 +1,155 @@
+"""Checkpoints on disk: whole or not at all, the newest kept, damage seen wherever it is."""
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from configs.errors import DataError
+from mach import checkpoint, shelf
+from mach.checkpoint import load_state, save_state
+from mach.shelf import MANIFEST, STATE, Shelf
+from mach.state import State
+
+
+@pytest.fixture
+def c0(tmp_path: Path) -> Shelf:
+    return Shelf(tmp_path / "checkpoints" / "c0")
+
+
+def save(shelf: Shelf, version: int, *, keep: int = 2, abandoned: set[int] | None = None) -> None:
+    state = State({"w": torch.full((3,), float(version))}, {"late": [["c1", 2, 0.5]]})
+    save_state(
+        *(shelf, state),
+        component="c0",
+        version=version,
+        incarnation=1,
+        config="abc",
+        keep=keep,
+        abandoned=abandoned or set(),
+    )
+
+
+def names(shelf: Shelf) -> list[str]:
+    return sorted(os.listdir(shelf.folder))
+
+
+def test_what_was_saved_comes_back(c0: Shelf) -> None:
+    save(c0, 7)
+    manifest, state = load_state(c0, 7, "c0")
+    assert state.tensors["w"].tolist() == [7.0, 7.0, 7.0]
+    assert state.values == {"late": [["c1", 2, 0.5]]}
+    assert (manifest.component, manifest.version, manifest.incarnation, manifest.config) == ("c0", 7, 1, "abc")
+    assert sorted(os.listdir(c0.path(7))) == [MANIFEST, STATE]
+
+
+def test_the_newest_two_are_kept(c0: Shelf) -> None:
+    for version in (3, 20, 100, 101):
+        save(c0, version)
+    assert c0.versions() == c0.sound("c0") == [101, 100]
+    save(c0, 150, keep=1)
+    assert names(c0) == ["150"]
+
+
+def test_a_life_that_went_back_gives_up_what_it_left_behind(c0: Shelf) -> None:
+    for version in (100, 200, 300):
+        save(c0, version, keep=3)
+    save(c0, 120, keep=2)
+    assert c0.versions() == [120, 100]
+    for version in (100, 110):
+        save(c0, version, keep=3)
+    save(c0, 120, keep=2, abandoned={110})
+    assert c0.versions() == [120, 100]
+    save(c0, 120)
+    assert c0.sound("c0") == [120, 100]
+
+
+def test_nothing_there_is_no_error(c0: Shelf) -> None:
+    c0.sweep()
+    assert c0.versions() == []
+    assert not c0.folder.exists()
+    with pytest.raises(DataError, match="cannot be read"):
+        load_state(c0, 5, "c0")
+
+
+def test_what_killed_writers_left_is_no_checkpoint_and_goes(c0: Shelf) -> None:
+    save(c0, 5)
+    c0.draft(9).mkdir()
+    (c0.draft(9) / STATE).write_bytes(b"half")
+    (c0.folder / "notes").mkdir()
+    assert c0.versions() == [5]
+    c0.sweep()
+    assert names(c0) == ["5", "notes"]
+
+
+@pytest.mark.parametrize("file", [STATE, MANIFEST])
+@pytest.mark.parametrize("harm", ["flip", "cut", "longer", "empty", "gone"])
+def test_damage_is_named(c0: Shelf, file: str, harm: str) -> None:
+    save(c0, 4)
+    save(c0, 5)
+    path = c0.path(5) / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    harmed = {"flip": bytes(content), "cut": content[:-1], "longer": content + b" x", "empty": b""}
+    path.unlink()
+    if harm != "gone":
+        path.write_bytes(harmed[harm])
+    with pytest.raises(DataError, match=f"5/{file}"):
+        load_state(c0, 5, "c0")
+    assert c0.sound("c0") == [4]
+
+
+def test_every_flipped_bit_of_a_manifest_is_seen(c0: Shelf) -> None:
+    save(c0, 5)
+    path = c0.path(5) / MANIFEST
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        harmed = bytearray(whole)
+        harmed[at] ^= 1 << (at % 8)
+        path.write_bytes(harmed)
+        with pytest.raises(DataError):
+            shelf.verify(c0.path(5), "c0", 5)
+    path.write_bytes(whole)
+    shelf.verify(c0.path(5), "c0", 5)
+
+
+def test_anothers_checkpoint_a_renamed_one_and_another_format_are_refused(c0: Shelf, tmp_path: Path) -> None:
+    save(c0, 5)
+    with pytest.raises(DataError, match="component c0, where c1"):
+        load_state(c0, 5, "c1")
+    c0.path(5).rename(c0.path(6))
+    with pytest.raises(DataError, match="version 5, where 6"):
+        load_state(c0, 6, "c0")
+    manifest = shelf.read_manifest(c0.path(6))
+    shelf.write_manifest(c0.path(6), msgspec.structs.replace(manifest, format=2))
+    with pytest.raises(DataError, match="format 2"):
+        load_state(c0, 6, "c0")
+    shelf.write_manifest(c0.path(6), msgspec.structs.replace(manifest, version=6, files={}))
+    with pytest.raises(DataError, match="does not name"):
+        load_state(c0, 6, "c0")
+    (c0.path(6) / MANIFEST).write_bytes(b"\xff" * 10)
+    with pytest.raises(DataError, match="no manifest"):
+        load_state(c0, 6, "c0")
+
+
+@pytest.mark.parametrize("at", ["save_file", "write_manifest", "to_disk", "rename"])
+def test_a_file_system_that_fails_leaves_nothing_partial(c0: Shelf, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    """Whatever step of the writing fails: what was there still loads, nothing else is left, the next one works."""
+    save(c0, 4)
+    fired = []
+
+    def fail(*words: object, **more: object) -> None:
+        fired.append(at)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os if at == "rename" else checkpoint, at, fail)
+        with pytest.raises(OSError, match="No space"):
+            save(c0, 5)
+    assert fired
+    assert names(c0) == ["4"]
+    assert c0.sound("c0") == [4]
+    save(c0, 6)
+    assert c0.sound("c0") == [6, 4]
