@@ -188,7 +188,7 @@ class Simulation:
         self._kind = kind
         self._ended_s = 0.0
         RunDir(directory).make()
-        self._log = RunDir(directory).log("simulation").open("w", encoding="utf-8")  # what all of them say
+        self._log = RunDir(directory).launcher_log.open("w", encoding="utf-8")  # what all of them say
         for process in self.stage.plan.processes:
             if process.kind == "trainer":
                 self._add_trainer(process)
@@ -220,9 +220,10 @@ class Simulation:
             exit_code=0 if ended else None,
             lockstep=self.stage.plan.lockstep,
             launcher_pid=0,
-            launcher_started=0.0,
+            launcher_started="",
+            boot="",
             started_at=0.0,
-            written_at=now,
+            written_s=now,
             elapsed_s=now,
             components=[
                 ComponentStatus(**msgspec.structs.asdict(row) | {"pid": 0}, exit_code=0 if ended else None)
