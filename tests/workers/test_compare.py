@@ -116,8 +116,10 @@ def status(*rows: dict[str, Spread]) -> Status:
         )
         for i, row in enumerate(rows)
     ]
-    times = {"launcher_started": 0.0, "started_at": 0.0, "written_at": 0.0, "elapsed_s": 0.0}
-    return Status(run="r", state="finished", launcher_pid=0, components=components, **times)
+    times = {"started_at": 0.0, "written_s": 0.0, "elapsed_s": 0.0}
+    return Status(
+        run="r", state="finished", launcher_pid=0, launcher_started="", boot="", components=components, **times
+    )
 
 
 def test_staleness_is_the_median_over_everything_late() -> None:
