@@ -34,6 +34,7 @@ MODULES = {"trainer": "workers.trainer", "stub": "workers.stub"}
 """Where the body of each kind of process lives: `run(plan, name, control)`."""
 PRELOAD = [
     *("torch", "numpy", "zmq", "safetensors.torch", *MODULES.values()),
+    "torch._dynamo",  # which the first optimiser of a process would import: 1.7 s of each life
     *("tensorboard.compat.proto.event_pb2", "tensorboard.compat.proto.summary_pb2"),
     "tensorboard.summary.writer.record_writer",
 ]
