@@ -216,7 +216,7 @@ class Learner:
         pack.check_optimiser(self.optimiser, optimiser)
         late = deque[_Late]()
         for number, (parent, version, age_s) in enumerate(state.values["late"]):
-            inputs = tensor_of(state.tensors, f"late/{number}/inputs", self.dtype).to(self.device)
+            inputs = tensor_of(state.tensors, f"late/{number}/inputs").to(self.device)
             gradient = tensor_of(state.tensors, f"late/{number}/gradient", self.dtype).to(self.device)
             if inputs.shape[1:] != self.sample_shape or len(gradient) != len(inputs):
                 raise DataError(f"late/{number}: inputs {tuple(inputs.shape)}, gradient {tuple(gradient.shape)}")
@@ -227,7 +227,7 @@ class Learner:
         self.version, self._late = state.values["version"], late
 
     def _keep_target(self, child: str, target: Target, age: Age, now: float) -> None:
-        self._heard[child] = max(target.version, self._heard.get(child, 0))
+        self._heard[child] = target.version  # an edge keeps the order: a lower one is of a life that went back
         batch = self._asked.get(child, OrderedDict()).pop(target.id, None)
         if batch is None:
             self.forgotten["target"] += 1
@@ -293,7 +293,7 @@ class Learner:
 
     def _age(self, arrived: _Arrived, now: float) -> Age:
         """Of a target at use: at least so many versions, exactly so many seconds since its activation left."""
-        versions = self._heard[arrived.child] - arrived.target.version
+        versions = max(0, self._heard[arrived.child] - arrived.target.version)
         return Age(versions, arrived.age.seconds + now - arrived.at)
 
     def _shape_of(self, child: str, batch: Batch) -> torch.Size:

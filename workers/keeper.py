@@ -13,7 +13,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,6 +29,8 @@ from workers.rundir import RunDir
 
 LOCKSTEP_STEPS = 100
 """Between two checkpoints in lock-step, where `checkpoint.every_steps` says nothing."""
+SLOW_S = 30.0
+"""A disk that takes longer for one checkpoint is shown as trouble."""
 STDOUT = 1
 
 
@@ -98,27 +100,26 @@ class Keeper:
             return True
         return self.every_s is not None and (self._taken is None or now - self._taken[1] >= self.every_s)
 
-    def keep(self, version: int, state: State, now: float, *, wait: bool = False) -> None:
-        """Copy the state and have it written; with `wait`, return when it is, or has failed."""
-        if wait:
-            self.finish(now)
+    def keep(self, version: int, state: State, now: float) -> None:
+        """Copy the state and have it written, unless one is being written or this version was handed over already."""
+        self._look(now)
         if self._writing is None and (self._taken is None or self._taken[0] != version):
             self._taken = (version, now)
             self._writing = self._writer.submit(self._save, version, self._copies.take(state))
-        if wait:
-            self.finish(now)
 
-    def finish(self, now: float) -> None:
-        """Wait until nothing is being written."""
+    def finish(self, now: float, wait_s: float | None = None) -> bool:
+        """Wait for the writer, at most `wait_s` seconds; whether nothing is being written any more."""
         if self._writing is not None:
-            self._writing.exception()
+            wait([self._writing], timeout=wait_s)
         self._look(now)
+        return self._writing is None
 
     def record(self, now: float) -> Checkpoint:
         """For the report."""
         self._look(now)
         step, at = self._on_disk or (None, None)
-        return Checkpoint(step=step, age_s=None if at is None else round(now - at, 3), trouble=self._trouble)
+        age_s = None if at is None else round(now - at, 3)
+        return Checkpoint(step=step, age_s=age_s, trouble=self._trouble or self._slow(now))
 
     def close(self) -> None:
         """Wait for the writer, and end it."""
@@ -182,6 +183,12 @@ class Keeper:
             self._say(version, "checkpoints are written again")
         self._failing, self._trouble = False, ""
         self._abandoned, self._on_disk = set(), (version, now)
+
+    def _slow(self, now: float) -> str:
+        """What to say about a disk that takes its time."""
+        if self._writing is None or self._taken is None or now - self._taken[1] <= SLOW_S:
+            return ""
+        return f"the checkpoint of step {self._taken[0]} is being written for {now - self._taken[1]:.0f} s"
 
     def _say(self, version: int, sentence: str) -> None:
         say(self.name, version, sentence)

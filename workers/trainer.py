@@ -264,6 +264,8 @@ class Life:
         version = self.trainer.learner.version
         if version < self.first or (lockstep and (self.stopped() or not self.trainer.settle(self.interrupted))):
             return
+        if last:
+            self.see_written()
         state = self.trainer.state()
         state.values["life"] = {
             "samples": self.journal.samples,
@@ -271,7 +273,14 @@ class Life:
             "seconds": now - self.started,
             "accuracy": None if self.accuracy is None else asdict(self.accuracy),
         }
-        self.keeper.keep(version, state, now, wait=lockstep or last)
+        self.keeper.keep(version, state, now)
+        if lockstep or last:
+            self.see_written()
+
+    def see_written(self) -> None:
+        """Wait for the keeper's writer; a large state on a slow disk is no stall."""
+        while not self.keeper.finish(self.trainer.mailbox.now(), WAIT_S):
+            self.report_if_due("waiting", "writes its checkpoint")
 
     def trained(self) -> bool:
         """Whether the run's length is reached."""
