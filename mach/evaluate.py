@@ -9,7 +9,7 @@ Shapes: N samples of the test set, B batch, K classes. Of a sequence every place
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -87,9 +87,15 @@ class Exam:
         """Whether nothing is left to be asked or answered."""
         return not any(self._open.values())
 
-    def begin(self, version: int, *, ask: bool = True) -> None:
-        """Measure with the student now and, if `ask`, start over with the children; else go on with what runs."""
-        alone = sum((self._judge(x, y, {}) for x, y in zip(self.inputs, self.labels, strict=True)), Score())
+    def begin(self, version: int, *, ask: bool = True, pulse: Callable[[], None] = lambda: None) -> None:
+        """Measure with the student now and, if `ask`, start over with the children; else go on with what runs.
+
+        `pulse` is called after every part of the test set: progress, for whoever watches.
+        """
+        alone = Score()
+        for x, y in zip(self.inputs, self.labels, strict=True):
+            alone += self._judge(x, y, {})
+            pulse()
         before = self.result
         self.result = Accuracy(
             alone.right / self.count,

@@ -9,6 +9,7 @@ sockets and files; `Trainer` knows neither and also runs on the virtual bus.
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import assert_never
 
@@ -233,6 +234,7 @@ class Life:
         self.started = trainer.mailbox.now()
         self.fed = False
         """Whether a parent has been heard of: who never was cannot have left."""
+        self.pulse = partial(self.report_if_due, "training", "examines itself")  # it may take longer than many steps
         self.first = 1
         """Version after the first step of this life."""
 
@@ -268,7 +270,7 @@ class Life:
             self.journal.note(step, now)
             self.note_exam()
             if exam is not None and step.updated and step.version % self.config.evaluate.every_steps == 0:
-                exam.begin(learner.version, ask=exam.done and not self.plan.lockstep)
+                exam.begin(learner.version, ask=exam.done and not self.plan.lockstep, pulse=self.pulse)
                 self.note_exam()
             if learner.version == self.first or self.journal.due(now):
                 self.report("training")
@@ -330,7 +332,7 @@ class Life:
         if exam is None:
             return
         mailbox = self.trainer.mailbox
-        exam.begin(self.trainer.learner.version)
+        exam.begin(self.trainer.learner.version, pulse=self.pulse)
         start, patience_s = mailbox.now(), 2 * self.config.bus.timeout_ms / 1000
         while not exam.done and not self.stopped():
             reachable = any(edge.role == "child" and edge.state == "open" for edge in every_edge(mailbox))

@@ -54,7 +54,7 @@ def save(run: RunDir, component: str, version: int, incarnation: int = 1) -> Non
 
 def status_of(**fields: object) -> Status:
     given = {"run": "run", "state": "finished", "exit_code": 0, "components": [], "elapsed_s": 1.0, "started_at": 0.0}
-    return Status(**given | {"launcher_pid": 1, "launcher_started": "", "boot": "", "written_s": 0.0} | fields)  # type: ignore[arg-type]
+    return Status(**given | {"launcher_pid": 1, "launcher_started": "0", "boot": "", "written_s": 0.0} | fields)  # type: ignore[arg-type]
 
 
 def test_without_words_it_is_the_recorded_configuration(run: RunDir) -> None:
