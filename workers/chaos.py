@@ -46,6 +46,8 @@ class Spec:
     """How long a stop lasts, unless the end comes before."""
     slow: Mapping[str, float] = field(default_factory=dict)
     """How many times slower, by component."""
+    among: tuple[str, ...] = ()
+    """Who may be killed or stopped; without a name, everybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +89,14 @@ class Victim(Protocol):
 
 
 def schedule(spec: Spec, components: Sequence[str]) -> tuple[Fault, ...]:
-    """The faults of `spec`, in the order of their times.
+    """The faults of `spec` in a run of `components`, in the order of their times.
 
     A kind's number is its rate times `seconds`; a fraction of a fault happens with that probability. Given their
     number, the times of a Poisson process are independent and uniform (W. Feller, An Introduction to Probability
-    Theory II, I.3), and so they are here; each hits any of the components.
+    Theory II, I.3), and so they are here; each hits any component of `among`.
     """
-    faults = [*_scattered(spec, "kill", spec.kill, components), *_scattered(spec, "stop", spec.stop, components)]
+    among = spec.among or components
+    faults = [*_scattered(spec, "kill", spec.kill, among), *_scattered(spec, "stop", spec.stop, among)]
     for component, times in spec.slow.items():
         faults += _pauses(component, times, spec.seconds)
     return tuple(sorted(faults, key=lambda fault: fault.at_s))

@@ -88,6 +88,12 @@ def test_times_and_components_are_spread_evenly() -> None:
     assert all(60 <= count <= 145 for count in Counter(int(fault.at_s / 10) for fault in faults).values())
 
 
+def test_only_those_who_were_named_are_hit() -> None:
+    faults = schedule(Spec(seconds=60.0, kill=1.0, stop=1.0, slow={"c3": 20.0}, among=("c0", "c2")), NAMES)
+    assert {fault.component for fault in faults if fault.kind != "slow"} == {"c0", "c2"}
+    assert {fault.component for fault in faults if fault.kind == "slow"} == {"c3"}
+
+
 def test_slow_is_a_duty_cycle_over_the_whole_time() -> None:
     faults = schedule(Spec(seconds=30.0, slow={"c1": 3.0}), NAMES)
     assert {fault.component for fault in faults} == {"c1"}

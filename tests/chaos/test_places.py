@@ -1,0 +1,141 @@
+"""Runs in places and numbers that are not the usual ones; launches in a row leave nothing."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bus import address
+from chaos.storm import Row, statuses
+from conftest import Launched
+
+pytestmark = pytest.mark.chaos
+
+Launch = Callable[..., Launched]
+QUICK = ("--set", "report.every_ms=100")
+SHM = Path("/dev/shm")
+
+
+def row_of(status: Row, name: str) -> Row:
+    found: Row = next(row for row in status["components"] if row["component"] == name)
+    return found
+
+
+def all_training(status: Row) -> bool:
+    return all(row["step"] > 0 for row in status["components"])
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Path]:
+    """A directory on another file system, with a name that shells and programs stumble over."""
+    base = Path(tempfile.mkdtemp(prefix="mach-test-", dir=SHM))
+    yield base / "läufe mit 'Leerzeichen' & 木"
+    shutil.rmtree(base)
+
+
+def test_another_file_system_and_a_difficult_name(launch: Launch, elsewhere: Path) -> None:
+    words = ("--components", "2", "--steps", "400", *QUICK, "--set", "checkpoint.every_s=0.2")
+    run = launch(*words, name="größter Versuch", runs=elsewhere)
+    before = next(status for status in statuses(run) if row_of(status, "c1")["checkpoint"]["step"])
+    os.kill(row_of(before, "c1")["pid"], signal.SIGKILL)
+    assert run.end() == 0, run.output
+    after = row_of(run.status(), "c1")
+    assert (after["restarts"], after["state"], after["step"]) == (1, "finished", 400)
+    assert "goes on from its checkpoint" in (run.directory / "logs" / "c1.2.log").read_text()
+
+
+def test_of_two_launches_with_one_name_one_is_refused(launch: Launch) -> None:
+    both = [launch("--components", "2", "--steps", "20", *QUICK) for _ in range(2)]
+    codes = [run.end() for run in both]
+    assert sorted(codes) == [0, 2], [run.output for run in both]
+    [refused] = [run for run, code in zip(both, codes, strict=True) if code == 2]
+    assert len(refused.output.strip().splitlines()) == 1
+    assert "choose another --name" in refused.output
+    assert both[0].status()["state"] == "finished"
+
+
+def test_thirty_two_components_on_two_cores(launch: Launch) -> None:
+    sizes = ("train.batch_size=16", "model.joiner=[16]", "model.student=[16]", "evaluate.every_steps=1000000")
+    words = [word for size in sizes for word in ("--set", size)]
+    run = launch("--components", "32", "--steps", "60", *words)
+    assert run.end() == 0, run.output
+    rows = run.status()["components"]
+    assert len(rows) == 32
+    assert all((row["state"], row["step"], row["restarts"]) == ("finished", 60, 0) for row in rows)
+
+
+def test_files_that_cannot_be_written_stop_nobody_and_are_written_again(launch: Launch) -> None:
+    """The whole run directory becomes a file, so that nothing in it can be opened, by no user; then it is back."""
+    run = launch("--components", "2", "--minutes", "5", *QUICK, "--set", "checkpoint.every_s=0.2")
+    before = next(status for status in statuses(run) if row_of(status, "c1")["checkpoint"]["step"])
+    put_by = run.runs / "put-by"
+    run.directory.rename(put_by)
+    run.directory.write_text("in the way")
+    os.kill(row_of(before, "c1")["pid"], signal.SIGKILL)
+    assert run.process.stdout is not None
+    lines = iter(run.process.stdout)
+    said = next(line for line in lines if "cannot be written" in line)
+    assert "training goes on" in said
+    back = next(line for line in lines if " c1 training " in line and "restarts 1" in line)
+    step = int(back.split()[back.split().index("step") + 1])
+    assert next(line for line in lines if " c1 training " in line and f"step {step} " not in line), "it gets on"
+    run.directory.unlink()
+    put_by.rename(run.directory)
+    assert next(line for line in lines if "can be written again" in line)
+    after = next(status for status in statuses(run) if all_training(status))
+    assert row_of(after, "c0")["pid"] == row_of(before, "c0")["pid"]
+    assert row_of(after, "c1")["restarts"] == 1
+    assert [row["exit_code"] for row in after["components"]] == [None, None]
+    run.process.send_signal(signal.SIGINT)
+    assert run.end() == 130, run.output
+
+
+def traces() -> set[str]:
+    """What launches may leave outside of their run directories: sockets, shared memory, files for a while."""
+    places = (address.base(), SHM, Path(tempfile.gettempdir()))
+    return {str(path) for place in places for path in place.glob("*mach*")} | {str(path) for path in SHM.iterdir()}
+
+
+def in_a_row(tmp_path: Path, times: int) -> None:
+    """Launch, and end by each of three ways in turn. No process of any session is left, and nothing that was made."""
+    before = traces()
+    for number in range(times):
+        command = [sys.executable, "-m", "mach", "launch", "--name", f"run-{number}", "--runs", str(tmp_path)]
+        command += ["--components", "2", "--minutes", "5", *QUICK]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as launcher:
+            assert launcher.stdout is not None
+            assert any(" training " in line for line in launcher.stdout), "it has begun"
+            processes = psutil.Process(launcher.pid).children(recursive=True)
+            assert len(processes) >= 3, "two components, and the process that starts them"
+            launcher.send_signal((signal.SIGINT, signal.SIGTERM, signal.SIGKILL)[number % 3])
+            launcher.stdout.read()
+        psutil.wait_procs(processes, timeout=10)
+        assert [process for process in psutil.process_iter() if session_of(process) == launcher.pid] == []
+        shutil.rmtree(tmp_path / f"run-{number}")
+    # what a killed launcher could not remove, the next launch does
+    assert subprocess.run([*command[:5], "last", *command[6:-6], "--components", "1", "--steps", "1"]).returncode == 0
+    assert traces() - before <= {str(address.base())}
+
+
+def session_of(process: psutil.Process) -> int:
+    """Its session; 0 if it has gone."""
+    try:
+        return os.getsid(process.pid)
+    except ProcessLookupError:
+        return 0
+
+
+def test_launches_and_stops_in_a_row_leave_nothing(tmp_path: Path) -> None:
+    in_a_row(tmp_path, 3)
+
+
+@pytest.mark.nightly
+def test_two_hundred_launches_and_stops_in_a_row_leave_nothing(tmp_path: Path) -> None:
+    in_a_row(tmp_path, 200)
