@@ -35,7 +35,7 @@ from configs.errors import RunError
 from configs.tree import Bus
 
 AT_ONCE = 256
-"""Messages taken from one socket in one go: a flood must not keep a component from training."""
+"""Messages taken in one go, from all sockets in turn: a flood must not keep a component from training."""
 FRAMES_CAP = 8
 """Frames kept of one message; the wire format knows fewer, so the rest would be refused anyway."""
 
