@@ -7,9 +7,10 @@ of order, or from an earlier life of the peer; every frame that is not accepted 
 from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict, deque
 
-from bus.mailbox import EdgeView, Role
+from bus.mailbox import EdgeView, Peer, Role
 from bus.rules import NO_RULES, Event, Fate, Rules, State, Taken, Terms
-from bus.wire import Header, Kind
+from bus.wire import Header, Kind, tag
+from mach.messages import Age
 
 
 class End(ABC):
@@ -20,6 +21,9 @@ class End(ABC):
 
     def __init__(self, peer: str, terms: Terms, dropped: Counter[str]) -> None:
         self.peer = peer
+        self.tag = tag(peer)
+        self.address = Peer(self.role, peer)
+        """Where its frames go: to its present life."""
         self.terms = terms
         self.window = terms.window
         self.dropped = dropped
@@ -80,16 +84,24 @@ class End(ABC):
     def hear(self, header: Header, now: float) -> Taken | Fate | None:
         """The verdict on an inspected frame: a message that counts, a drop, or None for a control frame.
 
-        Drops are counted here. Whoever calls sends `replies()` afterwards.
+        Drops are counted here. Whoever calls sends `replies()` afterwards; a message that counts has none.
         """
-        self.note(now, header.kind, header.id)
-        verdict: Taken | Fate | None = self._fresh(header, now)
+        self.story.append((now, header.preamble.kind, header.id))
+        verdict: Taken | Fate | None = None
+        if header.preamble.incarnation == self.incarnation and header.sequence == self._last + 1:
+            self._last = header.sequence  # nearly always
+        else:
+            verdict = self._fresh(header, now)
         if verdict is None:
             self.heard_at = now
             verdict = self._take(header, now)
         if isinstance(verdict, Fate):
             self._drop(verdict)
         return verdict
+
+    def age(self, taken: Taken, now: float) -> Age | None:
+        """How old a message is that counts, if it answers one of ours."""
+        return None
 
     @abstractmethod
     def _take(self, header: Header, now: float) -> Taken | Fate | None:
@@ -101,12 +113,13 @@ class End(ABC):
 
     def _fresh(self, header: Header, now: float) -> Fate | None:
         """Whether a frame is of the peer's present life, and next in its sequence."""
-        if header.incarnation < self.incarnation:
+        if header.preamble.incarnation < self.incarnation:
             return Fate.STALE
-        if header.incarnation > self.incarnation:
-            self.note(now, "incarnation", header.incarnation)
+        if header.preamble.incarnation > self.incarnation:
+            self.note(now, "incarnation", header.preamble.incarnation)
             self._born()
-            self.incarnation, self.version = header.incarnation, None
+            self.incarnation, self.version = header.preamble.incarnation, None
+            self.address = Peer(self.role, self.peer, self.incarnation)
             self._last = header.sequence - 1  # what it said before we listened is not lost
             self._gaps.clear()
             self._step(Event.STRANGER)

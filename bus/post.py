@@ -23,6 +23,8 @@ from mach.messages import Activation, Gradient, Letter, Message, Target
 
 E = TypeVar("E", ParentEnd, ChildEnd)
 Mail = list[tuple[Edge, Taken, Message]]
+_KINDS = {Activation: "activation", Target: "target", Gradient: "gradient"}
+"""As keys of `Counts`."""
 
 
 class EdgeMailbox:
@@ -60,14 +62,17 @@ class EdgeMailbox:
 
     def receive(self, wait_s: float = 0.0) -> list[Letter]:
         """Letters that have come, in order per sender; waits up to `wait_s` for a first one."""
-        letters = self._collect()
-        if letters or wait_s <= 0.0:
-            return letters
-        until = self.now() + wait_s
-        while not letters and (left := until - self.now()) > 0.0:
-            if not self._transport.wait(min(left, self._tick_s)):
-                break
+        now = self._transport.now()
+        until = now + wait_s
+        letters: list[Letter] = []
+        if wait_s <= 0.0 or now >= self._tick_at:
             letters = self._collect()
+        while not letters and (left := until - now) > 0.0:
+            passed = self._transport.wait(min(left, self._tick_s))
+            letters = self._collect()
+            if not passed:
+                break
+            now = self._transport.now()
         return letters
 
     def room(self, child: str) -> bool:
@@ -83,11 +88,11 @@ class EdgeMailbox:
         """
         match message:
             case Activation():
-                return self._ask(self._edge(self._asks, peer), message)
+                return self._ask(self._asks.get(peer) or self._edge(self._asks, peer), message)
             case Target():
-                return self._answer(self._edge(self._answers, peer), message)
+                return self._answer(self._answers.get(peer) or self._edge(self._answers, peer), message)
             case Gradient():
-                return self._pay(self._edge(self._asks, peer), message)
+                return self._pay(self._asks.get(peer) or self._edge(self._asks, peer), message)
             case _:
                 assert_never(message)
 
@@ -153,11 +158,7 @@ class EdgeMailbox:
             self._open(peer, frames, now, mail)
         if now >= self._tick_at:
             self._tick(now)
-        letters = []
-        for edge, taken, message in mail:
-            age = edge.age(taken, now) if isinstance(edge, ParentEnd) else None
-            letters.append(Letter(edge.peer, message, age))
-        return letters
+        return [Letter(edge.peer, message, edge.age(taken, now)) for edge, taken, message in mail]
 
     def _open(self, peer: Peer, frames: Frames | Rejected, now: float, mail: Mail) -> None:
         """One message: into `mail`, or to its edge, or dropped and counted."""
@@ -168,22 +169,25 @@ class EdgeMailbox:
         if isinstance(header, Rejected):
             self._reject(header.reason)
             return
-        asks = peer.role == "child"
-        edge: Edge | None = self._asks.get(peer.name) if asks else self._answers.get(peer.name)
-        if edge is None or header.sender != wire.tag(peer.name) or not (asks or header.incarnation == peer.incarnation):
+        role, name, incarnation = peer
+        asks = role == "child"
+        edge: Edge | None = self._asks.get(name) if asks else self._answers.get(name)
+        preamble = header.preamble
+        if edge is None or preamble.sender != edge.tag or not (asks or preamble.incarnation == incarnation):
             self._reject(Reason.SENDER)
             return
         verdict = edge.hear(header, now)
-        for kind in edge.replies():
-            self._say(edge, kind)
         if isinstance(verdict, Taken):
-            self.counts.received[header.kind] += 1
+            self.counts.received[preamble.kind] += 1
             message = wire.message_of(header, frames, self._pool, self._samples)
             if isinstance(message, Rejected):
                 self._reject(message.reason)
             else:
                 mail.append((edge, verdict, message))
-        elif verdict is None:
+            return
+        for kind in edge.replies():
+            self._say(edge, kind)
+        if verdict is None:
             self._tick_at = now  # a hello may have made a knock due
 
     def _tick(self, now: float) -> None:
@@ -199,7 +203,7 @@ class EdgeMailbox:
             parent.expire(now)
 
     def _ask(self, edge: ParentEnd, message: Activation) -> bool:
-        now = self.now()
+        now = self._transport.now()
         edge.check_ask(message.id, now)
         if not self._ship(edge, message, now):
             return False
@@ -227,25 +231,24 @@ class EdgeMailbox:
         return True
 
     def _ship(self, edge: Edge, message: Message, now: float) -> bool:
-        frames = wire.encode(message, self._stamp(edge), self._form)
-        if max(map(len, frames)) > self._cap:
+        stamp = Stamp(self._run_id, self.name, self._incarnation, edge.sequence + 1)
+        frames = wire.encode(message, stamp, self._form, self._transport.inline_cap)
+        if len(frames) > 1 and max(map(len, frames)) > self._cap:
             return self._refuse(Fate.TOO_LARGE)
-        if not self._transport.send(_address(edge), frames):
+        if not self._transport.send(edge.address, frames):
             edge.unreachable(now)
             return self._refuse(Fate.UNREACHABLE)
         edge.sequence += 1
-        self.counts.sent[type(message).__name__.lower()] += 1
+        self.counts.sent[_KINDS[type(message)]] += 1
         return True
 
     def _say(self, edge: Edge, kind: Kind) -> bool:
         """Send a control frame; one that finds no connection is no message lost, and is not counted."""
-        frames = wire.encode_control(kind, self._stamp(edge), window=edge.window, heard=edge.greeted())
-        sent = self._transport.send(_address(edge), frames)
+        stamp = Stamp(self._run_id, self.name, self._incarnation, edge.sequence + 1)
+        frames = wire.encode_control(kind, stamp, window=edge.window, heard=edge.greeted())
+        sent = self._transport.send(edge.address, frames)
         edge.sequence += sent
         return sent
-
-    def _stamp(self, edge: Edge) -> Stamp:
-        return Stamp(self._run_id, self.name, self._incarnation, edge.sequence + 1)
 
     def _reject(self, reason: Reason) -> None:
         self.counts.dropped[reason.value] += 1
@@ -260,7 +263,3 @@ def form_of(bus: Bus) -> Form:
     codec = bus.codec
     codecs = Codec(codec.activation), Codec(codec.target), Codec(codec.gradient)
     return Form(*codecs, indices=bus.activation == "indices")
-
-
-def _address(edge: Edge) -> Peer:
-    return Peer(edge.role, edge.peer, edge.incarnation)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bus.mailbox import Parcel, Peer, Transport
 from bus.post import EdgeMailbox
-from bus.wire import Frames
+from bus.wire import INLINE_CAP, Frames
 from configs.tree import Bus
 
 RUN_ID = "virtual"
@@ -57,6 +57,7 @@ class VirtualTransport:
     """One life of one component on the virtual bus."""
 
     farewell_s = 0.0
+    inline_cap = INLINE_CAP
 
     def __init__(self, bus: "VirtualBus", name: str, incarnation: int) -> None:
         self.bus = bus

@@ -19,16 +19,29 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Data(Node, frozen=True):
-    """Where the samples come from."""
+    """Where the samples come from. What a source has no use for, it leaves alone."""
 
     source: str = "digits"
-    """`digits` (inside scikit-learn), `idx` (MNIST-format files), or `package.module:factory`."""
+    """`digits` (inside scikit-learn), `mnist1d` (generated), `bytes` (of any text), `idx` (files like MNIST's), `npy`
+    (a folder of arrays), `hf` (Hugging Face's `datasets`), or `package.module:factory`; see `mach/data`."""
     path: str | None = None
-    """Directory of the files, for `idx`; None looks in the usual places of the data set."""
+    """File or directory of the data; None looks in the usual places, where there are any."""
     split_seed: int = 0
-    """Seed of the train/test split. Not `seed`: runs of different seeds stay comparable."""
+    """Seed of the train/test split, and of what is generated. Not `seed`: runs of different seeds stay comparable."""
     test_share: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.2
     """Share of the samples held out where the source has no split of its own."""
+    train_samples: Positive | None = None
+    """How many samples to train on, for `mnist1d` and `bytes`; None: 4,000, or all there are."""
+    test_samples: Positive | None = None
+    """How many samples to test on, for `mnist1d` and `bytes`; None: 6,000, or all there are."""
+    length: Positive = 64
+    """T, bytes of one sample of `bytes`."""
+    symbols: Annotated[int, Meta(ge=0)] = 0
+    """For `npy` and `hf`: inputs are whole numbers below this, which stand for symbols; 0: they are quantities."""
+    input_column: str = "inputs"
+    """For `hf`."""
+    label_column: str = "label"
+    """For `hf`."""
     noise: NonNegative = 0.0
     """Standard deviation of Gaussian noise added to training inputs (inputs are scaled to about unit range)."""
 
@@ -193,7 +206,8 @@ class Bus(Node, frozen=True):
     socket; `auto`, whichever measured better for their size."""
     codec: Codecs = Codecs()
     activation: Literal["inputs", "indices"] = "inputs"
-    """What an activation holds in `skip` wiring. `indices`: which samples of the data set, since both sides hold it."""
+    """What an activation holds of x, in `skip` wiring or as context. `indices`: which samples of the data set they are,
+    since both sides hold it."""
 
 
 class Report(Node, frozen=True):

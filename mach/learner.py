@@ -84,6 +84,7 @@ class Learner:
         self.sample_shape = torch.Size(sample_shape)
         self.stream = stream
         self.children = component.children_names if children is None else tuple(children)
+        self.window = window
         self.memory = Memory(self.children, window)
         self.staleness = Staleness(staleness or StalenessSettings())
         self.late: Recompute = WAYS[self.staleness.settings.late](component, self.staleness)
@@ -134,6 +135,13 @@ class Learner:
         """Whether a batch is learnt from only when every child has answered it: end to end, as a recipe may be."""
         return self.stream is not None and self.method.gradient_reach == "full" and bool(self.children)
 
+    @property
+    def full(self) -> bool:
+        """Whether no batch shall be taken up before one that was answered is learnt from: with a window of one, each is
+        then forward through everybody and back before the next, as in ordinary backpropagation.
+        """
+        return self.waits_for_answers and len({each.held.id for each in self.memory.arrived}) >= self.window
+
     def ask(self, batch: Batch, child: str | None = None) -> Activation:
         """The activation of a batch, to be sent to `child`, or to every child; remembered until answered."""
         held = self.hold(batch)
@@ -144,7 +152,8 @@ class Learner:
         _, a = self.late.forward(held)
         self._sent = a.shape[1:]
         x = (batch.inputs if self.stream.draws else batch.context) if self.method.context else None
-        return Activation(batch.id, self.version, a.detach(), batch.labels, context=x)
+        indices = None if x is None else batch.indices
+        return Activation(batch.id, self.version, a.detach(), batch.labels, indices=indices, context=x)
 
     def answer(self, parent: str, asked: Activation, now: float) -> Target | None:
         """Our embedding of a parent's activation, today, with students in place of our own children (law 2).

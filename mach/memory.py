@@ -52,7 +52,7 @@ class Memory:
 
     def asked(self, child: str, target: Target) -> Held | None:
         """The batch that an answer is for, which is then remembered no more; None, and counted, if there is none."""
-        self._heard[child] = max(target.version, self._heard.get(child, 0))
+        self._heard[child] = target.version  # an edge keeps the order: a lower one is of a life that went back
         held = self._asked.get(child, OrderedDict()).pop(target.id, None)
         if held is None:
             self.forgotten["target"] += 1
@@ -94,7 +94,7 @@ class Memory:
 
     def age(self, arrived: Arrived, now: float) -> Age:
         """Of a target at use: at least so many versions, exactly so many seconds since its activation left."""
-        versions = self._heard[arrived.child] - arrived.target.version
+        versions = max(0, self._heard[arrived.child] - arrived.target.version)
         return Age(versions, arrived.age.seconds + now - arrived.at)
 
     def _trim(self, memory: OrderedDict[int, Held]) -> None:

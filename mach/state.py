@@ -146,10 +146,11 @@ def into_generators(device: torch.device, state: State) -> None:
         torch.cuda.set_rng_state(state.tensors["cuda"], device)
 
 
-def tensor_of(tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
-    """One tensor; a DataError if there is none of that name and dtype."""
+def tensor_of(tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype | None = None) -> Tensor:
+    """One tensor; a DataError if there is none of that name, and of that dtype if one is given."""
     tensor = tensors.get(name)
-    if tensor is None or tensor.dtype != dtype:
-        found = "missing" if tensor is None else str(tensor.dtype)
-        raise DataError(f"{name} is {found}, and must be {dtype}")
+    if tensor is None:
+        raise DataError(f"{name} is missing")
+    if dtype is not None and tensor.dtype != dtype:
+        raise DataError(f"{name} is {tensor.dtype}, and must be {dtype}")
     return tensor

@@ -72,7 +72,7 @@ class Stream:
         if self.incoming is None or not self.incoming.fits(asked) or asked.labels is None:
             return "unfit"
         context = asked.context if self.incoming.context is not None else None
-        self._waiting.append(Batch(asked.id, asked.inputs, asked.labels.long(), None, context, parent))
+        self._waiting.append(Batch(asked.id, asked.inputs, asked.labels.long(), asked.indices, context, parent))
         if len(self._waiting) > self.capacity:
             self._waiting.popleft()
             return "forgotten"

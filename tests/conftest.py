@@ -105,25 +105,16 @@ def mach(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[st
 
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
-    """Launch a run; whatever is left of it at the end of the test is killed, and nothing may be left."""
+    """Launch a run, or resume it; whatever is left of it at the end of the test is killed, and nothing may be left."""
     launched: list[Launched] = []
 
-    def start(*words: str, name: str = "test") -> Launched:
-        command = [
-            sys.executable,
-            "-m",
-            "mach",
-            "launch",
-            "--name",
-            name,
-            "--runs",
-            str(tmp_path / "runs"),
-            *words,
-        ]
+    def start(*words: str, name: str = "test", runs: Path = tmp_path / "runs", resume: bool = False) -> Launched:
+        verb = ("resume", name) if resume else ("launch", "--name", name)
+        command = [sys.executable, "-m", "mach", *verb, "--runs", str(runs), *words]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
-        run = Launched(process, tmp_path / "runs", name)
+        run = Launched(process, runs, name)
         launched.append(run)
         return run
 

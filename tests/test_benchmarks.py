@@ -39,3 +39,10 @@ def test_the_trouble_benchmark_measures_every_kind() -> None:
     assert all(row["ratio"] > 0 for kind in found.values() for row in kind["rates"].values())
     assert found["hostile"]["sent"]["stranger"] <= found["hostile"]["dropped"]["bad-sender"]
     assert found["cut"]["shown_as"] == ["silent"]
+
+
+def test_the_checkpoint_benchmark_writes_some_and_prints_its_ratio_last() -> None:
+    found = last_line("benchmarks.checkpoint", "--rounds", "1", "--seconds", "0.3", "--every-s", "0.1", "--json")
+    assert found["ratio"] > 0
+    assert found["checkpoints"] > 0
+    assert found["bytes"] > 100_000

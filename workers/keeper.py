@@ -13,13 +13,12 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 
-import msgspec
-
 from configs.errors import DataError
+from configs.load import dump
 from configs.tree import Config
 from mach.checkpoint import load_state, save_state
 from mach.shelf import Manifest, Shelf
@@ -30,6 +29,8 @@ from workers.rundir import RunDir
 
 LOCKSTEP_STEPS = 100
 """Between two checkpoints in lock-step, where `checkpoint.every_steps` says nothing."""
+SLOW_S = 30.0
+"""A disk that takes longer for one checkpoint is shown as trouble."""
 STDOUT = 1
 
 
@@ -51,7 +52,7 @@ class Keeper:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._copies = Copies()
         self._writing: Future[None] | None = None
-        self._taken: tuple[int, float] | None = None  # version and time of the newest handed over in this life
+        self._taken: tuple[int, float] | None = None  # version and time of the newest handed over, or gone on from
         self._on_disk: tuple[int, float] | None = None  # version and time of the newest written, or gone on from
         self._abandoned: set[int] = set()
         self._trouble = ""
@@ -81,7 +82,7 @@ class Keeper:
                     f"{self.shelf.path(version)}: does not fit the configuration: {error}; launch a new run instead"
                 ) from error
             written = self.shelf.path(version).stat().st_mtime
-            self._on_disk = (version, now - max(0.0, time.time() - written))
+            self._taken, self._on_disk = (version, now), (version, now - max(0.0, time.time() - written))
             self._say(version, f"goes on from its checkpoint of step {version}")
             if manifest.config != self.digest:
                 self._say(version, "that was made under another configuration, as --set of mach resume allowed")
@@ -91,7 +92,7 @@ class Keeper:
         return None
 
     def due(self, version: int, now: float) -> bool:
-        """Whether one is to be taken now: so many steps or seconds after the last, the first at once."""
+        """Whether one is to be taken now: so many steps or seconds after the last, the very first at once."""
         self._look(now)
         if self._writing is not None:
             return False
@@ -99,27 +100,26 @@ class Keeper:
             return True
         return self.every_s is not None and (self._taken is None or now - self._taken[1] >= self.every_s)
 
-    def keep(self, version: int, state: State, now: float, *, wait: bool = False) -> None:
-        """Copy the state and have it written; with `wait`, return when it is, or has failed."""
-        if wait:
-            self.finish(now)
+    def keep(self, version: int, state: State, now: float) -> None:
+        """Copy the state and have it written, unless one is being written or this version was handed over already."""
+        self._look(now)
         if self._writing is None and (self._taken is None or self._taken[0] != version):
             self._taken = (version, now)
             self._writing = self._writer.submit(self._save, version, self._copies.take(state))
-        if wait:
-            self.finish(now)
 
-    def finish(self, now: float) -> None:
-        """Wait until nothing is being written."""
+    def finish(self, now: float, wait_s: float | None = None) -> bool:
+        """Wait for the writer, at most `wait_s` seconds; whether nothing is being written any more."""
         if self._writing is not None:
-            self._writing.exception()
+            wait([self._writing], timeout=wait_s)
         self._look(now)
+        return self._writing is None
 
     def record(self, now: float) -> Checkpoint:
         """For the report."""
         self._look(now)
         step, at = self._on_disk or (None, None)
-        return Checkpoint(step=step, age_s=None if at is None else round(now - at, 3), trouble=self._trouble)
+        age_s = None if at is None else round(now - at, 3)
+        return Checkpoint(step=step, age_s=age_s, trouble=self._trouble or self._slow(now))
 
     def close(self) -> None:
         """Wait for the writer, and end it."""
@@ -184,6 +184,12 @@ class Keeper:
         self._failing, self._trouble = False, ""
         self._abandoned, self._on_disk = set(), (version, now)
 
+    def _slow(self, now: float) -> str:
+        """What to say about a disk that takes its time."""
+        if self._writing is None or self._taken is None or now - self._taken[1] <= SLOW_S:
+            return ""
+        return f"the checkpoint of step {self._taken[0]} is being written for {now - self._taken[1]:.0f} s"
+
     def _say(self, version: int, sentence: str) -> None:
         say(self.name, version, sentence)
 
@@ -209,4 +215,4 @@ def terms(plan: Plan) -> tuple[float | None, int | None, int]:
 
 def digest(config: Config) -> str:
     """The SHA-256 of a configuration."""
-    return hashlib.sha256(msgspec.json.encode(config, order="deterministic")).hexdigest()
+    return hashlib.sha256(dump(config).encode()).hexdigest()

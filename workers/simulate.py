@@ -107,8 +107,12 @@ class Unkept(Keeper):
         """Never."""
         return False
 
-    def keep(self, version: int, state: State, now: float, *, wait: bool = False) -> None:
+    def keep(self, version: int, state: State, now: float) -> None:
         """Not at all."""
+
+    def finish(self, now: float, wait_s: float | None = None) -> bool:
+        """Nothing is ever being written."""
+        return True
 
     def record(self, now: float) -> Checkpoint:
         """There is none."""

@@ -86,10 +86,10 @@ class Trainer:
     def next_batch(self, examined: Collection[str]) -> Batch | None:
         """Drawn, or in stream wiring what came from a parent.
 
-        None if nothing came, or if it could not be sent on by a learner that has to wait for the answer.
+        None if nothing came, or if a learner that has to wait for the answer could not send it on.
         """
-        if self.learner.waits_for_answers and any(
-            child in examined or not self.mailbox.room(child) for child in self.children
+        if self.learner.waits_for_answers and (
+            self.learner.full or any(child in examined or not self.mailbox.room(child) for child in self.children)
         ):
             return None
         stream = self.learner.stream
@@ -294,6 +294,8 @@ class Life:
         version = self.trainer.learner.version
         if version < self.first or (lockstep and (self.stopped() or not self.trainer.settle(self.interrupted))):
             return
+        if last:
+            self.see_written()
         state = self.trainer.state()
         state.values["life"] = {
             "samples": self.journal.samples,
@@ -301,7 +303,14 @@ class Life:
             "seconds": now - self.started,
             "accuracy": None if self.accuracy is None else asdict(self.accuracy),
         }
-        self.keeper.keep(version, state, now, wait=lockstep or last)
+        self.keeper.keep(version, state, now)
+        if lockstep or last:
+            self.see_written()
+
+    def see_written(self) -> None:
+        """Wait for the keeper's writer; a large state on a slow disk is no stall."""
+        while not self.keeper.finish(self.trainer.mailbox.now(), WAIT_S):
+            self.report_if_due("waiting", "writes its checkpoint")
 
     def trained(self) -> bool:
         """Whether the run's length is reached; in stream wiring component 0 decides, and says BYE to the next."""

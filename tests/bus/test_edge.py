@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from bus import wire
 from bus.edge import KNOCK_CAP_S, MEMORY, STUCK_S, ChildEnd, ParentEnd
 from bus.rules import CHILD_RULES, PARENT_RULES, Event, Fate, State, Taken, Terms
-from bus.wire import Header, Kind
+from bus.wire import Header, Kind, Preamble
 
 W = 2
 TIMEOUT_S = 2.0
@@ -38,7 +39,8 @@ class Line:
     def frame(self, end: ParentEnd | ChildEnd, kind: Kind, **fields: Any) -> Header:
         end.sequence += 1
         who = "parent" if isinstance(end, ParentEnd) else "child"
-        return Header(kind, "run", who, self.lives[who], end.sequence, **fields)
+        id, version = fields.pop("id", 0), fields.pop("version", 0)
+        return Header(Preamble(kind, 1, wire.tag(who), self.lives[who], **fields), end.sequence, id, version)
 
     def control(self, end: ParentEnd | ChildEnd, kind: Kind) -> Header:
         return self.frame(end, kind, window=end.window, heard=end.greeted())

@@ -12,7 +12,7 @@ import pytest
 import torch
 import zmq
 
-from bus import address, curve, keys, wire
+from bus import address, curve, keys, lane, wire
 from bus.mailbox import EdgeView, Mailbox, Peer, Relay, Transport
 from bus.post import EdgeMailbox
 from bus.sockets import ZmqMailbox
@@ -109,7 +109,7 @@ def world(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[World]:
     if request.param == "lane":  # every tensor is a long one, so everything goes through shared memory
-        monkeypatch.setattr(wire, "INLINE_CAP", -1)
+        monkeypatch.setattr(lane, "FROM", -1)
     directory = address.make_directory()
     made = World(request.param, directory)
     if request.param == "curve":

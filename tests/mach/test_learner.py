@@ -253,6 +253,17 @@ def test_ages_are_measured_at_use() -> None:
     assert step.gradient_ages == [Age(1, 3.0)]
 
 
+def test_a_child_that_went_back_to_a_checkpoint_is_as_old_as_it_says() -> None:
+    learner = learner_with("c1")
+    for t in range(3):
+        learner.ask(batch(t))
+    learner.keep(target(0, version=500), 0.0)
+    learner.keep(target(1, version=400), 0.0)  # of its next life
+    assert learner.step(batch(9), 0.0).target_ages[0].versions == 0
+    learner.keep(target(2, version=403), 0.0)
+    assert learner.step(batch(9), 0.0).target_ages[0].versions == 3
+
+
 def test_memory_of_batches_is_bounded_per_child_and_what_is_forgotten_is_counted() -> None:
     learner = learner_with("c1", "c2")
     learner.ask(batch(0), "c2")

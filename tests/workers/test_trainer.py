@@ -12,6 +12,7 @@ from mach.data import Dataset
 from mach.data import load as load_data
 from mach.messages import Activation, Age, Gradient, Letter, Message, Target
 from mach.recipes import RECIPES
+from mach.state import Copies
 from workers.plan import make_plan
 from workers.trainer import Trainer, assemble
 
@@ -105,6 +106,26 @@ def test_lockstep_waits_for_every_letter_and_puts_early_ones_aside() -> None:
     assert second.gradient_ages[0].versions == 1
     answers = [message for _, message in mailbox.sent if isinstance(message, Target)]
     assert [(answer.id, answer.version) for answer in answers] == [(10, 0), (11, 1)]
+
+
+def test_lockstep_settles_before_it_is_saved_and_goes_on_as_if_nothing_were_under_way() -> None:
+    """After step 0 the parent's gradient of it is taken; the next turn then waits for none, nor does a later life."""
+    paid = [Letter("c0", Gradient(10, 0, torch.full((8, E), 0.1))), question(11)]  # the parent is a step ahead
+    first = trainer_at(ListMailbox([[question(10), target(0)], [], paid]))
+    assert first.lockstep_turn(lambda: False) is not None
+    assert ("c0", Gradient) in first.due_letters()
+    assert first.settle(lambda: False)
+    assert first.due_letters() == {("c2", Target), ("c0", Activation)}
+    saved = Copies().take(first.state())
+
+    later = trainer_at(ListMailbox([[question(11)], [target(1)]]))
+    later.restore(saved)
+    step = later.lockstep_turn(lambda: False)
+    assert step is not None
+    assert step.version == 2
+    assert [age.versions for age in step.gradient_ages] == [1]
+    assert ("c0", Gradient) in later.due_letters()
+    assert not later.settle(lambda: True)
 
 
 def test_lockstep_gives_up_when_told_so() -> None:

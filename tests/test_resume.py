@@ -1,0 +1,208 @@
+"""Stopped, killed, finished, damaged: a run goes on as a user would ask it to, on real processes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from configs.load import load
+from conftest import Launched, mach, wait_gone
+from mach.recipes import RECIPES
+from mach.shelf import STATE, Shelf, read_manifest
+from reference import train
+from workers.rundir import RunDir
+
+Launch = Callable[..., Launched]
+QUICK = ("--gpus", "cpu", "--set", "report.every_ms=100", "--set", "evaluate.every_steps=10000")
+EXACT = ("optimiser.schedule=constant", "n_components=2", "train.batch_size=16", "seed=3")
+WORDS = tuple(word for setting in EXACT for word in ("--set", setting))
+
+
+def shelf(run: Launched, name: str) -> Shelf:
+    return Shelf(RunDir(run.directory).checkpoints(name))
+
+
+def reports(run: Launched, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RunDir(run.directory).metrics(name).read_text().splitlines()]
+
+
+def logs(run: Launched, name: str) -> str:
+    return "".join(path.read_text() for path in sorted((run.directory / "logs").glob(f"{name}*.log")))
+
+
+def assert_equals_the_reference(run: Launched, steps: int) -> None:
+    config = load("digits", (*EXACT, f"train.steps={steps}"), RECIPES)
+    for i, expected in enumerate(train(config, steps)):
+        found = load_file(run.directory / "weights" / f"c{i}.safetensors")
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in expected), f"c{i}"
+
+
+def kill_launcher(run: Launched) -> None:
+    """SIGKILL to the launcher of a run that trains; returns when all of it is gone."""
+    pids = [row["pid"] for row in run.status()["components"]]
+    run.process.kill()
+    assert run.end() == -signal.SIGKILL, "the fault fired"
+    assert all(wait_gone(pid) for pid in pids)
+
+
+def test_a_finished_run_in_lockstep_goes_on_as_if_it_had_never_ended(launch: Launch) -> None:
+    """100 + resume + 100 equals 200, bit for bit; and what is refused meanwhile changes nothing."""
+    run = launch("--steps", "100", "--lockstep", *QUICK, *WORDS)
+    assert run.end() == 0, run.output
+    again = mach("resume", "test", "--runs", str(run.runs))
+    assert again.returncode == 0
+    assert "has finished" in again.stdout
+    assert "--steps 200" in again.stdout
+    more = launch("--steps", "200", resume=True)
+    assert more.end() == 0, more.output
+    assert "in lock-step from step 100" in more.output
+    assert_equals_the_reference(run, 200)
+    assert [row["samples"] for row in more.status()["components"]] == [200 * 16] * 2
+
+
+def test_a_killed_run_in_lockstep_goes_on_from_the_last_common_step(launch: Launch) -> None:
+    """kill -9 of the launcher after step 100; one component's newest checkpoint is damaged besides."""
+    run = launch("--steps", "200", "--lockstep", *QUICK, *WORDS, "--set", "checkpoint.every_steps=20")
+    run.until(lambda status: min(row["step"] for row in status["components"]) > 100)
+    kill_launcher(run)
+    common = min(shelf(run, f"c{i}").versions()[0] for i in range(2))
+    assert common >= 100
+    state = shelf(run, "c1").path(common) / STATE
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
+    more = launch(resume=True)
+    assert more.end() == 0, more.output
+    assert f"in lock-step from step {common - 20}" in more.output
+    assert_equals_the_reference(run, 200)
+
+
+def test_stopped_damaged_killed_and_gone_on_to_the_end(launch: Launch) -> None:
+    run = launch("--components", "2", "--steps", "100000", *QUICK, "--set", "checkpoint.every_s=0.2")
+    run.until(lambda status: all((row["checkpoint"]["step"] or 0) > 1 for row in status["components"]))
+    refused = mach("resume", "test", "--runs", str(run.runs))
+    assert refused.returncode == 2
+    assert "is running" in refused.stderr
+    run.process.send_signal(signal.SIGINT)
+    assert run.end() == 130, run.output
+
+    rows = {row["component"]: row for row in run.status()["components"]}
+    for name, row in rows.items():  # a stop saves the very last step
+        assert row["state"] == "stopped"
+        assert row["checkpoint"]["step"] == row["step"] == shelf(run, name).versions()[0]
+    newest, older = shelf(run, "c1").versions()
+    (shelf(run, "c1").path(newest) / STATE).write_bytes(b"")
+
+    changed = mach("resume", "test", "--runs", str(run.runs), "--config", "digits", "--set", "optimiser.lr=0.001")
+    assert changed.returncode == 2
+    assert "report.every_ms       100 → 500" in changed.stderr
+    assert "optimiser.lr" not in changed.stderr
+    assert "--set" in changed.stderr
+
+    more = launch("--set", "optimiser.lr=0.001", resume=True)
+    more.until(lambda status: all(row["step"] > rows[row["component"]]["step"] for row in status["components"]))
+    assert "checkpoint of step" in logs(run, "c1")
+    assert f"c0 from step {rows['c0']['step']}" in more.output
+    kill_launcher(more)
+    assert reports(run, "c1")[-1]["incarnation"] == 2
+    gone_back = next(report for report in reports(run, "c1") if report["incarnation"] == 2)
+    assert older < gone_back["step"] < newest + 2, "the damaged one was not used, the older one was"
+
+    reached = max(row["step"] for row in more.status()["components"])
+    last = launch("--steps", str(reached + 100), resume=True)
+    assert last.end() == 0, last.output
+    for row in last.status()["components"]:
+        name = row["component"]
+        assert (row["state"], row["incarnation"]) == ("finished", 3)
+        assert row["step"] == reached + 100
+        assert row["samples"] == 128 * row["step"]
+        assert 0 < row["child_steps"] <= row["step"]
+        lives = [report["incarnation"] for report in reports(run, name)]
+        assert lives == sorted(lives), "metrics are continued"
+        assert set(lives) == {1, 2, 3}
+        assert read_manifest(shelf(run, name).path(row["step"])).incarnation == 3
+        assert {path.suffix for path in (run.directory / "tensorboard" / name).iterdir()} == {".1", ".2", ".3"}
+    plans = sorted(path.name for path in (run.directory / "earlier").iterdir())
+    assert plans == ["plan-1.json", "plan-2.json"]
+    ids = {json.loads(path.read_text())["run_id"] for path in (run.directory / "earlier").iterdir()}
+    assert len(ids | {json.loads((run.directory / "plan.json").read_text())["run_id"]}) == 3
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[Path, str], None]]:
+    """Mounts small file systems, which are gone at the end."""
+    mounted: list[Path] = []
+
+    def mount(at: Path, options: str) -> None:
+        at.mkdir(exist_ok=True)
+        words = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(at)]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode != 0:
+            pytest.skip(f"needs to mount a small file system: {done.stderr.strip()}")
+        mounted.append(at)
+
+    yield mount
+    for at in filter(os.path.ismount, reversed(mounted)):
+        subprocess.run(["umount", "-l", str(at)], check=True)
+
+
+def test_a_disk_that_fills_up_or_turns_read_only_stops_no_training(
+    disk: Callable[[Path, str], None], launch: Launch, tmp_path: Path
+) -> None:
+    disk(tmp_path / "disk", "size=8m")
+    run = launch(
+        *("--components", "2", "--steps", "1000000", *QUICK, "--set", "checkpoint.every_s=0.2"), runs=tmp_path / "disk"
+    )
+    run.until(lambda status: all((row["checkpoint"]["step"] or 0) > 1 for row in status["components"]))
+    filler = tmp_path / "disk" / "filler"
+    with filler.open("wb", buffering=0) as file:
+        while file.write(bytes(1 << 20)) == 1 << 20:
+            continue
+    full_at = steps_shown(run)  # status.json lies on the full disk, too: the launcher's own lines tell
+    stuck = {name: shelf(run, name).sound(name) for name in ("c0", "c1")}
+    assert all(len(versions) == 2 for versions in stuck.values()), "the previous ones still load"
+    full_later = steps_shown(run)
+    assert all(full_later[name] > full_at[name] for name in stuck), "training goes on"
+    assert {name: shelf(run, name).versions() for name in stuck} == stuck, "the disk was full"
+    filler.unlink()
+    run.until(
+        lambda status: all(row["checkpoint"]["step"] > stuck[row["component"]][0] for row in status["components"])
+    )
+
+    folder = shelf(run, "c1").folder
+    disk(folder, "ro,size=64k")
+    status = run.until(lambda status: status["components"][1]["checkpoint"]["trouble"] != "")
+    assert "Read-only file system" in status["components"][1]["checkpoint"]["trouble"]
+    assert status["components"][0]["checkpoint"]["trouble"] == ""
+    assert "Read-only" in mach("status", "test", "--runs", str(run.runs)).stdout
+    before = status["components"][1]["step"]
+    run.until(lambda status: status["components"][1]["step"] > before)
+    subprocess.run(["umount", str(folder)], check=True)
+    run.until(lambda status: status["components"][1]["checkpoint"]["trouble"] == "")
+    os.kill(run.process.pid, signal.SIGINT)
+    assert run.end() == 130, run.output
+    log = logs(run, "c1")
+    assert log.count("Read-only file system") == 1, "said once"
+    assert "checkpoints are written again" in log
+
+
+def steps_shown(run: Launched) -> dict[str, int]:
+    """The next block of the launcher's own lines."""
+    steps: dict[str, int] = {}
+    assert run.process.stdout is not None
+    for line in run.process.stdout:
+        run.lines.append(line)
+        if found := re.search(r"(c\d) training step (\d[\d,]*)", line):
+            steps[found[1]] = int(found[2].replace(",", ""))
+        if len(steps) == 2:
+            return steps
+    raise AssertionError("the run ended:\n" + run.output)

@@ -1,0 +1,170 @@
+"""What a run goes on with: its own configuration, what --set allows, the next incarnation, the common step."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from configs.errors import ConfigError, RunError
+from configs.load import dump, load
+from mach.checkpoint import save_state
+from mach.recipes import RECIPES
+from mach.shelf import MANIFEST, Shelf
+from mach.state import State
+from workers.plan import Plan, make_plan
+from workers.resume import common_step, config_of, has_finished, recorded_plan, resumed_plan, same_devices, where
+from workers.rundir import RunDir
+from workers.status import Status
+
+WORDS = ("n_components=2", "optimiser.lr=0.002", "components.1.stub={latency_ms: 3}")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A run directory as a launch leaves it."""
+    run = RunDir(tmp_path / "run")
+    run.make()
+    keep_plan(run, plan_of(run, *WORDS))
+    return run
+
+
+def plan_of(run: RunDir, *settings: str, lockstep: bool = False) -> Plan:
+    config = load("digits", settings, RECIPES)
+    return make_plan(config, run="run", directory=run.path, sockets=run.path, lockstep=lockstep)
+
+
+def keep_plan(run: RunDir, plan: Plan) -> None:
+    run.config.write_text(dump(plan.config))
+    run.plan.write_bytes(msgspec.json.encode(plan))
+
+
+def save(run: RunDir, component: str, version: int, incarnation: int = 1) -> None:
+    save_state(
+        Shelf(run.checkpoints(component)),
+        State({"w": torch.zeros(1)}),
+        component=component,
+        version=version,
+        incarnation=incarnation,
+        config="",
+        keep=5,
+    )
+
+
+def status_of(**fields: object) -> Status:
+    given = {"run": "run", "state": "finished", "exit_code": 0, "components": [], "elapsed_s": 1.0, "started_at": 0.0}
+    return Status(**given | {"launcher_pid": 1, "launcher_started": 0.0, "written_at": 0.0} | fields)  # type: ignore[arg-type]
+
+
+def test_without_words_it_is_the_recorded_configuration(run: RunDir) -> None:
+    plan = recorded_plan(run)
+    assert config_of(plan, None, ()) == plan.config
+    run.config.unlink()
+    assert config_of(plan, None, ()) == plan.config
+
+
+def test_what_a_setting_names_may_change_and_nothing_else(run: RunDir, tmp_path: Path) -> None:
+    plan = recorded_plan(run)
+    config = config_of(plan, None, ("optimiser.lr=0.1", "bus={window: 5}", "components.1.stub.latency_ms=9"))
+    assert (config.optimiser.lr, config.bus.window) == (0.1, 5)
+    assert config.bus.timeout_ms == plan.config.bus.timeout_ms
+    file = tmp_path / "other.yaml"
+    file.write_text(run.config.read_text().replace("lr: 0.002", "lr: 0.1").replace("window: 2", "window: 3"))
+    with pytest.raises(ConfigError) as refused:
+        config_of(plan, str(file), ("optimiser.lr=0.3",))
+    text = str(refused.value)
+    assert "other.yaml" in text
+    assert "bus.window  2 → 3" in text
+    assert "optimiser" not in text
+    assert config_of(plan, str(file), ("optimiser.lr=0.3", "bus.window=3")).optimiser.lr == 0.3
+
+
+def test_a_config_yaml_that_was_edited_is_refused_by_name(run: RunDir) -> None:
+    run.config.write_text(run.config.read_text().replace("lr: 0.002", "lr: 0.1"))
+    with pytest.raises(ConfigError, match=r"config.yaml: is not what(.|\n)*optimiser.lr  0.002 → 0.1"):
+        config_of(recorded_plan(run), None, ())
+    assert config_of(recorded_plan(run), None, ("optimiser.lr=0.1",)).optimiser.lr == 0.1
+
+
+@pytest.mark.parametrize(
+    "setting", ["model.embedding=3", "n_components=3", "seed=9", "graph=chain", "data={split_seed: 4}"]
+)
+def test_what_would_be_another_run_is_refused_though_said(run: RunDir, setting: str) -> None:
+    with pytest.raises(ConfigError, match="another run"):
+        config_of(recorded_plan(run), None, (setting,))
+
+
+def test_mistakes_are_named(run: RunDir) -> None:
+    with pytest.raises(ConfigError, match="did you mean"):
+        config_of(recorded_plan(run), None, ("optimiser.rl=1",))
+    with pytest.raises(ConfigError, match=r"--set train.steps=no: train.steps"):
+        config_of(recorded_plan(run), None, ("train.steps=no",))
+    run.plan.write_text("{}")
+    with pytest.raises(RunError, match="no plan of this version"):
+        recorded_plan(run)
+    run.plan.unlink()
+    with pytest.raises(RunError, match="cannot be read"):
+        recorded_plan(run)
+
+
+def test_finished_is_finished_until_more_is_asked_for(run: RunDir) -> None:
+    old = load("digits", ("train.steps=100",), RECIPES)
+    done = status_of()
+    assert has_finished(done, old, old)
+    assert has_finished(done, old, load("digits", ("train.steps=90",), RECIPES))
+    assert not has_finished(done, old, load("digits", ("train.steps=101",), RECIPES))
+    timed = load("digits", ("train.minutes=2",), RECIPES)
+    assert not has_finished(done, old, timed)
+    assert has_finished(done, timed, timed)
+    assert not has_finished(done, timed, old)
+    assert not has_finished(status_of(state="stopped", exit_code=130), old, old)
+    assert not has_finished(status_of(exit_code=1), old, old), "a component had failed"
+
+
+def test_incarnations_count_on_from_wherever_they_were_seen(run: RunDir) -> None:
+    save(run, "c0", 10, incarnation=7)
+    save(run, "c0", 20, incarnation=3)
+    old = recorded_plan(run)
+    plan = resumed_plan(old, old.config, None, run.path / "sockets", ("cpu",))
+    assert [process.incarnation for process in plan.processes] == [8, 2]
+    assert plan.resumed
+    assert plan.resume_at is None
+    assert plan.run_id != old.run_id
+    assert plan.sockets == str(run.path / "sockets")
+    assert where(run, plan) == "run run goes on: c0 from step 20"
+    (Shelf(run.checkpoints("c0")).path(10) / MANIFEST).write_text("damaged")
+    plan = resumed_plan(old, old.config, None, run.path, ("cpu",))
+    assert [process.incarnation for process in plan.processes] == [4, 2]
+
+
+def test_lockstep_goes_on_from_the_newest_step_that_is_whole_in_all(run: RunDir) -> None:
+    old = plan_of(run, "n_components=2", lockstep=True)
+    keep_plan(run, old)
+    assert common_step(run, old) == 0
+    for component, versions in (("c0", (100, 200, 300)), ("c1", (100, 200))):
+        for version in versions:
+            save(run, component, version)
+    plan = resumed_plan(old, old.config, None, run.path, ("cpu",))
+    assert (plan.resume_at, plan.lockstep) == (200, True)
+    assert "from step 200" in where(run, plan)
+    manifest = Shelf(run.checkpoints("c1")).path(200) / MANIFEST
+    manifest.write_bytes(manifest.read_bytes()[:-1])
+    assert common_step(run, old) == 100
+
+
+def test_devices_are_those_it_had(run: RunDir) -> None:
+    plan = plan_of(run, "n_components=3")
+    assert same_devices(plan) == "cpu"
+    config = load("digits", ("n_components=3",), RECIPES)
+    dealt = make_plan(config, run="r", directory=run.path, sockets=run.path, devices=("0", "1"))
+    assert same_devices(dealt) == "0,1"
+
+
+def test_a_run_directory_is_taken_up_again_with_its_last_plan_put_by(run: RunDir) -> None:
+    run.metrics("c0").write_text("kept")
+    for number in (1, 2):
+        run.reopen()
+        assert (run.path / "earlier" / f"plan-{number}.json").read_bytes() == run.plan.read_bytes()
+    assert run.metrics("c0").read_text() == "kept"
+    with pytest.raises(FileExistsError):
+        run.make()
