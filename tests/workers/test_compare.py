@@ -90,6 +90,20 @@ def test_the_readings_are_those_of_the_saved_weights(tmp_path: Path) -> None:
     assert torch.isfinite(torch.tensor(result.readings["full"].bits))
 
 
+def test_backpropagation_over_the_bus_is_the_plain_loop(tmp_path: Path) -> None:
+    from mach import controls
+    from mach.data import load as load_data
+    from workers.compare import recipe
+
+    plain = config("backprop", 3, "n_components=3", "train.steps=30", "evaluate.every_steps=1000")
+    dataset = load_data(plain.data)
+    timing = Virtual(timing_of("3ms", "2ms", "5ms", [], 3))
+    over_the_bus = recipe(plain, dataset, timing, tmp_path / "run")
+    expected = controls.train("backprop", plain, dataset)
+    assert over_the_bus.readings["full"].bits == pytest.approx(expected.reading.bits, abs=1e-6)
+    assert over_the_bus.multiply_adds == pytest.approx(expected.multiply_adds, rel=0.02)
+
+
 def point(seconds: float, step: int, student: float, child: float | None = None) -> Point:
     bits = None if child is None else 1.0 - child
     return Point(seconds=seconds, step=step, student=student, child=child, student_bits=2.0 - student, child_bits=bits)
