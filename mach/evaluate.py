@@ -8,7 +8,7 @@ Shapes: N samples of the test set, B batch, K classes.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,9 +63,16 @@ class Exam:
         """Whether nothing is left to be asked or answered."""
         return not any(self._open.values())
 
-    def begin(self, version: int, *, ask: bool = True) -> None:
-        """Measure with the student now and, if `ask`, start over with the children; else go on with what runs."""
-        student = sum(self._count(x, y, {}) for x, y in zip(self.inputs, self.labels, strict=True)) / self.samples
+    def begin(self, version: int, *, ask: bool = True, pulse: Callable[[], None] = lambda: None) -> None:
+        """Measure with the student now and, if `ask`, start over with the children; else go on with what runs.
+
+        `pulse` is called after every part of the test set: progress, for whoever watches.
+        """
+        right = 0
+        for x, y in zip(self.inputs, self.labels, strict=True):
+            right += self._count(x, y, {})
+            pulse()
+        student = right / self.samples
         self.result = Accuracy(student, None if self.result is None else self.result.child, version)
         if not ask:
             return

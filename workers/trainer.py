@@ -9,6 +9,7 @@ sockets and files; `Trainer` knows neither and also runs on the virtual bus.
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import assert_never
 
@@ -204,6 +205,7 @@ class Life:
         self.accuracy: Accuracy | None = None
         self.orders: set[str] = set()
         self.started = trainer.mailbox.now()
+        self.pulse = partial(self.report_if_due, "training", "examines itself")  # it may take longer than many steps
         self.first = 1
         """Version after the first step of this life."""
 
@@ -237,7 +239,7 @@ class Life:
             self.journal.note(step, now)
             self.note_exam()
             if exam is not None and step.version % self.config.evaluate.every_steps == 0:
-                exam.begin(learner.version, ask=exam.done and not self.plan.lockstep)
+                exam.begin(learner.version, ask=exam.done and not self.plan.lockstep, pulse=self.pulse)
                 self.note_exam()
             if learner.version == self.first or self.journal.due(now):
                 self.report("training")
@@ -294,7 +296,7 @@ class Life:
         if exam is None:
             return
         mailbox = self.trainer.mailbox
-        exam.begin(self.trainer.learner.version)
+        exam.begin(self.trainer.learner.version, pulse=self.pulse)
         start, patience_s = mailbox.now(), 2 * self.config.bus.timeout_ms / 1000
         while not exam.done and not self.stopped():
             reachable = any(edge.role == "child" and edge.state == "open" for edge in every_edge(mailbox))

@@ -53,6 +53,12 @@ def test_without_children_the_student_path_is_all_there_is() -> None:
     assert exam.result.student == pytest.approx(accuracy(exam.component, {}))
 
 
+def test_every_part_is_progress() -> None:
+    parts: list[int] = []
+    exam_of("c1").begin(7, pulse=lambda: parts.append(1))
+    assert len(parts) == 3  # of 10 samples in parts of 4
+
+
 def test_both_accuracies_are_those_of_the_whole_test_set() -> None:
     exam = exam_of("c1", "c2")
     exam.begin(7)

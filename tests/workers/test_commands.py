@@ -1,0 +1,74 @@
+"""What the commands read from a run's files, without any process."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from bus import address
+from configs.errors import RunError
+from workers.commands import log_lines, restart, stop
+from workers.rundir import RunDir
+from workers.status import RunState, Status, boot, write
+
+
+def status(state: RunState) -> Status:
+    return Status(
+        run="r",
+        state=state,
+        launcher_pid=os.getpid(),
+        launcher_started=address.started(os.getpid()),
+        boot=boot(),
+        started_at=0.0,
+        written_s=time.monotonic(),
+        elapsed_s=1.0,
+        components=[],
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    run = RunDir(tmp_path / "r")
+    run.make()
+    for name in ("c0.1", "c1.2", "c1.10", "c1.1", "c10.1", "launcher"):
+        (run.path / "logs" / f"{name}.log").write_text(f"of {name}\n")
+    write(run, status("finished"))
+    return run
+
+
+def test_logs_come_by_component_and_then_by_life(run: RunDir) -> None:
+    names = [line.split()[0] for line in log_lines(run, None, follow=False)]
+    assert names == ["c0.1", "c1.1", "c1.2", "c1.10", "c10.1", "launcher"]
+
+
+@pytest.mark.parametrize(("only", "count"), [("c1", 3), ("c1.2", 1), ("launcher", 1)])
+def test_one_component_or_one_life_of_it(run: RunDir, only: str, count: int) -> None:
+    lines = list(log_lines(run, only, follow=False))
+    assert len(lines) == count
+    assert all(line.startswith(only) for line in lines)
+
+
+def test_one_that_is_not_there_is_named_with_those_that_are(run: RunDir) -> None:
+    with pytest.raises(RunError, match=r"no log of 'c2'; there are: c0\.1, c1\.1"):
+        list(log_lines(run, "c2", follow=False))
+
+
+def test_who_follows_sees_lives_that_begin_later_and_whole_lines_only(run: RunDir) -> None:
+    write(run, status("training"))
+    lines = log_lines(run, "c0", follow=True)
+    assert next(lines) == "c0.1  of c0.1"
+    with run.log("c0", 1).open("a") as log:
+        log.write("half")
+    run.log("c0", 2).write_text("anew\n")
+    assert next(lines) == "c0.2  anew"
+    with run.log("c0", 1).open("a") as log:
+        log.write(" a line\n")
+    write(run, status("finished"))
+    assert list(lines) == ["c0.1  half a line"]
+
+
+def test_what_has_ended_can_be_stopped_again_and_not_restarted(run: RunDir) -> None:
+    assert stop(run, 15) == "run r has finished already"  # type: ignore[arg-type]
+    with pytest.raises(RunError, match="nothing to restart"):
+        restart(run, "c0")
