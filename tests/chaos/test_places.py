@@ -16,8 +16,6 @@ from bus import address
 from chaos.storm import Row, statuses
 from conftest import Launched
 
-pytestmark = pytest.mark.chaos
-
 Launch = Callable[..., Launched]
 QUICK = ("--set", "report.every_ms=100")
 SHM = Path("/dev/shm")
@@ -40,6 +38,7 @@ def elsewhere() -> Iterator[Path]:
     shutil.rmtree(base)
 
 
+@pytest.mark.chaos
 def test_another_file_system_and_a_difficult_name(launch: Launch, elsewhere: Path) -> None:
     words = ("--components", "2", "--steps", "400", *QUICK, "--set", "checkpoint.every_s=0.2")
     run = launch(*words, name="größter Versuch", runs=elsewhere)
@@ -51,6 +50,7 @@ def test_another_file_system_and_a_difficult_name(launch: Launch, elsewhere: Pat
     assert "goes on from its checkpoint" in (run.directory / "logs" / "c1.2.log").read_text()
 
 
+@pytest.mark.chaos
 def test_of_two_launches_with_one_name_one_is_refused(launch: Launch) -> None:
     both = [launch("--components", "2", "--steps", "20", *QUICK) for _ in range(2)]
     codes = [run.end() for run in both]
@@ -61,6 +61,7 @@ def test_of_two_launches_with_one_name_one_is_refused(launch: Launch) -> None:
     assert both[0].status()["state"] == "finished"
 
 
+@pytest.mark.chaos
 def test_thirty_two_components_on_two_cores(launch: Launch) -> None:
     sizes = ("train.batch_size=16", "model.joiner=[16]", "model.student=[16]", "evaluate.every_steps=1000000")
     words = [word for size in sizes for word in ("--set", size)]
@@ -71,6 +72,7 @@ def test_thirty_two_components_on_two_cores(launch: Launch) -> None:
     assert all((row["state"], row["step"], row["restarts"]) == ("finished", 60, 0) for row in rows)
 
 
+@pytest.mark.chaos
 def test_files_that_cannot_be_written_stop_nobody_and_are_written_again(launch: Launch) -> None:
     """The whole run directory becomes a file, so that nothing in it can be opened, by no user; then it is back."""
     run = launch("--components", "2", "--minutes", "5", *QUICK, "--set", "checkpoint.every_s=0.2")
@@ -132,6 +134,7 @@ def session_of(process: psutil.Process) -> int:
         return 0
 
 
+@pytest.mark.chaos
 def test_launches_and_stops_in_a_row_leave_nothing(tmp_path: Path) -> None:
     in_a_row(tmp_path, 3)
 

@@ -10,8 +10,6 @@ import pytest
 from chaos.storm import Row, Storm, on_path, statuses, weather
 from conftest import Launched
 
-pytestmark = pytest.mark.chaos
-
 Launch = Callable[..., Launched]
 WINDOW = 2
 PACE_S = 0.04
@@ -35,6 +33,7 @@ def begin(
     return run
 
 
+@pytest.mark.chaos
 def test_twenty_kills_in_a_minute(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run without kills, whose accuracy is the measure, goes on at the same time and takes its time from nobody:
     the one with kills sleeps for most of it."""
