@@ -12,13 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bus import address
 from chaos.storm import Row, statuses
 from conftest import Launched
 
 Launch = Callable[..., Launched]
 QUICK = ("--set", "report.every_ms=100")
 SHM = Path("/dev/shm")
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
 
 def row_of(status: Row, name: str) -> Row:
@@ -99,31 +99,31 @@ def test_files_that_cannot_be_written_stop_nobody_and_are_written_again(launch: 
     assert run.end() == 130, run.output
 
 
-def traces() -> set[str]:
-    """What launches may leave outside of their run directories: sockets, shared memory, files for a while."""
-    places = (address.base(), SHM, Path(tempfile.gettempdir()))
-    return {str(path) for place in places for path in place.glob("*mach*")} | {str(path) for path in SHM.iterdir()}
-
-
 def in_a_row(tmp_path: Path, times: int) -> None:
     """Launch, and end by each of three ways in turn. No process of any session is left, and nothing that was made."""
-    before = traces()
-    for number in range(times):
-        command = [sys.executable, "-m", "mach", "launch", "--name", f"run-{number}", "--runs", str(tmp_path)]
-        command += ["--components", "2", "--minutes", "5", *QUICK]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as launcher:
-            assert launcher.stdout is not None
-            assert any(" training " in line for line in launcher.stdout), "it has begun"
-            processes = psutil.Process(launcher.pid).children(recursive=True)
-            assert len(processes) >= 3, "two components, and the process that starts them"
-            launcher.send_signal((signal.SIGINT, signal.SIGTERM, signal.SIGKILL)[number % 3])
-            launcher.stdout.read()
-        psutil.wait_procs(processes, timeout=10)
-        assert [process for process in psutil.process_iter() if session_of(process) == launcher.pid] == []
-        shutil.rmtree(tmp_path / f"run-{number}")
-    # what a killed launcher could not remove, the next launch does
-    assert subprocess.run([*command[:5], "last", *command[6:-6], "--components", "1", "--steps", "1"]).returncode == 0
-    assert traces() - before <= {str(address.base())}
+    runs, shared = tmp_path / "runs", set(SHM.iterdir())
+    with tempfile.TemporaryDirectory(prefix="mach-test-") as private:  # short enough for sockets
+        places = {**os.environ, "TMPDIR": private, "XDG_RUNTIME_DIR": private}
+        for number in range(times):
+            command = [sys.executable, "-m", "mach", "launch", "--name", "one", "--runs", str(runs), *QUICK]
+            command += ["--components", "2", "--minutes", "5"]
+            with subprocess.Popen(
+                command, stdout=subprocess.PIPE, text=True, env=places, start_new_session=True
+            ) as launcher:
+                assert launcher.stdout is not None
+                assert any(" training " in line for line in launcher.stdout), "it has begun"
+                processes = psutil.Process(launcher.pid).children(recursive=True)
+                assert len(processes) >= 3, "two components, and the process that starts them"
+                launcher.send_signal(ENDS[number % len(ENDS)])
+                launcher.stdout.read()
+            psutil.wait_procs(processes, timeout=10)
+            assert [process for process in psutil.process_iter() if session_of(process) == launcher.pid] == []
+            shutil.rmtree(runs / "one")
+        # what a killed launcher could not remove, the next one does
+        last = [sys.executable, "-m", "mach", "launch", "--runs", str(runs), "--components", "1", "--steps", "1"]
+        assert subprocess.run(last, env=places, capture_output=True).returncode == 0
+        assert list(Path(private).iterdir()) == []
+    assert set(SHM.iterdir()) <= shared
 
 
 def session_of(process: psutil.Process) -> int:
