@@ -50,6 +50,7 @@ def test_another_file_system_and_a_difficult_name(launch: Launch, elsewhere: Pat
     assert "goes on from its checkpoint" in (run.directory / "logs" / "c1.2.log").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 def test_of_two_launches_with_one_name_one_is_refused(launch: Launch) -> None:
     both = [launch("--components", "2", "--steps", "20", *QUICK) for _ in range(2)]
@@ -61,6 +62,7 @@ def test_of_two_launches_with_one_name_one_is_refused(launch: Launch) -> None:
     assert both[0].status()["state"] == "finished"
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 def test_thirty_two_components_on_two_cores(launch: Launch) -> None:
     sizes = ("train.batch_size=16", "model.joiner=[16]", "model.student=[16]", "evaluate.every_steps=1000000")
