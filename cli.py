@@ -8,53 +8,25 @@ done, 2 cannot be done, 3 no such run, 130 interrupted.
 """
 
 import importlib.metadata
-import os
 import signal
-import tempfile
-import traceback
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
+from click.core import ParameterSource
 
-from configs.errors import ConfigError, MachError, RunError
-from configs.load import dump, load, shipped
+from configs.errors import ConfigError, RunError
+from configs.load import dump
 from configs.tree import Config
 from mach.recipes import RECIPES
 from workers import chaos as faults
 from workers import commands, screen, victims
+from workers.options import CONFIGURATION, CONFIGURED, RUN, RUNS, TIMED, TIMING, Group, options
 from workers.status import every_run, exit_code_of, find_run, read
+from workers.timing import timing_of
 from workers.verdict import exits_help
-
-RUNS = click.option(
-    "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where runs lie."
-)
-RUN = click.argument("run", required=False)
-
-
-class Group(click.Group):
-    """Turns our errors into one sentence and their exit code; a surprise into one line and a file."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except MachError as error:
-            click.echo(f"mach: {error}", err=True)
-            ctx.exit(error.exit_code)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
-            raise
-        except Exception as error:
-            if os.environ.get("MACH_DEBUG"):
-                raise
-            with tempfile.NamedTemporaryFile("w", prefix="mach-", suffix=".traceback", delete=False) as file:
-                traceback.print_exc(file=file)
-            click.echo(
-                f"mach: {type(error).__name__}: {error}; the traceback is in {file.name}, please report it", err=True
-            )
-            ctx.exit(2)
+from workers.words import configured, fresh_name, lengths
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -71,24 +43,10 @@ def cli() -> None:
 
 
 @cli.command(epilog="\b\n" + exits_help())
-@click.option(
-    "--config",
-    "config_name",
-    default="digits",
-    show_default=True,
-    metavar="FILE|NAME",
-    help="YAML file, or one of: " + ", ".join(shipped()) + ".",
-)
-@click.option("--components", type=click.IntRange(min=1), help="How many components.")
+@options(CONFIGURATION)
 @click.option("--gpus", metavar="0,1,…|cpu", help="Devices to deal, round-robin; default: all there are, else the CPU.")
 @click.option("--name", help="Name of the run; default: configuration and time.")
 @RUNS
-@click.option("--seed", type=int, help="Seed of weights and data order.")
-@click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one key of the configuration; repeatable."
-)
-@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps of every component.")
-@click.option("--minutes", type=float, help="Train for this long instead.")
 @click.option("--lockstep", is_flag=True, help="Every step waits for its messages: slow, exact, for comparison.")
 @click.option(
     "--max-restarts", type=click.IntRange(min=0), help="Most restarts of one component after failures; default 100."
@@ -112,12 +70,7 @@ def launch(ctx: click.Context, /, *, runs: Path, name: str | None, detach: bool,
     """
     if not dry_run and not detach:
         commands.warm()
-    config = configured(
-        **{
-            key: words[key]
-            for key in ("config_name", "components", "seed", "settings", "steps", "minutes", "max_restarts")
-        }
-    )
+    config = configured(**{key: words[key] for key in (*CONFIGURED, "max_restarts")})
     name = name or fresh_name(words["config_name"], runs)
     commands.check_name(runs, name)
     devices = commands.choose_devices(words["gpus"])
@@ -157,6 +110,80 @@ def resume(ctx: click.Context, /, *, run: str | None, runs: Path, file: str | No
     """
     settings = (*words["settings"], *lengths(words["steps"], words["minutes"]))
     ctx.exit(commands.resume(commands.resumable(runs, run), file, settings, words["gpus"]))
+
+
+@cli.command(name="simulate")
+@options(CONFIGURATION)
+@options(TIMING)
+@click.option("--lockstep", is_flag=True, help="Every step waits for its messages.")
+@click.option("--target", type=click.FloatRange(0, 1), help="Accuracy whose time is printed; default: several.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="All of it as JSON: status, curves, staleness by version, digest."
+)
+def simulated(**words: Any) -> None:
+    """Train in one process and in virtual time: as a launch, exact, and the same on every run.
+
+    Learners, mailboxes and examinations are those of a launch; messages take as long as you say, and nobody waits
+    for the clock. Prints the table of mach status, and the virtual time to accuracies. Leaves no run behind.
+
+    \b
+    Examples:
+      mach simulate --components 64
+      mach simulate --latency 50ms --jitter 10ms --compute 5ms,c2=50ms
+      mach simulate --latency 8steps --straggler c1=10x --steps 300 --json
+    """
+    from workers import show
+
+    config = configured(**{key: words.pop(key) for key in CONFIGURED})
+    timing = timing_of(**{key: words.pop(key) for key in TIMED}, n_components=config.n_components)
+    show.simulation(config, timing, **words)
+
+
+@cli.command()
+@click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...", type=click.Choice(list(RECIPES)))
+@options(CONFIGURATION)
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="How many, from --seed on.")
+@click.option("--simulate", "virtual", is_flag=True, help="In virtual time; without, in real processes.")
+@options(TIMING)
+@click.option("--gpus", metavar="0,1,…|cpu", help="Devices of real processes; default: all there are, else the CPU.")
+@click.option("--target", type=float, help="Accuracy, 0 to 1, or bits; default: what one alone ends with.")
+@click.option("--json", "as_json", is_flag=True, help="By recipe loss_bits, loss_bits_student, …; gap_closed.")
+@click.option("--png", type=click.Path(path_type=Path, dir_okay=False), help="Draw the curves, with matplotlib.")
+@RUNS
+@click.pass_context
+def compare(ctx: click.Context, /, recipes: tuple[str, ...], *, runs: Path, gpus: str | None, **words: Any) -> None:
+    """Train recipes side by side, on the same data, sizes, seeds and steps, and beside the honest controls.
+
+    Controls are plain loops in one process: backpropagation of the same depth; one component alone; one alone with
+    encoder and student trained on the labels; one as large as all; as many independent ones, averaged. The graph is a
+    chain, unless --set graph says otherwise.
+
+    \b
+    Examples:
+      mach compare mach --components 3 --steps 300 --simulate
+      mach compare mach-stream dgl ddg backprop --config bytes-lm --simulate --json
+      mach compare mach ddg --seeds 3 --simulate --latency 8steps --straggler c1=10x --png curves.png
+    """
+    from workers import show
+    from workers.compare import Real, Virtual
+
+    given = {key: words.pop(key) for key in CONFIGURED}
+    first = configured(**given)
+    virtual, times = words.pop("virtual"), {key: words.pop(key) for key in TIMED}
+    if not virtual and (said := [key for key in TIMED if ctx.get_parameter_source(key) is ParameterSource.COMMANDLINE]):
+        raise ConfigError(f"--{said[0].rstrip('s')}: only virtual time goes as told; add --simulate, or leave it out")
+
+    def recipe(name: str, seed: int) -> Config:
+        settings = (f"recipe={name}", "graph=chain", *given["settings"])
+        return configured(**given | {"settings": settings, "seed": first.seed + seed})
+
+    if virtual:
+        runner: Virtual | Real = Virtual(timing_of(**times, n_components=first.n_components))
+        show.comparison(recipes, recipe, runner, None, **words)
+    else:
+        commands.warm()
+        runner = Real(commands.choose_devices(gpus))
+        show.comparison(recipes, recipe, runner, runs / fresh_name("compare", runs), **words)
 
 
 @cli.command(epilog="\b\n" + screen.fields_help().replace("\n\n", "\n\n\b\n"))
@@ -346,34 +373,3 @@ def new(directory: Path) -> None:
 
     files.save(directory, curve.new_keys())
     click.echo(f"{directory}: new keys; use them with --set bus.transport=tcp --set bus.keys={directory}")
-
-
-def configured(
-    config_name: str,
-    components: int | None,
-    seed: int | None,
-    settings: tuple[str, ...],
-    steps: int | None,
-    minutes: float | None,
-    max_restarts: int | None,
-) -> Config:
-    """The configuration that the options describe; options win over `--set`, which wins over the file."""
-    options = {"n_components": components, "seed": seed, "supervise.max_restarts": max_restarts}
-    given = [f"{key}={value}" for key, value in options.items() if value is not None]
-    return load(config_name, (*settings, *given, *lengths(steps, minutes)), RECIPES)
-
-
-def lengths(steps: int | None, minutes: float | None) -> list[str]:
-    """--steps and --minutes as settings."""
-    if steps is not None and minutes is not None:
-        raise ConfigError("--steps and --minutes: give one of them")
-    if steps is not None:
-        return [f"train.steps={steps}", "train.minutes=null"]
-    return [] if minutes is None else [f"train.minutes={minutes}"]
-
-
-def fresh_name(config_name: str, runs: Path) -> str:
-    """Configuration and time; with a number behind it where that is taken."""
-    base = f"{Path(config_name).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    names = [base, *(f"{base}-{number}" for number in range(2, 1000))]
-    return next(name for name in names if not (runs / name).exists())

@@ -49,7 +49,7 @@ def block(trainer: Trainer, steps: int, keeper: Keeper | None) -> tuple[float, l
     start = time.perf_counter()
     for _ in range(steps):
         step = trainer.learner.step(next(trainer.batches), 0.0)
-        if keeper is None:
+        if keeper is None or step is None:
             continue
         now = time.perf_counter()
         if keeper.due(step.version, now):

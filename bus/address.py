@@ -4,6 +4,8 @@
         owner                        pid and start time of the process that keeps the run
         c0-1.sock                    ipc socket of c0, incarnation 1
         c0.at                        where c0 is bound now: its endpoint; replaced atomically
+        c0.life                      incarnation of c0 that lives now: nobody else can write it, so strangers cannot
+                                     speak for a life to come
 
 Knows no ZeroMQ. Laws: an address is never guessed and never reused: the kernel or the incarnation makes it,
 its owner publishes it after binding (a second bind of one ipc path succeeds and steals it). Nobody but the user
@@ -111,6 +113,26 @@ def mark_of(directory: Path, name: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_ino
+
+
+def announce(directory: Path, name: str, incarnation: int) -> None:
+    """Tell which life of `name` is the present one; before it says anything to anybody."""
+    _replace(directory / f"{name}.life", str(incarnation))
+
+
+def life_of(directory: Path, name: str) -> int:
+    """The newest incarnation of `name` that was announced, 0 if none was."""
+    try:
+        text = (directory / f"{name}.life").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return 0
+    return int(text) if text.isdecimal() else 0
+
+
+def depart(directory: Path, name: str, incarnation: int) -> None:
+    """Take back what was announced, unless a later life has announced itself since."""
+    if life_of(directory, name) == incarnation:
+        (directory / f"{name}.life").unlink(missing_ok=True)
 
 
 def _abandoned(directory: Path) -> bool:

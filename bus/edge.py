@@ -26,6 +26,8 @@ MEMORY = 4
 WINDOW_CAP = 4096
 """A larger window in a peer's hello is read as this."""
 
+_OPEN = State.OPEN
+
 
 class ParentEnd(End):
     """The end that asks, greets, and pays gradients."""
@@ -50,17 +52,17 @@ class ParentEnd(End):
 
     def room(self) -> bool:
         """Whether one more activation fits into the window of an open edge."""
-        return self.state is State.OPEN and len(self._flying) < self.window
+        return self.state is _OPEN and len(self._flying) < self.window
 
     def check_ask(self, id: int, now: float) -> None:
         """Raise a ValueError if activation `id` may not leave: no room, or in flight already."""
-        if not self.room() or id in self._flying:
+        if self.state is not _OPEN or len(self._flying) >= self.window or id in self._flying:
             places = f"{len(self._flying)} of {self.window} in flight"
             raise ValueError(f"activation {id} has no room ({places}): {self.tell(now)}")
 
     def ask(self, id: int, owes: bool, now: float) -> None:
         """An activation has left."""
-        self.note(now, "asked", id)
+        self.story.append((now, "asked", id))
         self.asked += 1
         self._flying[id] = now, owes
 
@@ -72,13 +74,14 @@ class ParentEnd(End):
 
     def pay(self, id: int, now: float) -> None:
         """A gradient has left."""
-        self.note(now, "paid", id)
+        self.story.append((now, "paid", id))
         del self._debts[id]
 
     def age(self, taken: Taken, now: float) -> Age:
         """Of a target: a lower bound in versions, and the exact time since its activation left."""
-        newest = taken.version if self.version is None else self.version
-        return Age(max(newest - taken.version, 0), 0.0 if taken.left_s is None else now - taken.left_s)
+        version, left_s = taken
+        newest = version if self.version is None else self.version
+        return Age(newest - version, 0.0 if left_s is None else now - left_s)
 
     def expire(self, now: float) -> int:
         """Give back the places of activations that nobody answered in time; how many."""
@@ -136,12 +139,12 @@ class ParentEnd(End):
             self._knock_s = min(2 * self._knock_s, max(KNOCK_CAP_S, self.terms.hello_s))
 
     def _take(self, header: Header, now: float) -> Taken | Fate | None:
-        match header.kind:
+        match header.preamble.kind:
+            case Kind.TARGET:
+                return self._target(header)
             case Kind.HELLO:
                 self._greeted(header, now)
                 return None
-            case Kind.TARGET:
-                return self._target(header)
             case Kind.BYE:
                 self._step(Event.BYE)
                 self._empty(Fate.BYE)
@@ -156,7 +159,7 @@ class ParentEnd(End):
 
     def _greeted(self, header: Header, now: float) -> None:
         self._knock_s = self.terms.hello_s
-        if header.heard == self.terms.incarnation:
+        if header.preamble.heard == self.terms.incarnation:
             self._step(Event.GREETED)
             return
         # it knows nothing of us: what is in flight will not be answered, and it waits for our hello
@@ -165,19 +168,22 @@ class ParentEnd(End):
         self._knock_at = now
 
     def _target(self, header: Header) -> Taken | Fate:
-        if self.state is State.CLOSED:
-            return Fate.CLOSED
-        self._step(Event.HEARD)
-        self.version = max(self.version or 0, header.version)
-        if header.id not in self._flying:
-            if header.id not in self._past:
+        if self.state is not _OPEN:
+            if self.state is State.CLOSED:
+                return Fate.CLOSED
+            self._step(Event.HEARD)
+        id, version = header.id, header.version
+        if self.version is None or version > self.version:
+            self.version = version
+        if id not in self._flying:
+            if id not in self._past:
                 return Fate.UNASKED
-            return Fate.DUPLICATE if self._past[header.id] is None else Fate.LATE
-        left, owes = self._end(header.id, None)
+            return Fate.DUPLICATE if self._past[id] is None else Fate.LATE
+        left_s, owes = self._end(id, None)
         self.answered += 1
         if owes:
-            _remember(self._debts, header.id, header.version, self.window)
-        return Taken(header.version, left)
+            _remember(self._debts, id, version, self.window)
+        return Taken(version, left_s)
 
     def _born(self) -> None:
         self._empty(Fate.RESET)
@@ -220,7 +226,7 @@ class ChildEnd(End):
 
     def answer(self, id: int, version: int, now: float) -> None:
         """A target has left."""
-        self.note(now, "answered", id)
+        self.story.append((now, "answered", id))
         if self._asked.pop(id):
             _remember(self._loans, id, version, self.window)
 
@@ -243,9 +249,11 @@ class ChildEnd(End):
         return there
 
     def _take(self, header: Header, now: float) -> Taken | Fate | None:
-        match header.kind:
+        match header.preamble.kind:
+            case Kind.ACTIVATION | Kind.GRADIENT | Kind.TARGET:
+                return self._message(header, now)
             case Kind.HELLO:
-                self.window = max(1, min(header.window, WINDOW_CAP))
+                self.window = max(1, min(header.preamble.window, WINDOW_CAP))
                 self._step(Event.GREETED)
                 self._replies.append(Kind.HELLO)
                 return None
@@ -257,20 +265,20 @@ class ChildEnd(End):
             case Kind.BYE_ACK:
                 self.acknowledged = self.left
                 return None
-            case _:
-                return self._message(header, now)
 
     def _message(self, header: Header, now: float) -> Taken | Fate:
-        if self.state is State.CLOSED:
-            return Fate.CLOSED
-        if self.state is State.KNOCKING:
-            if now - self._asked_back_at >= self.terms.hello_s:
-                self._asked_back_at = now
-                self._replies.append(Kind.HELLO)
-            return Fate.UNANNOUNCED
-        self._step(Event.HEARD)
-        if header.kind == Kind.ACTIVATION:
-            self.version = max(self.version or 0, header.version)
+        if self.state is not _OPEN:
+            if self.state is State.CLOSED:
+                return Fate.CLOSED
+            if self.state is State.KNOCKING:
+                if now - self._asked_back_at >= self.terms.hello_s:
+                    self._asked_back_at = now
+                    self._replies.append(Kind.HELLO)
+                return Fate.UNANNOUNCED
+            self._step(Event.HEARD)
+        if header.preamble.kind is Kind.ACTIVATION:
+            if self.version is None or header.version > self.version:
+                self.version = header.version
             return self._ask(header)
         return self._gradient(header)
 
@@ -279,11 +287,11 @@ class ChildEnd(End):
             return Fate.DUPLICATE
         while len(self._asked) >= self.window:  # more than W asked: the parent has given up on the oldest
             self._asked.popitem(last=False)
-        self._asked[header.id] = header.owes
+        self._asked[header.id] = header.preamble.owes
         return Taken(header.version)
 
     def _gradient(self, header: Header) -> Taken | Fate:
-        if header.kind != Kind.GRADIENT or self._loans.get(header.id) != header.version:
+        if header.preamble.kind != Kind.GRADIENT or self._loans.get(header.id) != header.version:
             return Fate.UNASKED
         del self._loans[header.id]
         return Taken(header.version)
@@ -298,7 +306,8 @@ Edge = ParentEnd | ChildEnd
 
 def _remember(memory: "OrderedDict[int, V]", id: int, what: V, window: int) -> None:
     """Keep the newest few."""
-    memory.pop(id, None)
     memory[id] = what
-    while len(memory) > max(MEMORY * window, 16):
+    memory.move_to_end(id)
+    kept = MEMORY * window
+    while len(memory) > kept and len(memory) > 16:
         memory.popitem(last=False)

@@ -1,15 +1,17 @@
 """What both ends of an edge share: the peer's life, its sequence, ours, the story. See `bus/edge.py`.
 
 Knows no socket, no clock and no tensor; `now` is an argument, in seconds. Laws: nothing is accepted twice, out
-of order, or from an earlier life of the peer; every frame that is not accepted is counted under one `Fate`.
+of order, or from an earlier life of the peer; every frame that is not accepted is counted under one `Fate`, or as
+spoilt by whoever found it so.
 """
 
 from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict, deque
 
-from bus.mailbox import EdgeView, Role
+from bus.mailbox import EdgeView, Peer, Role
 from bus.rules import NO_RULES, Event, Fate, Rules, State, Taken, Terms
-from bus.wire import Header, Kind
+from bus.wire import Header, Kind, tag
+from mach.messages import Age
 
 
 class End(ABC):
@@ -20,6 +22,9 @@ class End(ABC):
 
     def __init__(self, peer: str, terms: Terms, dropped: Counter[str]) -> None:
         self.peer = peer
+        self.tag = tag(peer)
+        self.address = Peer(self.role, peer)
+        """Where its frames go: to its present life."""
         self.terms = terms
         self.window = terms.window
         self.dropped = dropped
@@ -33,7 +38,8 @@ class End(ABC):
         self.acknowledged = False  # and was answered, or the peer itself left
         self.story: deque[tuple[float, str, int]] = deque(maxlen=16)
         self._last = 0
-        self._gaps: OrderedDict[int, None] = OrderedDict()
+        self._gaps: OrderedDict[int, None] = OrderedDict()  # counted as lost, and may still come
+        self._spoilt = 0  # frames of the peer, since the last that was fresh, of which nobody can tell the sequence
         self._replies: list[Kind] = []
 
     def replies(self) -> list[Kind]:
@@ -80,16 +86,28 @@ class End(ABC):
     def hear(self, header: Header, now: float) -> Taken | Fate | None:
         """The verdict on an inspected frame: a message that counts, a drop, or None for a control frame.
 
-        Drops are counted here. Whoever calls sends `replies()` afterwards.
+        Drops are counted here. Whoever calls sends `replies()` afterwards; a message that counts has none.
         """
-        self.note(now, header.kind, header.id)
-        verdict: Taken | Fate | None = self._fresh(header, now)
+        self.story.append((now, header.preamble.kind, header.id))
+        verdict: Taken | Fate | None = None
+        if header.preamble.incarnation == self.incarnation and header.sequence == self._last + 1:
+            self._last = header.sequence  # nearly always
+        else:
+            verdict = self._fresh(header, now)
         if verdict is None:
             self.heard_at = now
             verdict = self._take(header, now)
         if isinstance(verdict, Fate):
             self._drop(verdict)
         return verdict
+
+    def spoilt(self) -> None:
+        """A frame has come from the peer that cannot be read, and was counted: its sequence is not lost as well."""
+        self._spoilt += 1
+
+    def age(self, taken: Taken, now: float) -> Age | None:
+        """How old a message is that counts, if it answers one of ours."""
+        return None
 
     @abstractmethod
     def _take(self, header: Header, now: float) -> Taken | Fate | None:
@@ -101,14 +119,16 @@ class End(ABC):
 
     def _fresh(self, header: Header, now: float) -> Fate | None:
         """Whether a frame is of the peer's present life, and next in its sequence."""
-        if header.incarnation < self.incarnation:
+        if header.preamble.incarnation < max(self.incarnation, 1):  # lives begin with 1: a 0 is none
             return Fate.STALE
-        if header.incarnation > self.incarnation:
-            self.note(now, "incarnation", header.incarnation)
+        if header.preamble.incarnation > self.incarnation:
+            self.note(now, "incarnation", header.preamble.incarnation)
             self._born()
-            self.incarnation, self.version = header.incarnation, None
+            self.incarnation, self.version = header.preamble.incarnation, None
+            self.address = Peer(self.role, self.peer, self.incarnation)
             self._last = header.sequence - 1  # what it said before we listened is not lost
             self._gaps.clear()
+            self._spoilt = 0
             self._step(Event.STRANGER)
         return self._next(header.sequence)
 
@@ -116,10 +136,12 @@ class End(ABC):
         if sequence <= self._last:
             was_lost = sequence in self._gaps
             self._gaps.pop(sequence, None)
+            self._drop(Fate.LOST, -1 if was_lost else 0)  # each is counted once
             return Fate.REORDERED if was_lost else Fate.DUPLICATE
-        missing = sequence - self._last - 1
-        if missing:
-            self.dropped[Fate.LOST.value] += missing
+        missing, spoilt = sequence - self._last - 1, self._spoilt
+        self._spoilt = 0
+        self._drop(Fate.LOST, max(missing - spoilt, 0))
+        if missing and not spoilt:
             for gap in range(max(self._last + 1, sequence - 64), sequence):
                 self._gaps[gap] = None
             while len(self._gaps) > 64:
@@ -134,3 +156,5 @@ class End(ABC):
     def _drop(self, fate: Fate, times: int = 1) -> None:
         if times:
             self.dropped[fate.value] += times
+            if not self.dropped[fate.value]:
+                del self.dropped[fate.value]

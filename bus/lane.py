@@ -4,7 +4,7 @@
               to be left behind, cannot be cut short by anybody (sealed), and is gone with its last holder.
     door      symlink to it in the run's private directory, `<sender>-<incarnation>-<receiver>-<role>.lane`
     notice    frame before a message that went through the socket: "there is a segment, map it"
-    ticket    frame before frame 0 of a message whose long frames lie in a slot
+    ticket    words before frame 0, in one frame with it, of a message whose long frames lie in a slot
 
 A sender uses its segment once the receiver has mapped it and written its incarnation into it. A slot is free when
 the receiver has copied its content and released its generation. Laws: no send ever waits: without a free slot, or
@@ -23,13 +23,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import psutil
 
 from bus.mailbox import Parcel, Peer, Relay, Role, Transport
 from bus.memory import Pool
-from bus.wire import Frame, Frames, Reason, Rejected
+from bus.wire import INLINE_CAP, TENSORS_CAP, Frame, Frames, Reason, Rejected
 
 log = logging.getLogger("mach.bus")
 
@@ -42,8 +40,10 @@ SPARE = 4
 TRIES = 3
 """Segments are not asked of the kernel again after this many refusals."""
 
-_LONG_FRAMES = 2
-_TICKET = struct.Struct(f"<4s H H Q Q {_LONG_FRAMES}Q")
+FROM = INLINE_CAP
+"""Tensors of more bytes than this lie in slots. At 25 KiB a slot spares the I/O threads a copy and costs the training
+thread as much again: throughput and round trip are the same, a turn of training is dearer."""
+_TICKET = struct.Struct(f"<4s H H Q Q {TENSORS_CAP}Q")
 """magic, slot, frames; segment, generation, lengths of the frames."""
 _NOTICE = struct.Struct("<4s I Q")
 """magic, incarnation of the sender; segment."""
@@ -52,8 +52,6 @@ _HEAD = struct.Struct("<4s I Q Q")
 """magic, slots; segment, bytes of a slot. Before `_ATTACHED`, and the slots' generations and releases."""
 _MAGIC, _ATTACHED, _MARKS = b"LANE", 3, 4  # the latter two in 8-byte words
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-
-Words = npt.NDArray[np.uint64]
 
 
 class Segment:
@@ -64,7 +62,7 @@ class Segment:
         self.slots = slots
         self.size = size
         self._view = memoryview(memory)  # unmapped with the last reference
-        words: Words = np.frombuffer(memory, np.uint64, PAGE // 8)
+        words = self._view[:PAGE].cast("Q")
         self._attached = words[_ATTACHED : _ATTACHED + 1]
         self.generation = words[_MARKS : _MARKS + slots]
         """By slot: odd while it is written."""
@@ -73,7 +71,7 @@ class Segment:
     @property
     def attached(self) -> int:
         """Incarnation of the receiver that has mapped it, 0 if none."""
-        return int(self._attached[0])
+        return self._attached[0]
 
     def attach(self, incarnation: int) -> None:
         """Tell the sender that we have mapped it."""
@@ -114,12 +112,15 @@ class LaneTransport(Relay):
         self._in: dict[tuple[Role, str], Segment] = {}
         self._pool = Pool()
         self._tries = TRIES
+        self.inline_cap = FROM
 
     def send(self, peer: Peer, frames: Frames) -> bool:
         """Send without blocking, long frames through a slot if one is free."""
-        if len(frames) == 1:
+        if not 2 <= len(frames) <= 1 + TENSORS_CAP:
             return self.inner.send(peer, frames)
-        size = sum(map(_aligned, map(len, frames[1:])))
+        first, *rest = frames
+        lengths = [*map(len, rest)]
+        size = sum(map(_aligned, lengths))
         out = self._out_of(peer, size)
         if out is None:
             return self.inner.send(peer, frames)
@@ -128,11 +129,11 @@ class LaneTransport(Relay):
         index = self._free(out)
         if index is None or size > out.segment.size:
             return self.inner.send(peer, frames)
-        generation = _write(out.segment, index, frames[1:])
+        generation = _write(out.segment, index, rest)
         out.written_at[index] = self.inner.now()
-        lengths = [*map(len, frames[1:]), 0][:_LONG_FRAMES]
-        ticket = _TICKET.pack(_TAKE, index, len(frames) - 1, out.segment.number, generation, *lengths)
-        if self.inner.send(peer, [ticket, frames[0]]):
+        lengths += [0] * (TENSORS_CAP - len(rest))
+        ticket = _TICKET.pack(_TAKE, index, len(rest), out.segment.number, generation, *lengths)
+        if self.inner.send(peer, [ticket + bytes(first)]):
             return True
         out.segment.released[index] = generation
         return False
@@ -141,8 +142,8 @@ class LaneTransport(Relay):
         """What has come, long frames copied out of their slots."""
         parcels = self.inner.receive()
         for i, (peer, frames) in enumerate(parcels):
-            if not isinstance(frames, Rejected) and len(frames) > 1:
-                mark = bytes(frames[0][:4])
+            if not isinstance(frames, Rejected) and frames:
+                mark = frames[0][:4]
                 if mark == _TAKE:
                     parcels[i] = peer, self._take(peer, frames)
                 elif mark == _SEE:
@@ -179,10 +180,13 @@ class LaneTransport(Relay):
 
     def _free(self, out: Out) -> int | None:
         """A slot whose content was copied; else one so old that its message was lost: no reader can be misled."""
-        segment, now = out.segment, self.inner.now()
+        segment = out.segment
         for index in range(segment.slots):
-            done = segment.generation[index] == segment.released[index]
-            if done or now - out.written_at[index] >= 2 * self._timeout_s:
+            if segment.generation[index] == segment.released[index]:
+                return index  # the first one, so that few slots are in use and their memory is warm
+        now = self.inner.now()
+        for index, written_at in enumerate(out.written_at):
+            if now - written_at >= 2 * self._timeout_s:
                 return index
         return None
 
@@ -203,19 +207,19 @@ class LaneTransport(Relay):
     def _take(self, peer: Peer, frames: Frames) -> Frames | Rejected:
         """The frames of a message whose long ones lie in a slot, in memory of our own."""
         segment = self._in.get(peer[:2])
-        if segment is None or len(frames) != 2 or len(frames[0]) != _TICKET.size:
+        if segment is None or len(frames) != 1 or len(frames[0]) < _TICKET.size:
             return Rejected(Reason.TICKET)
-        _, index, count, number, generation, *lengths = _TICKET.unpack(frames[0])
+        _, index, count, number, generation, *lengths = _TICKET.unpack_from(frames[0])
         del lengths[count:]
         if number != segment.number or index >= segment.slots or sum(map(_aligned, lengths)) > segment.size:
             return Rejected(Reason.TICKET)
-        if int(segment.generation[index]) != generation:
+        if segment.generation[index] != generation:
             return Rejected(Reason.STALE_SLOT)
-        slot, at, taken = segment.slot(index), 0, [frames[1]]
+        slot, at, taken = segment.slot(index), 0, [frames[0][_TICKET.size :]]
         for length in lengths:
             taken.append(self._pool.copy(slot[at : at + length]))
             at += _aligned(length)
-        if int(segment.generation[index]) != generation:
+        if segment.generation[index] != generation:
             return Rejected(Reason.STALE_SLOT)
         segment.released[index] = generation
         return taken
@@ -274,7 +278,7 @@ def _mapped(door: Path, number: int) -> Segment | None:
 
 def _write(segment: Segment, index: int, frames: Sequence[Frame]) -> int:
     """Copy frames into a slot; the generation that says so."""
-    generation = int(segment.generation[index]) + 1
+    generation = segment.generation[index] + 1
     segment.generation[index] = generation
     slot, at = segment.slot(index), 0
     for frame in frames:

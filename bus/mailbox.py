@@ -121,6 +121,8 @@ class Transport(Protocol):
 
     farewell_s: float
     """How long a closing mailbox may wait for acknowledgements."""
+    inline_cap: int
+    """Tensors of more bytes than this travel in frames of their own."""
 
     def now(self) -> float:
         """Seconds on this transport's clock."""
@@ -156,6 +158,7 @@ class Relay:
     def __init__(self, inner: Transport) -> None:
         self.inner = inner
         self.farewell_s = inner.farewell_s
+        self.inline_cap = inner.inline_cap
 
     def now(self) -> float:
         """Seconds on the inner clock."""

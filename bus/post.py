@@ -17,12 +17,14 @@ from bus.mailbox import Counts, EdgeView, Peer, Transport
 from bus.memory import Pool
 from bus.rules import Fate, State, Taken, Terms
 from bus.tensors import Codec
-from bus.wire import Form, Frames, Kind, Reason, Rejected, Stamp
+from bus.wire import Form, Frames, Header, Kind, Reason, Rejected, Stamp
 from configs.tree import Bus
 from mach.messages import Activation, Gradient, Letter, Message, Target
 
 E = TypeVar("E", ParentEnd, ChildEnd)
 Mail = list[tuple[Edge, Taken, Message]]
+_KINDS = {Activation: "activation", Target: "target", Gradient: "gradient"}
+"""As keys of `Counts`."""
 
 
 class EdgeMailbox:
@@ -60,19 +62,22 @@ class EdgeMailbox:
 
     def receive(self, wait_s: float = 0.0) -> list[Letter]:
         """Letters that have come, in order per sender; waits up to `wait_s` for a first one."""
-        letters = self._collect()
-        if letters or wait_s <= 0.0:
-            return letters
-        until = self.now() + wait_s
-        while not letters and (left := until - self.now()) > 0.0:
-            if not self._transport.wait(min(left, self._tick_s)):
+        now = self._transport.now()
+        until = now + wait_s
+        letters: list[Letter] = []
+        if wait_s <= 0.0 or now >= self._tick_at:
+            letters = self._collect(now)
+        while not letters and (left := until - now) > 0.0:
+            passed = self._transport.wait(min(left, self._tick_s))
+            now = self._transport.now()
+            letters = self._collect(now)
+            if not passed:
                 break
-            letters = self._collect()
         return letters
 
     def room(self, child: str) -> bool:
         """Whether an activation sent to `child` now would fit into the window of an open edge."""
-        return self._edge(self._asks, child).room()
+        return (self._asks.get(child) or self._edge(self._asks, child)).room()
 
     def send(self, peer: str, message: Message) -> bool:
         """Send without blocking. False: not sent, and counted in `counts.dropped` by reason.
@@ -83,11 +88,11 @@ class EdgeMailbox:
         """
         match message:
             case Activation():
-                return self._ask(self._edge(self._asks, peer), message)
+                return self._ask(self._asks.get(peer) or self._edge(self._asks, peer), message)
             case Target():
-                return self._answer(self._edge(self._answers, peer), message)
+                return self._answer(self._answers.get(peer) or self._edge(self._answers, peer), message)
             case Gradient():
-                return self._pay(self._edge(self._asks, peer), message)
+                return self._pay(self._asks.get(peer) or self._edge(self._asks, peer), message)
             case _:
                 assert_never(message)
 
@@ -135,7 +140,7 @@ class EdgeMailbox:
             until = self.now() + self._transport.farewell_s
             while any(edge.awaits() for edge in self._every()) and (left := until - self.now()) > 0.0:
                 self._transport.wait(min(left, self._tick_s))
-                self._collect()
+                self._collect(self.now())
         finally:
             self._transport.close()
 
@@ -148,45 +153,46 @@ class EdgeMailbox:
             raise ValueError(f"{peer!r} is no such neighbour of {self.name}; there are: {', '.join(edges) or 'none'}")
         return edge
 
-    def _collect(self) -> list[Letter]:
+    def _collect(self, now: float) -> list[Letter]:
         """Take what has come and look after the edges. Ages are stamped after all of it was heard."""
-        now = self._transport.now()
         mail: Mail = []
         for peer, frames in self._transport.receive():
             self._open(peer, frames, now, mail)
         if now >= self._tick_at:
             self._tick(now)
-        letters = []
-        for edge, taken, message in mail:
-            age = edge.age(taken, now) if isinstance(edge, ParentEnd) else None
-            letters.append(Letter(edge.peer, message, age))
-        return letters
+        return [Letter(edge.peer, message, edge.age(taken, now)) for edge, taken, message in mail]
 
     def _open(self, peer: Peer, frames: Frames | Rejected, now: float, mail: Mail) -> None:
         """One message: into `mail`, or to its edge, or dropped and counted."""
-        if isinstance(frames, Rejected):
-            self._reject(frames.reason)
-            return
-        header = wire.inspect(frames, self._run_id)
+        role, name, incarnation = peer
+        asks = role == "child"
+        edge: Edge | None = self._asks.get(name) if asks else self._answers.get(name)
+        header = frames if isinstance(frames, Rejected) else wire.inspect(frames, self._run_id)
         if isinstance(header, Rejected):
             self._reject(header.reason)
-            return
-        asks = peer.role == "child"
-        edge: Edge | None = self._asks.get(peer.name) if asks else self._answers.get(peer.name)
-        if edge is None or header.sender != wire.tag(peer.name) or not (asks or header.incarnation == peer.incarnation):
+            if edge is not None and (asks or incarnation == edge.incarnation):
+                edge.spoilt()
+        elif not isinstance(frames, Rejected):
+            self._hear(peer, edge, header, frames, now, mail)
+
+    def _hear(self, peer: Peer, edge: Edge | None, header: Header, frames: Frames, now: float, mail: Mail) -> None:
+        """One message whose head is sound."""
+        asks, preamble = peer.role == "child", header.preamble
+        if edge is None or preamble.sender != edge.tag or not (asks or preamble.incarnation == peer.incarnation):
             self._reject(Reason.SENDER)
             return
         verdict = edge.hear(header, now)
-        for kind in edge.replies():
-            self._say(edge, kind)
         if isinstance(verdict, Taken):
-            self.counts.received[header.kind] += 1
             message = wire.message_of(header, frames, self._pool, self._samples)
             if isinstance(message, Rejected):
                 self._reject(message.reason)
             else:
+                self.counts.received[preamble.kind] += 1
                 mail.append((edge, verdict, message))
-        elif verdict is None:
+            return
+        for kind in edge.replies():
+            self._say(edge, kind)
+        if verdict is None:
             self._tick_at = now  # a hello may have made a knock due
 
     def _tick(self, now: float) -> None:
@@ -202,7 +208,7 @@ class EdgeMailbox:
             parent.expire(now)
 
     def _ask(self, edge: ParentEnd, message: Activation) -> bool:
-        now = self.now()
+        now = self._transport.now()
         edge.check_ask(message.id, now)
         if not self._ship(edge, message, now):
             return False
@@ -230,25 +236,24 @@ class EdgeMailbox:
         return True
 
     def _ship(self, edge: Edge, message: Message, now: float) -> bool:
-        frames = wire.encode(message, self._stamp(edge), self._form)
-        if max(map(len, frames)) > self._cap:
+        stamp = Stamp(self._run_id, self.name, self._incarnation, edge.sequence + 1)
+        frames = wire.encode(message, stamp, self._form, self._transport.inline_cap)
+        if len(frames) > 1 and max(map(len, frames)) > self._cap:
             return self._refuse(Fate.TOO_LARGE)
-        if not self._transport.send(_address(edge), frames):
+        if not self._transport.send(edge.address, frames):
             edge.unreachable(now)
             return self._refuse(Fate.UNREACHABLE)
         edge.sequence += 1
-        self.counts.sent[type(message).__name__.lower()] += 1
+        self.counts.sent[_KINDS[type(message)]] += 1
         return True
 
     def _say(self, edge: Edge, kind: Kind) -> bool:
         """Send a control frame; one that finds no connection is no message lost, and is not counted."""
-        frames = wire.encode_control(kind, self._stamp(edge), window=edge.window, heard=edge.greeted())
-        sent = self._transport.send(_address(edge), frames)
+        stamp = Stamp(self._run_id, self.name, self._incarnation, edge.sequence + 1)
+        frames = wire.encode_control(kind, stamp, window=edge.window, heard=edge.greeted())
+        sent = self._transport.send(edge.address, frames)
         edge.sequence += sent
         return sent
-
-    def _stamp(self, edge: Edge) -> Stamp:
-        return Stamp(self._run_id, self.name, self._incarnation, edge.sequence + 1)
 
     def _reject(self, reason: Reason) -> None:
         self.counts.dropped[reason.value] += 1
@@ -263,7 +268,3 @@ def form_of(bus: Bus) -> Form:
     codec = bus.codec
     codecs = Codec(codec.activation), Codec(codec.target), Codec(codec.gradient)
     return Form(*codecs, indices=bus.activation == "indices")
-
-
-def _address(edge: Edge) -> Peer:
-    return Peer(edge.role, edge.peer, edge.incarnation)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
+from typing import NamedTuple
 
 
 class State(StrEnum):
@@ -31,7 +32,7 @@ class Fate(StrEnum):
     # of frames that came
     LOST = "lost"  # a gap in the peer's sequence: these never came
     DUPLICATE = "duplicate"  # came before
-    REORDERED = "reordered"  # came after a later one; counted as lost before
+    REORDERED = "reordered"  # came after a later one; until then it counted as lost
     STALE = "stale-incarnation"  # from an earlier life of the peer
     LATE = "late"  # a target whose activation had timed out or was reset
     UNASKED = "unasked"  # a target never asked for, a gradient never owed
@@ -109,8 +110,7 @@ class Terms:
     hello_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(NamedTuple):
     """A message that counts. `left_s`: when the activation left that it answers, for a target."""
 
     version: int

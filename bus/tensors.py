@@ -96,14 +96,19 @@ def describe(tensor: Tensor, codec: Codec) -> Described:
     Raises:
         ValueError: its dtype may not travel, or it has too many dimensions: the caller's mistake.
     """
-    kind = _TYPE_OF.get(tensor.dtype)
-    if kind is None or tensor.dim() > NDIM_CAP:
+    return describe_all(tensor.dtype, tensor.shape, codec)
+
+
+def describe_all(dtype: torch.dtype, shape: torch.Size, codec: Codec) -> Described:
+    """The same of all tensors of this dtype and shape."""
+    kind = _TYPE_OF.get(dtype)
+    if kind is None or len(shape) > NDIM_CAP:
         raise ValueError(
-            f"a tensor of {tensor.dtype} with shape {tuple(tensor.shape)} cannot travel; "
+            f"a tensor of {dtype} with shape {tuple(shape)} cannot travel; "
             f"send at most {NDIM_CAP} dimensions of {', '.join(DTYPES)}"
         )
-    coded = codec is not Codec.NONE and kind.dtype in CODED and tensor.numel() > 0
-    return Described(kind.code, tensor.shape, CODECS.index(codec) if coded else 0)
+    coded = codec is not Codec.NONE and kind.dtype in CODED and shape.numel() > 0
+    return Described(kind.code, tuple(shape), CODECS.index(codec) if coded else 0)
 
 
 def length(described: Described) -> int | None:
@@ -122,8 +127,13 @@ def length(described: Described) -> int | None:
 def pack(tensor: Tensor, described: Described) -> Array:
     """The bytes of a tensor as an array; without a copy if it is dense, on the CPU, and not coded."""
     kind = TYPES[described.dtype]
-    if tensor.requires_grad:
-        tensor = tensor.detach()
+    if not described.codec and kind.view is None:
+        try:  # rather than ask: every question to torch costs a microsecond where code is cold
+            array: Array = tensor.numpy()
+        except (TypeError, RuntimeError):  # it lies on another device, or needs a gradient
+            array = tensor.detach().cpu().numpy()
+        return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+    tensor = tensor.detach()
     if described.codec:  # before it leaves its device: there is less to copy
         tensor = _coded(tensor, CODECS[described.codec])
         kind = _TYPE_OF[tensor.dtype]
@@ -136,26 +146,26 @@ def pack(tensor: Tensor, described: Described) -> Array:
 
 def unpack(described: Described, memory: Any, at: int) -> Tensor:
     """The tensor that lies at byte `at` of writable memory, which it keeps alive. It was `length` bytes long."""
-    kind, codec = TYPES[described.dtype], CODECS[described.codec]
+    kind = TYPES[described.dtype]
+    if not described.codec:
+        tensor = torch.from_numpy(np.ndarray(described.shape, kind.carrier, memory, at))
+        return tensor if kind.view is None else _viewed(kind, tensor)
+    codec = CODECS[described.codec]
     if codec is Codec.INT8:
         rows = math.prod(described.shape[:-1])
         scales = torch.from_numpy(np.ndarray((rows, 1), np.float32, memory, at))
         count = math.prod(described.shape)
         levels = torch.from_numpy(np.ndarray((rows, count // rows), np.int8, memory, at + 4 * rows))
         return (levels.to(kind.dtype) * scales).reshape(described.shape)
-    if codec is not Codec.NONE:
-        half = _TYPE_OF[_HALVES[codec]]
-        return _plain(half, np.ndarray(described.shape, half.carrier, memory, at)).to(kind.dtype)
-    return _plain(kind, np.ndarray(described.shape, kind.carrier, memory, at))
+    half = _TYPE_OF[_HALVES[codec]]
+    halves = torch.from_numpy(np.ndarray(described.shape, half.carrier, memory, at))
+    return (halves if half.view is None else _viewed(half, halves)).to(kind.dtype)
 
 
-def _plain(kind: _Type, array: Array) -> Tensor:
-    tensor = torch.from_numpy(array)
-    if kind.view is None:
-        return tensor
+def _viewed(kind: _Type, carrier: Tensor) -> Tensor:
     if kind.dtype is torch.bool:  # bytes other than 0 and 1 would be no bool at all
-        return tensor.ne(0)
-    return tensor.view(kind.dtype)
+        return carrier.ne(0)
+    return carrier.view(kind.dtype)
 
 
 def _coded(tensor: Tensor, codec: Codec) -> Tensor:

@@ -2,8 +2,9 @@
 
 Knows no socket, thread or wall clock. Laws: everything is a function of the seed: two runs are equal to the
 last bit. Frames arrive after `latency_s` plus a uniform share of `jitter_s` and never overtake on an edge;
-faults that reorder, drop or spoil come through `wrap`, as on sockets. Nothing blocks: inside `run`, `receive`
-with a wait returns what is there; outside, where a test drives alone, waiting moves the clock.
+faults that reorder, drop or spoil come through `wrap`, as on sockets. Inside `run`, `receive` with a wait returns
+what is there, but in a `Fibre` (`bus/fibre.py`), where virtual time passes by waiting; outside, where a test drives
+alone, waiting moves the clock.
 """
 
 import heapq
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from bus.mailbox import Parcel, Peer, Transport
 from bus.post import EdgeMailbox
-from bus.wire import Frames
+from bus.wire import INLINE_CAP, Frames
 from configs.tree import Bus
 
 RUN_ID = "virtual"
@@ -56,6 +57,7 @@ class VirtualTransport:
     """One life of one component on the virtual bus."""
 
     farewell_s = 0.0
+    inline_cap = INLINE_CAP
 
     def __init__(self, bus: "VirtualBus", name: str, incarnation: int) -> None:
         self.bus = bus
@@ -63,6 +65,9 @@ class VirtualTransport:
         self.incarnation = incarnation
         self.alive = True
         self.inbox: list[_Parcel] = []
+        self.rest: Callable[[float], None] | None = None
+        """Lets at most so many virtual seconds pass, less if something arrives; None where turns are plain calls."""
+        self.listening = False
         self._reached: dict[str, int] = {}
 
     def now(self) -> float:
@@ -90,11 +95,18 @@ class VirtualTransport:
         return parcels
 
     def wait(self, seconds: float) -> bool:
-        """Move the clock to the next arrival here, at most this far; not possible inside `VirtualBus.run`."""
-        if self.bus.running:
+        """Until the next arrival here, at most this long; in `VirtualBus.run` possible only for a fibre."""
+        if self.bus.running and self.rest is None:
             return False
         arrives = self.inbox[0].arrives if self.inbox else math.inf
-        self.bus.clock.move_to(min(arrives, self.bus.clock.now + seconds))
+        if self.rest is None or not self.bus.running:
+            self.bus.clock.move_to(min(arrives, self.bus.clock.now + seconds))
+            return True
+        self.listening = True
+        try:
+            self.rest(min(arrives - self.bus.clock.now, seconds))
+        finally:
+            self.listening = False
         return True
 
     def reach(self, child: str, *, anew: bool = False) -> bool:
@@ -135,6 +147,9 @@ class VirtualBus:
         self._chance: dict[tuple[str, str, str], random.Random] = {}
         self._last: dict[tuple[str, str, str], float] = {}
         self._order = 0
+        self._agenda: list[tuple[float, int]] = []
+        self._due: list[float] = []
+        self._index: dict[str, int] = {}
 
     def mailbox(
         self,
@@ -195,6 +210,8 @@ class VirtualBus:
         self._last[edge] = arrives
         self._order += 1
         heapq.heappush(to.inbox, _Parcel(arrives, self._order, sender, [bytes(frame) for frame in frames]))
+        if to.listening and to.name in self._index:
+            self._plan(self._index[to.name], min(arrives, self._due[self._index[to.name]]))
 
     def run(self, actors: Sequence[Actor], *, until_s: float = math.inf, turns: float = math.inf) -> None:
         """Give turns, the earliest first, at equal times in the order of `actors`.
@@ -205,21 +222,29 @@ class VirtualBus:
         Raises:
             ValueError: an actor whose next turn is not later than this one; virtual time would stand still.
         """
-        agenda = [(self.clock.now, index) for index in range(len(actors))]
-        heapq.heapify(agenda)
+        self._index = {actor.name: index for index, actor in enumerate(actors)}
+        self._due = [self.clock.now] * len(actors)
+        self._agenda = [(self.clock.now, index) for index in range(len(actors))]
         self.running = True
         try:
-            while agenda and turns > 0 and agenda[0][0] <= until_s:
-                now, index = heapq.heappop(agenda)
+            while self._agenda and turns > 0 and self._agenda[0][0] <= until_s:
+                now, index = heapq.heappop(self._agenda)
+                if now != self._due[index]:
+                    continue  # an arrival has brought this turn forward
                 self.clock.move_to(now)
                 wait = self._turn(actors[index], now)
                 turns -= actors[index].name not in self._stopped
-                if wait < math.inf:
-                    heapq.heappush(agenda, (now + wait, index))
+                self._plan(index, now + wait)
         finally:
             self.running = False
         if until_s < math.inf:
             self.clock.move_to(until_s)
+
+    def _plan(self, index: int, at: float) -> None:
+        """The next turn of an actor is at `at`, and at no other time."""
+        self._due[index] = at
+        if at < math.inf:
+            heapq.heappush(self._agenda, (at, index))
 
     def _turn(self, actor: Actor, now: float) -> float:
         life = self._lives.get(actor.name)

@@ -2,8 +2,8 @@
 
     kind        says                    tensors
     hello       window, schema, heard   –
-    activation  id, version, owes       inputs  |  labels, inputs
-    target      id, version             embedding  |  gradient, embedding
+    activation  id, version, owes       inputs, labels?, context?
+    target      id, version             embedding, gradient?, logits?
     gradient    id, version of target   gradient
     bye         –                       –
     bye-ack     –                       –
@@ -11,9 +11,10 @@
 Frame 0 is a fixed head (`_HEAD`), a fixed description of every tensor (`_TENSOR`) and, if they are short, the
 tensors themselves (`bus/tensors.py`), each filled up to 8 bytes: for small messages a frame costs more than a copy.
 Long tensors are frames of their own, which are referred to, not copied, so nobody may write into a tensor that was
-sent. An activation of samples that both ends hold says which they are (`indices`, int64 [B]) in place of the inputs.
-Frame 0 begins with a crc32 of head and descriptions; what keeps the tensors whole is the transport, a unix socket
-or TCP. Everything is little-endian.
+sent. An activation of samples that both ends hold says which they are (`indices`, int64 [B]) in place of the context,
+or where none comes along of the inputs.
+Which tensors follow is a mask in the head. Frame 0 begins with a crc32 of head and descriptions; what keeps the
+tensors whole is the transport, a unix socket or TCP. Everything is little-endian.
 Laws: nothing that comes in can raise. Nothing is allocated before every check is passed: a claim of 2⁶⁰ elements
 costs one multiplication of Python ints. A tensor that is read owns aligned memory and is equal bit for bit.
 Nothing is ever pickled or evaluated.
@@ -23,9 +24,9 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 from zlib import crc32
 
 import numpy as np
@@ -37,10 +38,11 @@ from bus.memory import Pool
 from bus.tensors import CODECS, NDIM_CAP, TYPES, Codec, Described
 from mach.messages import Activation, Gradient, Message, Target
 
-SCHEMA = 1
+SCHEMA = 3
 """Number of this wire format, agreed in HELLO."""
 INLINE_CAP = 1 << 16
-"""Tensors of this many bytes together travel in frame 0. Longer ones are sent, and received, without a copy."""
+"""Tensors of this many bytes together travel in frame 0. Longer ones are sent, and received, without a copy. A
+transport that has something better for long ones draws the line lower (`Transport.inline_cap`)."""
 
 Frame = bytes | bytearray | memoryview
 """A received one is ours alone, unless it is `bytes`: its tensor then needs no copy."""
@@ -58,15 +60,15 @@ class Kind(StrEnum):
     BYE_ACK = "bye-ack"
 
 
-TENSORS: Mapping[Kind, tuple[int, ...]] = {
-    Kind.HELLO: (0,),
-    Kind.ACTIVATION: (1, 2),
-    Kind.TARGET: (1, 2),
-    Kind.GRADIENT: (1,),
-    Kind.BYE: (0,),
-    Kind.BYE_ACK: (0,),
+TENSORS: Mapping[Kind, tuple[str, ...]] = {
+    Kind.HELLO: (),
+    Kind.ACTIVATION: ("inputs", "labels", "context"),
+    Kind.TARGET: ("embedding", "gradient", "logits"),
+    Kind.GRADIENT: ("gradient",),
+    Kind.BYE: (),
+    Kind.BYE_ACK: (),
 }
-"""How many tensors each kind may carry."""
+"""The tensors of each kind, in the order in which they travel. The first is always there, any other may not be."""
 
 
 class Reason(StrEnum):
@@ -95,8 +97,8 @@ class Rejected:
     reason: Reason
 
 
-class Header(NamedTuple):
-    """What frame 0 says. Fields that a kind does not use are 0."""
+class Preamble(NamedTuple):
+    """What many messages have in common, worked out and checked once for all of them. What a kind does not use is 0."""
 
     kind: Kind
     run: int
@@ -105,11 +107,6 @@ class Header(NamedTuple):
     """`tag` of the sender's name."""
     incarnation: int
     """Of the sender: how often it was started. 1 at first."""
-    sequence: int
-    """Of this message on this edge, counted by the sender from 1 up."""
-    id: int = 0
-    version: int = 0
-    """As the message says; of a hello, 0."""
     owes: bool = False
     indexed: bool = False
     """Whether an activation holds indices in place of inputs."""
@@ -118,7 +115,28 @@ class Header(NamedTuple):
     schema: int = 0
     heard: int = 0
     """Of a hello: incarnation of the receiver that the sender has heard a hello of, 0 if none."""
-    tensors: tuple[Described, ...] = ()
+    tensors: tuple[tuple[int, Described, int], ...] = ()
+    """Of each its place in `TENSORS` of the kind, what is said of it, and where it begins if it is in frame 0."""
+    lengths: tuple[int, ...] = ()
+    """Of each, in bytes."""
+    end: int = 64
+    """How long frame 0 is then."""
+
+
+class Header(NamedTuple):
+    """What frame 0 says."""
+
+    preamble: Preamble
+    sequence: int
+    """Of this message on this edge, counted by the sender from 1 up."""
+    id: int = 0
+    version: int = 0
+    """As the message says; of a hello, 0."""
+
+    @property
+    def kind(self) -> Kind:
+        """What it announces."""
+        return self.preamble.kind
 
 
 class Stamp(NamedTuple):
@@ -142,23 +160,31 @@ class Form(NamedTuple):
 
 PLAIN = Form()
 
-_HEAD = struct.Struct("<4B I Q Q I I Q Q Q")
-"""kind, schema, flags, tensors; window, run, sender, incarnation, heard, sequence, id, version."""
-_OWES, _INDEXED = 1, 2
+_HEAD = struct.Struct("<4s I 3Q")
+"""magic, crc32 of all that follows but the tensors; sequence, id, version."""
+_SEAL, _BODY = struct.Struct("<4s I"), struct.Struct("<3Q")
+"""The two parts of a head."""
+_PREAMBLE = struct.Struct("<4B I Q Q I I")
+"""kind, schema, flags, mask of tensors; window, run, sender, incarnation, heard. The tensors' descriptions follow."""
 _TENSOR = struct.Struct(f"<3B 5x {NDIM_CAP}Q")
 """dtype, dimensions, codec; sizes."""
-_SEAL = struct.Struct("<4s I")
-"""magic, crc32 of head and descriptions."""
-_MAGIC = b"MACH"
-PREFIX = _SEAL.size + _HEAD.size
+_MAGIC, _MASK_AT = b"MACH", _HEAD.size + 3
+_OWES, _INDEXED = 1, 2
+PREFIX = _HEAD.size + _PREAMBLE.size
 """Bytes of frame 0 before descriptions and tensors."""
 _KINDS = tuple(Kind)
 _CODES = {kind: code for code, kind in enumerate(_KINDS)}
-_COUNTS = tuple(TENSORS[kind] for kind in _KINDS)
+_ACTIVATION, _TARGET, _GRADIENT = (_CODES[kind] for kind in (Kind.ACTIVATION, Kind.TARGET, Kind.GRADIENT))
+_MASKS = tuple(range(1, 1 << len(TENSORS[kind]), 2) or (0,) for kind in _KINDS)
 _FLAGS = tuple(_OWES | _INDEXED if kind is Kind.ACTIVATION else 0 for kind in _KINDS)
-_TENSORS_CAP = max(max(counts) for counts in _COUNTS)
-_FIRST_CAP = PREFIX + _TENSORS_CAP * (_TENSOR.size + 8) + INLINE_CAP
-_PADS = (0,) * NDIM_CAP
+_SCHEMAS = tuple(SCHEMA if kind is Kind.HELLO else 0 for kind in _KINDS)
+_ENDS = tuple(PREFIX + mask.bit_count() * _TENSOR.size for mask in range(256))
+"""Where the descriptions end, by mask."""
+TENSORS_CAP = max(map(len, TENSORS.values()))
+_FIRST_CAP = PREFIX + TENSORS_CAP * (_TENSOR.size + 8) + INLINE_CAP
+_PADS = tuple(bytes(-length & 7) for length in range(8))
+_REMEMBERED = 256
+"""Messages differ little: as many preambles are kept as were written, and as many as were read."""
 
 
 @cache
@@ -167,70 +193,88 @@ def tag(name: str) -> int:
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
-def encode(message: Message, stamp: Stamp, form: Form = PLAIN) -> list[Frame]:
+def encode(message: Message, stamp: Stamp, form: Form = PLAIN, cap: int = INLINE_CAP) -> list[Frame]:
     """The frames of a message; tensors on other devices are copied to the CPU.
+
+    Tensors of more than `cap` bytes together become frames of their own.
 
     Raises:
         ValueError: a tensor whose dtype may not travel, or with too many dimensions: the caller's mistake.
     """
-    flags = 0
+    code, flags, codec, of, version, parts = _said(message, form)
+    bit, mask = 1, 0
+    kinds: tuple[tuple[torch.dtype, torch.Size], ...] = ()
+    held: list[Tensor] = []
+    for part in parts:
+        if part is not None:
+            held.append(part)
+            kinds += ((part.dtype, part.shape),)
+            mask |= bit
+        bit += bit
+    run, sender, incarnation, sequence = stamp
+    preamble, described, size = _preamble_of(code, flags, mask, codec, kinds, run, sender, incarnation)
+    body = _BODY.pack(sequence, of, version) + preamble
+    frame: list[bytes | memoryview] = [_SEAL.pack(_MAGIC, crc32(body)), body]
+    if size > cap:
+        return [b"".join(frame), *[_bytes(part, each) for part, each in zip(held, described, strict=True)]]
+    for i, part in enumerate(held):
+        array = tensors.pack(part, described[i])
+        frame += (array.data, _PADS[array.nbytes & 7])
+    return [b"".join(frame)]
+
+
+def _said(message: Message, form: Form) -> tuple[int, int, Codec, int, int, tuple[Tensor | None, ...]]:
+    """Code of the kind, flags, codec, id, version, and the tensors as in `TENSORS`."""
     match message:
-        case Activation(id=of, version=version, inputs=bulk, labels=extra):
-            kind, codec = Kind.ACTIVATION, form.activation
+        case Activation(id=of, version=version, inputs=inputs, labels=labels, context=context):
             flags = _OWES if message.owes else 0
             if form.indices and message.indices is not None:
-                flags, bulk = flags | _INDEXED, message.indices
-        case Target(id=of, version=version, embedding=bulk, gradient=extra):
-            kind, codec = Kind.TARGET, form.target
-        case Gradient(id=of, of_version=version, gradient=bulk):
-            kind, codec, extra = Kind.GRADIENT, form.gradient, None
-    parts = (bulk,) if extra is None else (extra, bulk)
-    described = [tensors.describe(part, codec) for part in parts]
-    head = _head(kind, stamp, of, version, flags, count=len(parts))
-    for code, shape, coded in described:
-        head += _TENSOR.pack(code, len(shape), coded, *shape, *_PADS[len(shape) :])
-    arrays = [tensors.pack(part, each) for part, each in zip(parts, described, strict=True)]
-    if sum([array.nbytes for array in arrays]) > INLINE_CAP:
-        return [_sealed(head), *[array.reshape(-1).view(np.uint8).data for array in arrays]]
-    padded: list[memoryview | bytes] = []
-    for array in arrays:
-        padded.append(array.data)
-        if array.nbytes & 7:
-            padded.append(bytes(-array.nbytes & 7))
-    return [_sealed(head, *padded)]
+                flags |= _INDEXED
+                inputs, context = (message.indices, None) if context is None else (inputs, message.indices)
+            return _ACTIVATION, flags, form.activation, of, version, (inputs, labels, context)
+        case Target(id=of, version=version):
+            return _TARGET, 0, form.target, of, version, (message.embedding, message.gradient, message.logits)
+        case Gradient(id=of, of_version=version):
+            return _GRADIENT, 0, form.gradient, of, version, (message.gradient,)
+        case _:
+            assert_never(message)
 
 
 def encode_control(kind: Kind, stamp: Stamp, *, window: int = 0, heard: int = 0) -> list[Frame]:
     """The frames of a hello, bye or bye-ack."""
-    return [_sealed(_head(kind, stamp, window=window, heard=heard))]
+    run, sender, incarnation, sequence = stamp
+    code = _CODES[kind]
+    preamble = _PREAMBLE.pack(code, _SCHEMAS[code], 0, 0, window, tag(run), tag(sender), incarnation, heard)
+    body = _BODY.pack(sequence, 0, 0) + preamble
+    return [_SEAL.pack(_MAGIC, crc32(body)) + body]
 
 
 def inspect(frames: Frames, run: str) -> Header | Rejected:
     """Every check that needs no knowledge of the edge; allocates nothing but the header."""
-    if not 1 <= len(frames) <= 1 + _TENSORS_CAP:
+    apart = len(frames) - 1
+    if not 0 <= apart <= TENSORS_CAP:
         return Rejected(Reason.FRAMES)
     first = memoryview(frames[0])
-    if not PREFIX <= len(first) <= _FIRST_CAP or len(first) & 7:
+    size = len(first)
+    if not PREFIX <= size <= _FIRST_CAP or size & 7:
         return Rejected(Reason.HEAD_SIZE)
-    code, schema, flags, count, window, of_run, sender, incarnation, heard, sequence, id, version = _HEAD.unpack_from(
-        first, _SEAL.size
-    )
-    magic, crc = _SEAL.unpack_from(first)
-    if crc32(first[_SEAL.size : PREFIX + count * _TENSOR.size]) != crc:
+    magic, crc, sequence, id, version = _HEAD.unpack_from(first)
+    end = _ENDS[first[_MASK_AT]]
+    if crc32(first[_SEAL.size : end]) != crc:
         return Rejected(Reason.CHECKSUM)
-    if magic != _MAGIC or code >= len(_KINDS) or flags > _FLAGS[code] or count not in _COUNTS[code]:
+    if magic != _MAGIC:
         return Rejected(Reason.HEAD)
-    if of_run != tag(run):
-        return Rejected(Reason.RUN)
-    if schema != (SCHEMA if code == 0 else 0):
-        return Rejected(Reason.SCHEMA)
-    described = _described(frames, count)
-    if isinstance(described, Reason):
-        return Rejected(described)
-    kind, owes, indexed = _KINDS[code], bool(flags & _OWES), bool(flags & _INDEXED)
-    return Header(
-        kind, of_run, sender, incarnation, sequence, id, version, owes, indexed, window, schema, heard, described
-    )
+    preamble = _preamble(bytes(first[_HEAD.size : end]), tag(run))
+    if isinstance(preamble, Reason):
+        return Rejected(preamble)
+    if apart:
+        if apart != len(preamble.lengths):
+            return Rejected(Reason.FRAMES)
+        if size != end or tuple(map(len, frames[1:])) != preamble.lengths:
+            return Rejected(Reason.SIZE)
+    elif size != preamble.end:
+        return Rejected(Reason.SIZE)
+    return Header(preamble, sequence, id, version)
 
 
 def message_of(header: Header, frames: Frames, pool: Pool, samples: Tensor | None = None) -> Message | Rejected:
@@ -242,58 +286,86 @@ def message_of(header: Header, frames: Frames, pool: Pool, samples: Tensor | Non
     Raises:
         ValueError: a header of a kind that is no message: the caller's mistake.
     """
-    parts = []
-    apart = len(frames) > 1
-    owned: Frame = frames[0] if apart else bytearray(frames[0])
-    at = PREFIX + _TENSOR.size * len(header.tensors)
-    for number, described in enumerate(header.tensors, start=1):
-        if apart:
-            owned, at = _owned(frames[number], pool), 0
-        parts.append(tensors.unpack(described, owned, at))
-        if not apart and number < len(header.tensors):
-            at += _padded(tensors.length(described) or 0)
-    bulk, extra = parts.pop() if parts else None, parts.pop() if parts else None
-    if bulk is not None:
-        match header.kind:
-            case Kind.ACTIVATION:
-                if not header.indexed:
-                    return Activation(header.id, header.version, bulk, extra, header.owes)
-                inputs = _rows(samples, bulk)
-                if inputs is None:
-                    return Rejected(Reason.INDICES)
-                return Activation(header.id, header.version, inputs, extra, header.owes, bulk)
-            case Kind.TARGET:
-                return Target(header.id, header.version, bulk, extra)
-            case Kind.GRADIENT:
-                return Gradient(header.id, header.version, bulk)
-    raise ValueError(f"a {header.kind} is no message")
+    preamble, _, of, version = header
+    parts: list[Tensor | None] = [None] * TENSORS_CAP
+    if len(frames) > 1:
+        for (place, described, _), frame in zip(preamble.tensors, frames[1:], strict=True):
+            parts[place] = tensors.unpack(described, _owned(frame, pool), 0)
+    else:
+        owned = bytearray(frames[0])
+        for place, described, start in preamble.tensors:
+            parts[place] = tensors.unpack(described, owned, start)
+    bulk, extra, third = parts
+    if bulk is None:
+        raise ValueError(f"a {preamble.kind} is no message")
+    if preamble.kind is Kind.TARGET:
+        return Target(of, version, bulk, extra, third)
+    if preamble.kind is Kind.GRADIENT:
+        return Gradient(of, version, bulk)
+    if not preamble.indexed:
+        return Activation(of, version, bulk, extra, preamble.owes, context=third)
+    indices = bulk if third is None else third
+    rows = _rows(samples, indices)
+    if rows is None:
+        return Rejected(Reason.INDICES)
+    inputs, context = (rows, None) if third is None else (bulk, rows)
+    return Activation(of, version, inputs, extra, preamble.owes, indices, context)
 
 
-def _described(frames: Frames, count: int) -> tuple[Described, ...] | Reason:
-    """What frame 0 says of its tensors, if it is so."""
-    first, apart = frames[0], len(frames) > 1
-    left = len(first) - PREFIX - _TENSOR.size * count
-    if left < 0 or (apart and count != len(frames) - 1):
+@lru_cache(_REMEMBERED)
+def _preamble_of(
+    code: int,
+    flags: int,
+    mask: int,
+    codec: Codec,
+    kinds: tuple[tuple[torch.dtype, torch.Size], ...],
+    run: str,
+    sender: str,
+    incarnation: int,
+) -> tuple[bytes, list[Described], int]:
+    """Of a message with tensors of these dtypes and shapes: its preamble, what is said of them, their bytes."""
+    described = [tensors.describe_all(dtype, shape, codec) for dtype, shape in kinds]
+    words = _PREAMBLE.pack(code, 0, flags, mask, 0, tag(run), tag(sender), incarnation, 0)
+    for dtype, shape, coded in described:
+        words += _TENSOR.pack(dtype, len(shape), coded, *shape, *(0,) * (NDIM_CAP - len(shape)))
+    return words, described, sum(tensors.length(each) or 0 for each in described)
+
+
+@lru_cache(_REMEMBERED)
+def _preamble(words: bytes, of_run: int) -> Preamble | Reason:
+    """What the words between head and tensors say to a member of a run, or what is wrong with them."""
+    code, schema, flags, mask, window, run, sender, incarnation, heard = _PREAMBLE.unpack_from(words)
+    if code >= len(_KINDS) or flags > _FLAGS[code] or mask not in _MASKS[code]:
+        return Reason.HEAD
+    if run != of_run:
+        return Reason.RUN
+    if schema != _SCHEMAS[code]:
+        return Reason.SCHEMA
+    end = _ENDS[mask]
+    if _HEAD.size + len(words) != end:
         return Reason.FRAMES
-    described = []
-    for number in range(count):
-        code, ndim, codec, *sizes = _TENSOR.unpack_from(first, PREFIX + number * _TENSOR.size)
-        if code >= len(TYPES) or codec >= len(CODECS):
+    places = iter([place for place in range(TENSORS_CAP) if mask >> place & 1])
+    described, lengths = [], []
+    for dtype, ndim, codec, *sizes in _TENSOR.iter_unpack(words[_PREAMBLE.size :]):
+        if dtype >= len(TYPES) or codec >= len(CODECS):
             return Reason.DTYPE
         if ndim > NDIM_CAP:
             return Reason.NDIM
-        each = Described(code, tuple(sizes[:ndim]), codec)
+        each = Described(dtype, tuple(sizes[:ndim]), codec)
         length = tensors.length(each)
-        if length is None or (apart and length != len(frames[number + 1])):
+        if length is None:
             return Reason.SIZE
-        if not apart:
-            left -= _padded(length)
-        described.append(each)
-    return Reason.SIZE if left else tuple(described)
+        described.append((next(places), each, end))
+        lengths.append(length)
+        end += length + (-length & 7)
+    owes, indexed = bool(flags & _OWES), bool(flags & _INDEXED)
+    head = _KINDS[code], run, sender, incarnation, owes, indexed, window, schema, heard
+    return Preamble(*head, tuple(described), tuple(lengths), end)
 
 
-def _padded(length: int) -> int:
-    return length + (-length & 7)
+def _bytes(tensor: Tensor, described: Described) -> memoryview:
+    """Of a tensor that travels in a frame of its own."""
+    return tensors.pack(tensor, described).reshape(-1).view(np.uint8).data
 
 
 def _owned(frame: Frame, pool: Pool) -> bytearray | memoryview:
@@ -314,25 +386,3 @@ def _rows(samples: Tensor | None, indices: Tensor) -> Tensor | None:
     if low < 0 or high >= len(samples):
         return None
     return samples.index_select(0, indices.to(samples.device))
-
-
-def _head(
-    kind: Kind,
-    stamp: Stamp,
-    id: int = 0,
-    version: int = 0,
-    flags: int = 0,
-    *,
-    count: int = 0,
-    window: int = 0,
-    heard: int = 0,
-) -> bytes:
-    run, sender, incarnation, sequence = stamp
-    schema = SCHEMA if kind is Kind.HELLO else 0
-    who = tag(run), tag(sender), incarnation, heard
-    return _HEAD.pack(_CODES[kind], schema, flags, count, window, *who, sequence, id, version)
-
-
-def _sealed(head: bytes, *tensors: memoryview | bytes) -> bytes:
-    """Frame 0: the crc of its head, the head, short tensors."""
-    return b"".join((_SEAL.pack(_MAGIC, crc32(head)), head, *tensors))

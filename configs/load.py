@@ -1,6 +1,7 @@
 """YAML and `--set key=value` into a validated `Config`. Imports nothing of ours but the tree.
 
-Later layers win: the tree's defaults, the recipe, the file, then `--set` in the order given. Every error
+Later layers win: the tree's defaults, the file, then `--set` in the order given. A recipe lies right under the layer
+that names it: a file's own keys win over its recipe, and `--set recipe=…` wins over the file. Every error
 names the key, where it stands (file or `--set`) and, for an unknown key, the nearest valid one.
 """
 
@@ -52,7 +53,8 @@ def load(config: str = "digits", settings: Iterable[str] = (), recipes: Recipes 
     for where, layer in layers:
         check_keys(layer, where)
     if recipes is not None:
-        layers.insert(0, recipe_layer([layer for _, layer in layers], recipes))
+        at, recipe = recipe_layer([layer for _, layer in layers], recipes)
+        layers.insert(at, recipe)
     merged: Layer = {}
     for where, layer in layers:
         merged = merge(merged, layer)
@@ -105,13 +107,14 @@ def parse_setting(text: str) -> Layer:
     return layer
 
 
-def recipe_layer(layers: list[Layer], recipes: Recipes) -> tuple[str, Layer]:
-    """The settings of the recipe that the layers name."""
-    named = [layer["recipe"] for layer in layers if "recipe" in layer]
-    name = str(named[-1]) if named else Config().recipe
+def recipe_layer(layers: list[Layer], recipes: Recipes) -> tuple[int, tuple[str, Layer]]:
+    """The settings of the recipe that the layers name, and the place of the last one that does."""
+    naming = [place for place, layer in enumerate(layers) if "recipe" in layer]
+    at = naming[-1] if naming else 0
+    name = str(layers[at]["recipe"]) if naming else Config().recipe
     if name not in recipes:
         raise ConfigError(f"recipe: {name!r} is not known{_nearest(name, recipes)}; there are: {', '.join(recipes)}")
-    return f"recipe {name}", dict(recipes[name])
+    return at, (f"recipe {name}", dict(recipes[name]))
 
 
 def merge(below: Layer, above: Layer) -> Layer:

@@ -19,16 +19,29 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Data(Node, frozen=True):
-    """Where the samples come from."""
+    """Where the samples come from. What a source has no use for, it leaves alone."""
 
     source: str = "digits"
-    """`digits` (inside scikit-learn), `idx` (MNIST-format files), or `package.module:factory`."""
+    """`digits` (inside scikit-learn), `mnist1d` (generated), `bytes` (of any text), `idx` (files like MNIST's), `npy`
+    (a folder of arrays), `hf` (Hugging Face's `datasets`), or `package.module:factory`; see `mach/data`."""
     path: str | None = None
-    """Directory of the files, for `idx`; None looks in the usual places of the data set."""
+    """File or directory of the data; None looks in the usual places, where there are any."""
     split_seed: int = 0
-    """Seed of the train/test split. Not `seed`: runs of different seeds stay comparable."""
+    """Seed of the train/test split, and of what is generated. Not `seed`: runs of different seeds stay comparable."""
     test_share: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.2
     """Share of the samples held out where the source has no split of its own."""
+    train_samples: Positive | None = None
+    """How many samples to train on, for `mnist1d` and `bytes`; None: 4,000, or all there are."""
+    test_samples: Positive | None = None
+    """How many samples to test on, for `mnist1d` and `bytes`; None: 6,000, or all there are."""
+    length: Positive = 64
+    """T, bytes of one sample of `bytes`."""
+    symbols: Annotated[int, Meta(ge=0)] = 0
+    """For `npy` and `hf`: inputs are whole numbers below this, which stand for symbols; 0: they are quantities."""
+    input_column: str = "inputs"
+    """For `hf`."""
+    label_column: str = "label"
+    """For `hf`."""
     noise: NonNegative = 0.0
     """Standard deviation of Gaussian noise added to training inputs (inputs are scaled to about unit range)."""
 
@@ -37,13 +50,19 @@ class Model(Node, frozen=True):
     """Sizes of a component's networks."""
 
     family: str = "mlp"
-    """`mlp`, or `package.module:factory`."""
+    """`mlp`, `conv` (lines, pictures), `transformer` (symbols), or `package.module:factory` (see `mach/networks`)."""
     embedding: Positive = 64
     """E, the width of an embedding, the same for every component of a run."""
     joiner: tuple[Positive, ...] = (256,)
     """Hidden widths of the joiner, which maps (activation, target) to the embedding."""
     student: tuple[Positive, ...] = (256,)
     """Hidden widths of a student, which maps the activation to an imitation of the child's embedding."""
+    blocks: Positive = 2
+    """Residual blocks of a component's section, in `conv` and `transformer`."""
+    channels: Positive = 32
+    """Of a `conv` section."""
+    heads: Positive = 4
+    """Of attention, in `transformer`; they divide `embedding`."""
 
 
 class Loss(Node, frozen=True):
@@ -57,20 +76,74 @@ class Loss(Node, frozen=True):
     """distill(s, stopgrad(d)): the student imitates the child."""
     late: NonNegative = 1.0
     """⟨e(x_old), g_e⟩: a parent's late gradient."""
+    activation: NonNegative = 1.0
+    """⟨a, g_a⟩: a child's late gradient of our activation, in `stream` wiring."""
+    logits: NonNegative = 0.0
+    """T²·KL(softmax(z_d/T) ‖ softmax(z_s/T)): the head over the students learns from the child's logits, where those
+    come along (`method.targets`)."""
+    temperature: Annotated[float, Meta(gt=0.0)] = 2.0
+    """T."""
     distance: Literal["mse", "cosine", "normalised"] = "mse"
     """How far the student's imitation is from the target."""
+
+
+class Method(Node, frozen=True):
+    """What components send each other and when they learn. A recipe sets all of this (`mach/recipes.py`)."""
+
+    targets: Literal["embedding", "logits", "none"] = "embedding"
+    """What a child's answer says: its embedding; its logits as well; neither, and then a component has no students."""
+    heads: Literal["every", "last"] = "every"
+    """Who has a loss against the labels: every component, or only those without children."""
+    gradient_reach: Literal["none", "hop", "full"] = "hop"
+    """In `stream` wiring, the gradient of the activation that a child returns: none; that of its own loss, at once; or,
+    when its own child has answered, with what that one returned: end to end."""
+    guess: bool = False
+    """A local model guesses the gradient of the activation at once, and learns from the true one when it comes."""
+    context: bool = False
+    """In `stream` wiring, x travels along with the activation, and every encoder gets both."""
+    update_every: Positive = 1
+    """The gradients of so many batches are averaged for one optimiser step."""
+
+
+class Staleness(Node, frozen=True):
+    """What is done about gradients that come late (formulas in `mach/staleness.py`)."""
+
+    late: Literal["recompute", "stash"] = "recompute"
+    """`recompute`: the old input goes through today's weights again. `stash`: the graph of the old answer is kept, with
+    a copy of the weights of its time; the gradient is exact for those."""
+    policies: tuple[Literal["bound", "accumulate", "discount", "shrink", "predict", "compensate", "clip"], ...] = ()
+    """Which of the following are at work, in this order."""
+    max_versions: Annotated[int, Meta(ge=0)] = 8
+    """`bound`: gradients that are later than so many versions are not used."""
+    accumulate: Positive = 4
+    """So many late gradients are averaged before they are used."""
+    discount: Literal["power", "anneal"] = "power"
+    """A gradient of lag τ is scaled by 1/max(1,τ)^power, or at version t by τ^−(1−min(t/horizon,1))."""
+    power: NonNegative = 1.0
+    horizon: Positive = 1000
+    """Versions after which `anneal` scales no more."""
+    shrink: Share = 0.5
+    """Factor for every hop that a gradient comes."""
+    compensate: NonNegative = 0.04
+    """λ of g + λ·g⊙g⊙(w_now − w_then). By recompute both weights are today's, and it changes nothing."""
+    clip: NonNegative = 1.0
+    """A late gradient's norm over the own loss's, at most."""
 
 
 class Optimiser(Node, frozen=True):
     """One optimiser per component."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: Literal["adamw", "sgd", "nadam", "muon"] = "adamw"
+    """`nadam` with a first moment of 0.99, for late gradients; `muon` for the matrices inside the network with `adamw`
+    for the rest, at the same `lr` (torch 2.9 or newer)."""
     lr: Annotated[float, Meta(gt=0.0)] = 1e-3
     weight_decay: NonNegative = 1e-2
     momentum: Share = 0.9
     """For `sgd`."""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """`cosine` falls from `lr` to a hundredth of it over `train.steps` (constant when a run is timed)."""
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """How the rate falls from `lr` to a hundredth of it over `train.steps` (constant when a run is timed)."""
+    warmup_steps: Annotated[int, Meta(ge=0)] = 0
+    """First the rate rises evenly to `lr` for so many steps."""
 
 
 class Train(Node, frozen=True):
@@ -133,7 +206,8 @@ class Bus(Node, frozen=True):
     socket; `auto`, whichever measured better for their size."""
     codec: Codecs = Codecs()
     activation: Literal["inputs", "indices"] = "inputs"
-    """What an activation holds in `skip` wiring. `indices`: which samples of the data set, since both sides hold it."""
+    """What an activation holds of x, in `skip` wiring or as context. `indices`: which samples of the data set they are,
+    since both sides hold it."""
 
 
 class Report(Node, frozen=True):
@@ -192,7 +266,9 @@ class Config(Node, frozen=True):
     """A whole run."""
 
     recipe: str = "mach"
-    wiring: Literal["skip"] = "skip"
+    wiring: Literal["skip", "stream"] = "skip"
+    """`skip`: every component draws batches of its own and sends x. `stream`: component 0 draws, and everybody sends
+    its encoder's activation; labels travel along."""
     graph: Literal["chain", "ring", "kgraph"] | tuple[tuple[int, ...], ...] = "ring"
     """Who is whose child: `chain` i → i+1, `ring` a chain whose last asks the first, `kgraph` everybody
     everybody's, or an adjacency list [[children of 0], [children of 1], …]."""
@@ -202,7 +278,9 @@ class Config(Node, frozen=True):
     """CPU threads of one component."""
     data: Data = Data()
     model: Model = Model()
+    method: Method = Method()
     loss: Loss = Loss()
+    staleness: Staleness = Staleness()
     optimiser: Optimiser = Optimiser()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()

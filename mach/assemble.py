@@ -1,27 +1,35 @@
 """Configuration → learner: the one place where trainers, simulations, tests and benchmarks build one."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from configs.tree import Config, Optimiser
+from configs.tree import Config
 from mach.component import Component
 from mach.data.dataset import Dataset
+from mach.evaluate import Exam
+from mach.graph import children_of, path_to
 from mach.learner import Learner
-from mach.networks import build
+from mach.memory import MEMORY
+from mach.networks import made, place_of
+from mach.networks.fit import activation_shape
+from mach.networks.guess import Guess
+from mach.networks.place import Place
+from mach.optimisers import optimiser_of, schedule_of
+from mach.relay import Relay
 from mach.seeds import seed_of
+from mach.stream import Incoming, Stream
 
-FLOOR = 0.01
-"""Where the cosine schedule ends, as a share of the first learning rate."""
+RELAY_RETRY_S = 5.0
+"""Longest wait for the answer to an examination's question, where an edge's own time-out is longer."""
 
 
 def learner_of(config: Config, index: int, children: Sequence[str], dataset: Dataset, device: torch.device) -> Learner:
     """Component `index` of a run with its own weights, optimiser and schedule.
 
     Raises:
-        ConfigError: a family of networks that is not known.
+        ConfigError: a family of networks that is not known, or an optimiser that this torch does not have.
     """
     component = component_of(config, index, children, dataset).to(device)
     return Learner(
@@ -32,6 +40,10 @@ def learner_of(config: Config, index: int, children: Sequence[str], dataset: Dat
         device=device,
         sample_shape=dataset.sample_shape,
         schedule=schedule_of(config),
+        children=children,
+        method=config.method,
+        staleness=config.staleness,
+        stream=stream_of(config, index, dataset),
     )
 
 
@@ -42,24 +54,61 @@ def samples_of(config: Config, dataset: Dataset) -> Tensor | None:
 
 def component_of(config: Config, index: int, children: Sequence[str], dataset: Dataset) -> Component:
     """Networks on the CPU with initial weights of their own seed; the global generator is left as it was."""
+    place = component_place(config, index, children, dataset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, index, "weights"))
-        return build(config.model, dataset.sample_shape, dataset.classes, children)
+        component = made(place)
+        if config.method.guess and config.wiring == "stream" and children:
+            component.guess = Guess(activation_shape(component, place)[-1], dataset.classes)
+    return component
 
 
-def optimiser_of(settings: Optimiser, component: Component) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101) or SGD with momentum, in torch's fused form (fewer calls)."""
-    parameters, lr, decay = component.parameters(), settings.lr, settings.weight_decay
-    match settings.name:
-        case "adamw":
-            return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
-        case "sgd":
-            return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=decay, fused=True)
+def component_place(config: Config, index: int, children: Sequence[str], dataset: Dataset) -> Place:
+    """Where the component stands; without targets it has no students.
+
+    Raises:
+        ConfigError: stream wiring on a graph that is no tree from component 0.
+    """
+    stream = config.wiring == "stream"
+    path = path_to(index, children_of(config.graph, config.n_components)) if stream else ()
+    return place_of(
+        config.model,
+        dataset.sample_shape,
+        dataset.classes,
+        children if config.method.targets != "none" else (),
+        wiring=config.wiring,
+        ancestors=path,
+        index=index,
+        context=stream and config.method.context,
+        symbols=dataset.symbols,
+    )
 
 
-def schedule_of(config: Config) -> Callable[[int], float] | None:
-    """Version → learning rate: half a cosine from `lr` down to FLOOR of it, or None for a constant rate."""
-    if config.optimiser.schedule == "constant" or config.train.minutes is not None:
+def stream_of(config: Config, index: int, dataset: Dataset) -> Stream | None:
+    """Where the component's batches come from in stream wiring; None in skip wiring."""
+    if config.wiring == "skip":
         return None
-    lr, steps = config.optimiser.lr, config.train.steps
-    return lambda version: lr * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, version / steps))))
+    place = component_place(config, index, (), dataset)
+    if place.incoming is None:
+        return Stream(None, config.bus.window)
+    context = dataset.sample_shape if place.context else None
+    labels = tuple(dataset.train_labels.shape[1:])
+    incoming = Incoming(place.incoming, labels, dataset.classes, context, dataset.symbols)
+    return Stream(incoming, MEMORY * config.bus.window)
+
+
+def exam_of(config: Config, learner: Learner, dataset: Dataset) -> Exam | Relay:
+    """The examination of a component: over its children's answers, or in stream wiring along the whole chain."""
+    common = (learner.component, dataset, learner.children, config.train.batch_size)
+    retry_s = config.bus.timeout_ms / 1000
+    stream = learner.stream
+    if stream is None:
+        return Exam(*common, retry_s)
+    return Relay(
+        *common,
+        min(retry_s, RELAY_RETRY_S),
+        draws=stream.draws,
+        judges=learner.teacher.judges,
+        context=config.method.context,
+        incoming=None if stream.incoming is None else stream.incoming.activation,
+    )

@@ -5,7 +5,8 @@
     e = joiner(a, d or s)    embedding, what a parent gets
     z = head(e)              logits
 
-Shapes: B batch, D features of an activation, E embedding, K classes.
+Shapes: B batch, T time, D features of an activation, E embedding, K classes. Written for samples with one label,
+[B, D] → [B, E] → [B, K]; where every place of a sequence has one, [B, T, D] → [B, T, E] → [B, T, K].
 """
 
 from collections.abc import Mapping
@@ -18,44 +19,59 @@ class Component(nn.Module):
     """Encoder, joiner, head, and one student per child.
 
     Args:
-        encoder: x → a.
+        encoder: x → a, [B, ...] → [B, D].
         joiner: [B, D + E·children] → [B, E]: activation and targets, concatenated in the order of `students`.
         head: [B, E] → [B, K].
         students: by child, a → an imitation of that child's embedding, [B, E].
+        tokens: whether x are whole numbers that stand for symbols, and no quantities.
+        guess: where a recipe wants one, a model of the gradient of the activation (`mach/networks/guess.py`).
     """
 
     def __init__(
-        self, encoder: nn.Module, joiner: nn.Module, head: nn.Module, students: Mapping[str, nn.Module]
+        self,
+        encoder: nn.Module,
+        joiner: nn.Module,
+        head: nn.Module,
+        students: Mapping[str, nn.Module],
+        *,
+        tokens: bool = False,
+        guess: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.joiner = joiner
         self.head = head
         self.students = nn.ModuleDict(dict(students))
+        self.tokens = tokens
+        self.guess = guess
 
     @property
     def children_names(self) -> tuple[str, ...]:
         """The children, in the order in which the joiner takes their targets."""
         return tuple(self.students)
 
-    def activation(self, x: Tensor) -> Tensor:
-        """X [B, ...] → a [B, D], flattened."""
-        a: Tensor = self.encoder(x)
-        return a.flatten(1)
+    def takes(self, x: Tensor) -> bool:
+        """Whether x are numbers of the encoder's kind."""
+        return x.is_floating_point() != self.tokens
+
+    def activation(self, *come: Tensor) -> Tensor:
+        """X [B, ...], or a parent's activation and x where that comes along → a [B, D]."""
+        a: Tensor = self.encoder(*come)
+        return a
 
     def imitate(self, a: Tensor) -> dict[str, Tensor]:
         """A [B, D] → s [B, E] of every student, by child."""
         return {child: student(a) for child, student in self.students.items()}
 
-    def target_shape(self, child: str, x: Tensor) -> torch.Size:
-        """What a target of `child` for x [B, ...] must look like: our student's imitation of it, [B, E]."""
+    def target_shape(self, child: str, *come: Tensor) -> torch.Size:
+        """What a target of `child` for such an input must look like: our student's imitation of it, [B, E]."""
         with torch.no_grad():
-            imitation: Tensor = self.students[child](self.activation(x[:1]))
-        return torch.Size((len(x), *imitation.shape[1:]))
+            imitation: Tensor = self.students[child](self.activation(*(each[:1] for each in come)))
+        return torch.Size((len(come[0]), *imitation.shape[1:]))
 
     def embed(self, a: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """A [B, D] and a target or imitation [B, E] of every child → e [B, E]."""
-        e: Tensor = self.joiner(torch.cat([a, *(targets[child] for child in self.students)], dim=1))
+        e: Tensor = self.joiner(torch.cat([a, *(targets[child] for child in self.students)], dim=-1))
         return e
 
     def classify(self, e: Tensor) -> Tensor:

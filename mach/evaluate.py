@@ -4,18 +4,20 @@ An `Exam` computes the accuracy with the student at once. Where there are childr
 test set, part by part through the ordinary windows, while training goes on; a part whose answer never came is
 asked again. These questions owe no gradient, and their ids lie in a range of their own.
 
-Shapes: N samples of the test set, B batch, K classes.
+Shapes: N samples of the test set, B batch, K classes. Of a sequence every place counts: labels [B, T].
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mach.component import Component
 from mach.data.dataset import Dataset
+from mach.losses import cross_entropy
 from mach.messages import Activation, Target
 
 EXAM_IDS = 1 << 48
@@ -32,6 +34,27 @@ class Accuracy:
     """With the children's true answers; None without children, or while they have not answered all parts."""
     step: int
     """The component's version when `student` was measured."""
+    student_bits: float | None = None
+    """Cross-entropy in bits a label, which for bytes is bits a byte; as `student`."""
+    child_bits: float | None = None
+    """As `child`."""
+    full: float | None = None
+    """In stream wiring, of the deepest component's answer to the whole chain of activations: the deep network's own.
+    Where no component but the last has a loss, `student` is the same."""
+    full_bits: float | None = None
+    """As `full`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a part of the test set came to."""
+
+    right: int = 0
+    bits: float = 0.0
+    """Sum over its labels."""
+
+    def __add__(self, other: "Score") -> "Score":
+        return Score(self.right + other.right, self.bits + other.bits)
 
 
 class Exam:
@@ -45,9 +68,10 @@ class Exam:
         self.retry_s = retry_s
         self.inputs = torch.split(dataset.test_inputs, batch_size)  # parts of [B, ...]
         self.labels = torch.split(dataset.test_labels, batch_size)  # parts of [B]
-        self.samples = len(dataset.test_labels)
+        self.count = dataset.test_labels.numel()
         first = len(dataset.train_labels)
-        self.indices = torch.split(torch.arange(first, first + self.samples), batch_size)  # parts of [B]
+        indices = torch.arange(first, first + len(dataset.test_labels))
+        self.indices = torch.split(indices, batch_size)  # parts of [B]
         self.result: Accuracy | None = None
         """The newest; its `child` is that of the last complete examination."""
         self._ids = itertools.count(EXAM_IDS)
@@ -56,7 +80,7 @@ class Exam:
         self._asked_at: dict[tuple[str, int], float] = {}
         self._open: dict[str, list[int]] = {}
         self._answers: dict[int, dict[str, Tensor]] = {}
-        self._right = 0
+        self._score = Score()
 
     @property
     def done(self) -> bool:
@@ -68,16 +92,22 @@ class Exam:
 
         `pulse` is called after every part of the test set: progress, for whoever watches.
         """
-        right = 0
+        alone = Score()
         for x, y in zip(self.inputs, self.labels, strict=True):
-            right += self._count(x, y, {})
+            alone += self._judge(x, y, {})
             pulse()
-        student = right / self.samples
-        self.result = Accuracy(student, None if self.result is None else self.result.child, version)
+        before = self.result
+        self.result = Accuracy(
+            alone.right / self.count,
+            None if before is None else before.child,
+            version,
+            alone.bits / self.count,
+            None if before is None else before.child_bits,
+        )
         if not ask:
             return
         self._asked = {}
-        self._right = 0
+        self._score = Score()
         self._answers = {part: {} for part in range(len(self.inputs))} if self.children else {}
         self._open = {child: list(self._answers) for child in self.children}
         self._asked_at = {}
@@ -101,21 +131,24 @@ class Exam:
         """Whether a target answers an examination, this one or an earlier."""
         return target.id >= EXAM_IDS
 
-    def keep(self, child: str, target: Target) -> None:
-        """Take an answer; a part is judged when every child has answered it."""
+    def keep(self, child: str, target: Target) -> list[tuple[str, Target]]:
+        """Take an answer; a part is judged when every child has answered it. Nothing is owed to anybody for it."""
         asked, part = self._asked.pop(target.id, ("", -1))
         if asked != child or part not in self._open[child]:
-            return  # of an earlier examination, or answered twice
+            return []  # of an earlier examination, or answered twice
         if target.embedding.shape != self.component.target_shape(child, self.inputs[part]):
-            return  # of another network than ours expects: as good as no answer
+            return []  # of another network than ours expects: as good as no answer
         self._open[child].remove(part)
         answers = self._answers[part]
         answers[child] = target.embedding.to(self.labels[part].device)
         if len(answers) == len(self.children):
-            self._right += self._count(self.inputs[part], self.labels[part], answers)
+            self._score += self._judge(self.inputs[part], self.labels[part], answers)
             del self._answers[part]
         if self.done and self.result is not None:
-            self.result = Accuracy(self.result.student, self._right / self.samples, self.result.step)
+            self.result = replace(
+                self.result, child=self._score.right / self.count, child_bits=self._score.bits / self.count
+            )
+        return []
 
     def _next(self, child: str, now: float) -> int | None:
         for part in self._open.get(child, ()):
@@ -124,9 +157,15 @@ class Exam:
                 return part
         return None
 
-    def _count(self, x: Tensor, y: Tensor, targets: dict[str, Tensor]) -> int:
-        """How many of a part are classified rightly; students stand in for children without a target."""
+    def _judge(self, x: Tensor, y: Tensor, targets: dict[str, Tensor]) -> Score:
+        """Of a part; students stand in for children without a target."""
         with torch.no_grad():
             a = self.component.activation(x)
             e = self.component.embed(a, {**self.component.imitate(a), **targets})
-            return int((self.component.classify(e).argmax(dim=1) == y).sum())
+            return score(self.component.classify(e), y)
+
+
+def score(z: Tensor, y: Tensor) -> Score:
+    """Of logits z [B, K] for labels y [B]."""
+    bits = float(cross_entropy(z, y)) * y.numel() / math.log(2)
+    return Score(int((z.argmax(dim=-1) == y).sum()), bits)

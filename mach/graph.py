@@ -42,6 +42,27 @@ def parents_of(children: Adjacency) -> Adjacency:
     return tuple(tuple(i for i, own in enumerate(children) if j in own) for j in range(len(children)))
 
 
+def path_to(index: int, children: Adjacency) -> tuple[int, ...]:
+    """The components that an activation passes on its way from component 0 to `index`, without `index`: stream wiring.
+
+    Raises:
+        ConfigError: the graph is no tree from component 0, so that some component has none or several such ways.
+    """
+    parents = parents_of(children)
+    path = [index]
+    while path[-1] != 0:
+        above = parents[path[-1]]
+        if len(above) != 1 or above[0] in path:
+            raise ConfigError(
+                f"graph: in stream wiring every component but 0 has one parent, on a way from 0, and component "
+                f"{path[-1]} has {len(above)}; choose chain, or wiring: skip"
+            )
+        path.append(above[0])
+    if parents[0]:
+        raise ConfigError("graph: in stream wiring component 0 draws the data and has no parent; choose chain")
+    return tuple(reversed(path[1:]))
+
+
 def _checked(graph: Adjacency, n_components: int) -> Adjacency:
     if len(graph) != n_components:
         raise ConfigError(

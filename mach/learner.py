@@ -1,88 +1,56 @@
 """The method: **ask, answer, keep, step**. Messages in, messages out; no socket, no process, no clock.
 
-    ask     a batch goes to a child as an activation
-    answer  a parent's activation is answered with an embedding, the student standing in for our own child
-    keep    a child's target, or a parent's late gradient, waits for the next step
-    step    one optimiser step on
-                L = w_child · CE(head(joiner(a, d)), y)          a target d is at hand
-                  + w_student · CE(head(joiner(a, s)), y)        the component must also be good on its own
-                  + w_distill · distill(s, stopgrad(d))
-                  + w_late · Σ ⟨e(x_old), g_e⟩                   late gradients of old answers, by recompute
-            or, with no target at hand, on CE(head(joiner(a, s)), y) and the late gradients alone.
+    ask     a batch goes to a child as an activation: the raw x in skip wiring, encoder(x) and the labels in stream
+    answer  a parent's activation is answered with an embedding, the student standing in for our own child;
+            in stream wiring it is a batch to be trained on first, and the step that does so answers it
+    keep    a child's answer, or a parent's late gradient, waits for the next step
+    step    one optimiser step on what `mach/lesson.py` makes of the batches whose turn it is (LESSONS)
 
-Laws: nothing here waits (law 1); an answer never asks (law 2); every target trained on owes its child
-∂L/∂d (law 3); every age is measured when a message is used (law 4). Memory is bounded by the window.
-Source: method.md; recompute as in Features Replay (arXiv 1807.04511).
+Laws: nothing here waits (law 1); an answer never asks (law 2); every tensor trained on owes its sender its
+gradient (law 3); every age is measured when a message is used (law 4). Memory is bounded by the window.
+Source: method.md.
 
 Shapes: B batch, E embedding, K classes. Times are seconds of the caller's clock.
 """
 
 import math
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from configs.errors import DataError
-from configs.tree import Loss
-from mach import state as pack
+from configs.tree import Loss, Method
+from configs.tree import Staleness as StalenessSettings
 from mach.component import Component
-from mach.losses import DISTANCES, cross_entropy, pull
+from mach.descent import Descent
+from mach.going_on import restore, state_of
+from mach.late import WAYS, Held, Recompute
+from mach.lesson import Arrived, Late, Learnt, Lesson, Teacher, owed
+from mach.memory import Memory, fits
 from mach.messages import Activation, Age, Batch, Gradient, Letter, Target
-from mach.state import State, tensor_of
-
-MEMORY = 4
-"""Batches asked, answers given and late gradients kept of one neighbour, in windows: what comes when its batch or
-answer has been pushed out by newer ones is dropped, and counted in `Learner.forgotten`."""
+from mach.staleness import Staleness
+from mach.state import State
+from mach.stream import Stream
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """What one optimiser step was made of."""
+    """What one turn of training was made of."""
 
     version: int
-    """After the step."""
+    """After the step; as before it while gradients are still gathered (`method.update_every`)."""
     samples: int
     losses: Mapping[str, Tensor]
-    """Detached 0-d tensors: `target`, `student`, and on a child's answer `distill`, with late gradients `late`."""
+    """Detached 0-d tensors, by the names of `mach/lesson.py`."""
     on_child: bool
-    owed: list[tuple[str, Gradient]]
-    """To be sent to the children whose targets were used."""
+    owed: list[tuple[str, Gradient | Target]]
+    """To be sent: gradients to the children whose targets were used, answers to parents whose batches were."""
     target_ages: list[Age]
     gradient_ages: list[Age]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Answered:
-    """An input that we answered, until its gradient comes."""
-
-    inputs: Tensor
-    shape: torch.Size  # of the answer, and so of its gradient
-    version: int
-    at: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Late:
-    """A parent's late gradient of an old answer."""
-
-    parent: str
-    answered: _Answered
-    gradient: Tensor
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Arrived:
-    """A child's target for a batch of ours."""
-
-    child: str
-    batch: Batch
-    target: Target
-    age: Age
-    at: float
+    updated: bool = True
+    """Whether the optimiser took its step; False while gradients are gathered for one."""
 
 
 class Learner:
@@ -98,219 +66,295 @@ class Learner:
         device: torch.device,
         sample_shape: tuple[int, ...],
         schedule: Callable[[int], float] | None = None,
+        children: Sequence[str] | None = None,
+        method: Method | None = None,
+        staleness: StalenessSettings | None = None,
+        stream: Stream | None = None,
     ) -> None:
         """`sample_shape` is that of one input. `schedule` maps the version to the learning rate; None leaves the
-        optimiser's own.
+        optimiser's own. `children` are those that are asked, if others than the component has students for.
+        `stream`: where batches come from in stream wiring; None is skip wiring.
         """
         self.component = component
         self.optimiser = optimiser
         self.loss = loss
+        self.method = method or Method()
         self.device = device
         self.dtype = next(component.parameters()).dtype
         self.sample_shape = torch.Size(sample_shape)
-        self.schedule = schedule
-        self.version = 0
-        self.forgotten: Counter[str] = Counter()
-        """Targets and gradients that came too late for our memory, or twice, by kind."""
-        self.unneeded = 0
-        """Gradients that came while we only answer, after our last step."""
-        self.unfit: Counter[str] = Counter()
-        """Messages whose tensor has another shape than it must have, or is not finite, by kind: never trained on, so
-        that a neighbour that diverged or runs another network ruins only itself."""
-        self._capacity = MEMORY * window
-        self._asked: dict[str, OrderedDict[int, Batch]] = {child: OrderedDict() for child in component.children_names}
-        self._answered: dict[str, OrderedDict[int, _Answered]] = {}
-        self._targets: deque[_Arrived] = deque()
-        self._late: deque[_Late] = deque()
-        self._heard: dict[str, int] = {}
+        self.stream = stream
+        self.children = component.children_names if children is None else tuple(children)
+        self.window = window
+        self.memory = Memory(self.children, window)
+        self.staleness = Staleness(staleness or StalenessSettings())
+        self.late: Recompute = WAYS[self.staleness.settings.late](component, self.staleness)
+        self.teacher = Teacher(
+            component,
+            loss,
+            self.method,
+            self.late,
+            self.staleness,
+            judges=self.method.heads == "every" or not self.children,
+            stream=stream is not None,
+        )
+        self.descent = Descent(
+            component,
+            optimiser,
+            self.late,
+            self.staleness,
+            schedule=schedule,
+            update_every=self.method.update_every,
+        )
+        self._lessons = LESSONS["skip" if stream is None else self.method.gradient_reach]
+        self._at_hand: tuple[Batch, Held] | None = None
         self._shapes: dict[str, torch.Size] = {}
+        self._sent: torch.Size | None = None
+
+    @property
+    def version(self) -> int:
+        """Optimiser steps taken."""
+        return self.descent.version
+
+    @property
+    def forgotten(self) -> Counter[str]:
+        """See `Memory`."""
+        return self.memory.forgotten
+
+    @property
+    def unfit(self) -> Counter[str]:
+        """See `Memory`."""
+        return self.memory.unfit
+
+    @property
+    def unneeded(self) -> int:
+        """See `Memory`."""
+        return self.memory.unneeded
+
+    @property
+    def waits_for_answers(self) -> bool:
+        """Whether a batch is learnt from only when every child has answered it: end to end, as a recipe may be."""
+        return self.stream is not None and self.method.gradient_reach == "full" and bool(self.children)
+
+    @property
+    def full(self) -> bool:
+        """Whether no batch shall be taken up before one that was answered is learnt from: with a window of one, each is
+        then forward through everybody and back before the next, as in ordinary backpropagation.
+        """
+        return self.waits_for_answers and len({each.held.id for each in self.memory.arrived}) >= self.window
 
     def ask(self, batch: Batch, child: str | None = None) -> Activation:
         """The activation of a batch, to be sent to `child`, or to every child; remembered until answered."""
-        for name in self._asked if child is None else (child,):
-            self._asked[name][batch.id] = batch
-            self._trim(self._asked[name])
-        return Activation(batch.id, self.version, batch.inputs, indices=batch.indices)
+        held = self.hold(batch)
+        for name in self.children if child is None else (child,):
+            self.memory.ask(name, held)
+        if self.stream is None:
+            return Activation(batch.id, self.version, batch.inputs, indices=batch.indices)
+        _, a = self.late.forward(held)
+        self._sent = a.shape[1:]
+        x = (batch.inputs if self.stream.draws else batch.context) if self.method.context else None
+        indices = None if x is None else batch.indices
+        return Activation(batch.id, self.version, a.detach(), batch.labels, indices=indices, context=x)
 
     def answer(self, parent: str, asked: Activation, now: float) -> Target | None:
         """Our embedding of a parent's activation, today, with students in place of our own children (law 2).
 
-        None, and counted as unfit, if there is none: inputs of another shape, or not finite.
+        None if there is none: inputs of another shape, or not finite, which are counted as unfit; or, in stream
+        wiring, a batch that now waits for its turn to be trained on.
         """
-        e = None
-        if asked.inputs.shape[1:] == self.sample_shape and asked.inputs.is_floating_point():
-            x = asked.inputs.to(self.device, self.dtype)
+        if self.stream is not None:
+            trouble = self.stream.admit(parent, asked)
+            if trouble is not None:
+                (self.unfit if trouble == "unfit" else self.forgotten)["activation"] += 1
+            return None
+        held, e, z = None, None, None
+        if asked.inputs.shape[1:] == self.sample_shape and self.component.takes(asked.inputs):
+            x = asked.inputs.to(self.device, None if self.component.tokens else self.dtype)
+            held = Held(asked.id, (x,), None, parent, self.version, now)
+            net, a = self.late.answer(held)
             with torch.no_grad():
-                e = self._alone(x)
-        if e is None or not math.isfinite(float(e.sum())):  # what is not finite in x is not in e, of fewer numbers
+                e = net.embed(a, net.imitate(a))
+                z = net.classify(e) if self.method.targets == "logits" else None
+        if held is None or e is None or not math.isfinite(float(e.sum())):  # what is not finite in x is not in e
             self.unfit["activation"] += 1
             return None
         if asked.owes:
-            answered = self._answered.setdefault(parent, OrderedDict())
-            answered[asked.id] = _Answered(x, e.shape, self.version, now)
-            self._trim(answered)
-        return Target(asked.id, self.version, e)
+            held.shape = e.shape
+            self.memory.answer(parent, held)
+        return Target(asked.id, self.version, e, logits=z)
 
     def keep(self, letter: Letter, now: float) -> None:
         """Put a target or a late gradient by for the next step; one that nobody remembers is counted."""
         match letter.message:
             case Target() as target:
-                self._keep_target(letter.sender, target, letter.age or Age(0, 0.0), now)
-            case Gradient() as gradient:
-                self._keep_gradient(letter.sender, gradient)
+                held = self.memory.asked(letter.sender, target)
+                if held is not None and self._answers(letter.sender, held, target):
+                    age = letter.age or Age(0, 0.0)
+                    self.memory.arrived.append(Arrived(letter.sender, held, target, age, now))
+            case Gradient(gradient=gradient):
+                held = self.memory.answered(letter.sender, letter.message)
+                if held is not None and fits(gradient, held.shape):
+                    self.memory.keep_late(Late(letter.sender, held, gradient.to(self.device, self.dtype)))
+                elif held is not None:
+                    self.unfit["gradient"] += 1
             case Activation():
                 raise ValueError("an activation is answered, not kept")
 
-    def step(self, batch: Batch, now: float) -> Step:
-        """One optimiser step: on the oldest answered batch with its targets, else on `batch` with the students."""
-        arrived = self._next_answered()
-        batch = arrived[0].batch if arrived else batch
-        targets = {
-            each.child: each.target.embedding.to(self.device, self.dtype).detach().requires_grad_() for each in arrived
-        }
-        losses, total = self._losses(batch, targets)
-        late, self._late = sorted(self._late, key=_order), deque()
-        if late and self.loss.late > 0.0:
-            losses["late"] = torch.stack(
-                [pull(self._alone(each.answered.inputs), each.gradient) for each in late]
-            ).sum()
-            total = total + self.loss.late * losses["late"]
-        self._descend(total)
-        gradient_ages = [Age(self.version - each.answered.version, now - each.answered.at) for each in late]
-        owed = [(each.child, self._owed(each, targets[each.child])) for each in arrived]
-        self.version += 1
+    def step(self, batch: Batch | None, now: float) -> Step | None:
+        """Learn what is due, `batch` being new; None if nothing is, as in stream wiring while nothing has come."""
+        lessons = self._lessons(self, batch)
+        self._at_hand = None
+        if not lessons:
+            return None
+        version, learnt, late = self.version, Learnt(), self._next_late()
+        for lesson in lessons:
+            self.teacher.teach(lesson, learnt, version)
+        self.teacher.pull_late(late, learnt, version)
+        self.descent.down(learnt.own, learnt.late)
+        arrived = [each for lesson in lessons for each in lesson.arrived]
+        own = [lesson.held for lesson in lessons if lesson.own]
+        ages = [Age(version - each.held.version, now - each.held.at) for each in late]
+        for each in arrived:
+            if each.target.gradient is not None:
+                ages.append(Age(version - each.held.version, self.memory.age(each, now).seconds))
         return Step(
             version=self.version,
-            samples=len(batch.labels),
-            losses={name: value.detach() for name, value in losses.items()},
+            samples=sum(len(held.come[0]) for held in own),
+            losses={name: value.detach() for name, value in learnt.losses.items()},
             on_child=bool(arrived),
-            owed=owed,
-            target_ages=[self._age(each, now) for each in arrived],
-            gradient_ages=gradient_ages,
+            owed=self._owed(arrived, own, learnt, version, now),
+            target_ages=[self.memory.age(each, now) for each in arrived if self.method.targets != "none"],
+            gradient_ages=ages,
+            updated=self.version > version,
         )
 
     def state(self, now: float) -> State:
-        """All that a step depends on, by reference: weights, moments, version, late gradients at hand.
-
-        Batches asked and answers given are left out: their edges begin anew with the life that goes on from here.
-        """
-        state = State()
-        state.add("component", pack.of_module(self.component))
-        state.add("optimiser", pack.of_optimiser(self.optimiser))
-        late = list(self._late)
-        for number, each in enumerate(late):
-            state.tensors[f"late/{number}/inputs"] = each.answered.inputs
-            state.tensors[f"late/{number}/gradient"] = each.gradient
-        state.values["late"] = [[each.parent, each.answered.version, now - each.answered.at] for each in late]
-        state.values["version"] = self.version
-        return state
+        """All that a step depends on, by reference (`mach/going_on.py`)."""
+        return state_of(self.descent, self.memory, now)
 
     def restore(self, state: State, now: float) -> None:
-        """Go on from there; ages count on, without the time between. Moments of another optimiser are left out.
+        """Go on from there.
 
         Raises:
             DataError: it does not fit our networks; nothing was changed.
         """
-        component, optimiser = state.under("component"), state.under("optimiser")
-        pack.check_module(self.component, component)
-        pack.check_optimiser(self.optimiser, optimiser)
-        late = deque[_Late]()
-        for number, (parent, version, age_s) in enumerate(state.values["late"]):
-            inputs = tensor_of(state.tensors, f"late/{number}/inputs").to(self.device)
-            gradient = tensor_of(state.tensors, f"late/{number}/gradient", self.dtype).to(self.device)
-            if inputs.shape[1:] != self.sample_shape or len(gradient) != len(inputs):
-                raise DataError(f"late/{number}: inputs {tuple(inputs.shape)}, gradient {tuple(gradient.shape)}")
-            late.append(_Late(parent, _Answered(inputs, gradient.shape, version, now - age_s), gradient))
-        pack.into_module(self.component, component)
-        if optimiser.values["kind"] == type(self.optimiser).__name__:
-            pack.into_optimiser(self.optimiser, optimiser)
-        self.version, self._late = state.values["version"], late
+        incoming = None if self.stream is None else self.stream.incoming
+        shape = self.sample_shape if incoming is None else torch.Size(incoming.activation)
+        restore(self.descent, self.memory, state, now, shape)
 
-    def _keep_target(self, child: str, target: Target, age: Age, now: float) -> None:
-        self._heard[child] = target.version  # an edge keeps the order: a lower one is of a life that went back
-        batch = self._asked.get(child, OrderedDict()).pop(target.id, None)
-        if batch is None:
-            self.forgotten["target"] += 1
-        elif not self._fits(target.embedding, self._shape_of(child, batch)):
-            self.unfit["target"] += 1
-        else:
-            self._targets.append(_Arrived(child, batch, target, age, now))
-
-    def _keep_gradient(self, parent: str, gradient: Gradient) -> None:
-        answered = self._answered.get(parent, OrderedDict()).pop(gradient.id, None)
-        if answered is None:
-            self.forgotten["gradient"] += 1
-        elif not self._fits(gradient.gradient, answered.shape):
-            self.unfit["gradient"] += 1
-        else:
-            self._late.append(_Late(parent, answered, gradient.gradient.to(self.device, self.dtype)))
-            if len(self._late) > self._capacity * len(self._answered):  # we answer and no longer train
-                self._late.popleft()
-                self.unneeded += 1
-
-    def _losses(self, batch: Batch, targets: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """The terms of L on a batch, and their weighted sum; `targets` [B, E] by child, empty if none came."""
-        component, weight = self.component, self.loss
+    def hold(self, batch: Batch) -> Held:
+        """The batch in our hands; one, however often it is asked about."""
+        if self._at_hand is not None and self._at_hand[0] is batch:
+            return self._at_hand[1]
         x, y = batch.inputs.to(self.device), batch.labels.to(self.device)
-        a = component.activation(x)
-        s = component.imitate(a)  # by child, [B, E]
-        student = cross_entropy(component.classify(component.embed(a, s)), y)
-        if not targets:
-            return {"target": student, "student": student}, student
-        child = cross_entropy(component.classify(component.embed(a, {**s, **targets})), y)
-        distance = DISTANCES[weight.distance]
-        distill = torch.stack([distance(s[name], d.detach()) for name, d in targets.items()]).sum()
-        total = weight.child * child + weight.student * student + weight.distill * distill
-        return {"target": child, "student": student, "distill": distill}, total
+        come: tuple[Tensor, ...] = (x,)
+        if batch.sender is not None:  # a parent's activation: its gradient is owed
+            x = x.to(self.dtype).detach().requires_grad_(self.method.gradient_reach != "none")
+            come = (x,) if batch.context is None else (x, batch.context.to(self.device))
+        held = Held(batch.id, come, y, batch.sender, self.version, 0.0)
+        self._at_hand = (batch, held)
+        return held
 
-    def _alone(self, x: Tensor) -> Tensor:
-        """e(x) with every student standing in: what a parent gets, [B, E]."""
-        a = self.component.activation(x)
-        return self.component.embed(a, self.component.imitate(a))
-
-    def _descend(self, total: Tensor) -> None:
-        """One optimiser step down the gradient of `total`."""
-        if self.schedule is not None:
-            for group in self.optimiser.param_groups:
-                group["lr"] = self.schedule(self.version)
-        self.optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(total)
-        self.optimiser.step()
-
-    def _next_answered(self) -> list[_Arrived]:
-        """The targets of the oldest answered batch; its targets that come later make a step of their own."""
-        if not self._targets:
+    def next_answered(self) -> list[list[Arrived]]:
+        """Children's answers by batch: all that are at hand, or as many as are used together."""
+        together = self.staleness.together
+        if len({each.held.id for each in self.memory.arrived}) < together:
             return []
-        first = self._targets[0].batch.id
-        arrived = {each.child: each for each in self._targets if each.batch.id == first}
-        self._targets = deque(each for each in self._targets if each.batch.id != first)
-        return [arrived[child] for child in self.component.children_names if child in arrived]
+        answered = []
+        while arrived := self.memory.next_arrived():
+            answered.append(arrived)
+            if len(answered) == together > 1:
+                self.staleness.counts["accumulate"] += 1
+                break
+        return answered
 
-    def _owed(self, arrived: _Arrived, d: Tensor) -> Gradient:
-        """∂L/∂d for the child that sent d (law 3)."""
-        gradient = d.grad if d.grad is not None else torch.zeros_like(d)
-        return Gradient(arrived.target.id, arrived.target.version, gradient)
+    def _next_late(self) -> list[Late]:
+        late = self.memory.next_late(self.staleness.together)
+        if late and self.staleness.together > 1:
+            self.staleness.counts["accumulate"] += len(late) // self.staleness.together
+        return late
 
-    def _age(self, arrived: _Arrived, now: float) -> Age:
-        """Of a target at use: at least so many versions, exactly so many seconds since its activation left."""
-        versions = max(0, self._heard[arrived.child] - arrived.target.version)
-        return Age(versions, arrived.age.seconds + now - arrived.at)
+    def _owed(
+        self, arrived: Sequence[Arrived], own: Sequence[Held], learnt: Learnt, version: int, now: float
+    ) -> list[tuple[str, Gradient | Target]]:
+        """∂L/∂d to the children whose targets were used, an answer to the parent whose batch was (law 3)."""
+        letters: list[tuple[str, Gradient | Target]] = []
+        for each in arrived:
+            if (each.child, each.held.id) in learnt.leaves:
+                letters.append((each.child, Gradient(each.target.id, each.target.version, owed(learnt, each))))
+        for held in own:
+            if held.sender is None:
+                continue
+            gradient, held.come[0].grad = held.come[0].grad, None
+            wanted = self.method.targets
+            e = None if wanted == "none" or learnt.e is None else learnt.e.detach()
+            z = None if wanted != "logits" or learnt.z is None else learnt.z.detach()
+            if e is not None:
+                held.shape, held.at = e.shape, now
+                self.memory.answer(held.sender, held)
+            nothing = torch.empty(0, dtype=self.dtype)
+            letters.append((held.sender, Target(held.id, version, nothing if e is None else e, gradient, z)))
+        return letters
 
-    def _shape_of(self, child: str, batch: Batch) -> torch.Size:
+    def _answers(self, child: str, held: Held, target: Target) -> bool:
+        """Whether an answer has what the method wants of it, and nothing else; counted, if not."""
+        wanted, rows = self.method, len(held.come[0])
+        good = True
+        if wanted.targets != "none":
+            shape = self._shape_of(child, held)
+            good = fits(target.embedding, shape)
+            if good and wanted.targets == "logits":
+                good = target.logits is not None and fits(target.logits, self._logits(target.embedding))
+        if good and target.gradient is not None:
+            due = self.stream is not None and wanted.gradient_reach != "none" and self._sent is not None
+            good = due and fits(target.gradient, torch.Size((rows, *(self._sent or ()))))
+        if not good:
+            self.unfit["target"] += 1
+        return good
+
+    def _shape_of(self, child: str, held: Held) -> torch.Size:
         """What a target of `child` must look like: our student's imitation of it."""
         if child not in self._shapes:
-            self._shapes[child] = self.component.target_shape(child, batch.inputs.to(self.device))[1:]
-        return torch.Size((len(batch.labels), *self._shapes[child]))
+            self._shapes[child] = self.component.target_shape(child, *held.come)[1:]
+        return torch.Size((len(held.come[0]), *self._shapes[child]))
 
-    def _fits(self, tensor: Tensor, shape: torch.Size) -> bool:
-        """Whether a tensor that came may be trained on; one sum finds every NaN and infinity."""
-        return tensor.shape == shape and tensor.is_floating_point() and math.isfinite(float(tensor.sum()))
-
-    def _trim(self, memory: OrderedDict[int, Any]) -> None:
-        while len(memory) > self._capacity:
-            memory.popitem(last=False)
+    def _logits(self, embedding: Tensor) -> torch.Size:
+        """Of the logits that go with an embedding: as our own head's."""
+        with torch.no_grad():
+            one = self.component.classify(embedding[:1].to(self.device, self.dtype))
+        return torch.Size((len(embedding), *one.shape[1:]))
 
 
-def _order(late: _Late) -> tuple[int, str]:
-    """Parents by number, c2 before c10: the sum of their gradients must not depend on who came first."""
-    return len(late.parent), late.parent
+def _skip(learner: Learner, batch: Batch | None) -> list[Lesson]:
+    """The batch answered first, with its targets; else the new one, with the students."""
+    arrived = learner.memory.next_arrived()
+    if arrived:
+        return [Lesson(arrived[0].held, arrived)]
+    return [] if batch is None else [Lesson(learner.hold(batch))]
+
+
+def _at_once(learner: Learner, batch: Batch | None) -> list[Lesson]:
+    """The new batch, which is answered at once; and what children's answers add to older ones, all or by `accumulate`.
+
+    Without a new batch there is no step: answers wait for the next one, which their being sent has made room for.
+    """
+    if batch is None:
+        return []
+    answered = learner.next_answered()
+    return [*(Lesson(arrived[0].held, arrived, own=False) for arrived in answered), Lesson(learner.hold(batch))]
+
+
+def _when_answered(learner: Learner, batch: Batch | None) -> list[Lesson]:
+    """The batch that every child has answered, the first first; without children, the new one."""
+    if learner.children:
+        arrived = learner.memory.next_arrived(everybody=True)
+        return [Lesson(arrived[0].held, arrived)] if arrived else []
+    return [] if batch is None else [Lesson(learner.hold(batch))]
+
+
+LESSONS: Mapping[str, Callable[[Learner, Batch | None], list[Lesson]]] = {
+    "skip": _skip,
+    "none": _at_once,
+    "hop": _at_once,
+    "full": _when_answered,
+}
+"""What a step learns from: in skip wiring, and in stream wiring by `method.gradient_reach`."""

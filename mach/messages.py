@@ -11,13 +11,17 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Samples a component drew from its own data, in its own order."""
+    """What a component may train on: samples of its own data, or in stream wiring what a parent sent."""
 
     id: int
     inputs: Tensor  # [B, ...] float32
     labels: Tensor  # [B] int64
     indices: Tensor | None = None  # [B] int64
     """Which of `Dataset.samples` the inputs are, bit for bit; None if they are none, as with noise."""
+    context: Tensor | None = None  # [B, ...]
+    """X, where the inputs are a parent's activation and x came along."""
+    sender: str | None = None
+    """The parent that sent it, and wants an answer; None: drawn from our own data."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,12 +31,13 @@ class Activation:
     id: int
     version: int
     """The parent's optimiser steps when it left."""
-    inputs: Tensor  # [B, ...] the raw input x in skip wiring
+    inputs: Tensor  # [B, ...] the raw input x in skip wiring, the encoder's activation a in stream wiring
     labels: Tensor | None = None  # [B] travel along in stream wiring
     owes: bool = True
     """Whether the parent will return a gradient for the answer; False while it only evaluates."""
     indices: Tensor | None = None  # [B] int64
     """As of a batch: they can travel in place of the inputs (`bus.activation: indices`)."""
+    context: Tensor | None = None  # [B, ...] x, along with an activation
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,8 +48,9 @@ class Target:
     """Of the activation that it answers."""
     version: int
     """The child's optimiser steps when it answered."""
-    embedding: Tensor  # [B, E]
+    embedding: Tensor  # [B, E]; [0] where targets are not wanted
     gradient: Tensor | None = None  # like Activation.inputs; ∂L_child/∂activation in stream wiring
+    logits: Tensor | None = None  # [B, K] where they are distilled, and in examinations
 
 
 @dataclass(frozen=True, slots=True, eq=False)

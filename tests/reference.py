@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from configs.tree import Config
-from mach.assemble import component_of, optimiser_of, schedule_of
+from mach.assemble import component_of
 from mach.component import Component
 from mach.data import Batches, load
 from mach.graph import children_of, name_of, parents_of
 from mach.messages import Batch
+from mach.optimisers import optimiser_of, schedule_of
 from mach.seeds import seed_of
 
 

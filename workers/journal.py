@@ -6,6 +6,7 @@ file that could be read before a full disk can be read after it. Losses are read
 not once a step.
 """
 
+import dataclasses
 import errno
 import io
 import math
@@ -116,7 +117,7 @@ class Journal:
         self._noted_at = now
         self._born = now if self._born is None else self._born
         self._stepped = (self._stepped[0] if self.steps > self._before else now, now)
-        self.steps += 1
+        self.steps += step.updated
         self.samples += step.samples
         self.child_steps += step.on_child
         self.target.add(step.target_ages)
@@ -317,7 +318,7 @@ def accuracies(accuracy: Accuracy | None) -> Accuracies:
     """The record of an examination."""
     if accuracy is None:
         return Accuracies()
-    return Accuracies(student=accuracy.student, child=accuracy.child, step=accuracy.step)
+    return Accuracies(**dataclasses.asdict(accuracy))
 
 
 def window(edges: Mapping[str, list[EdgeView]]) -> Window:

@@ -5,34 +5,29 @@ the clock and the transport are virtual, so a test is exact, fast, and the same 
 follow the scripts of `components.N.stub`. `mach.pytest_plugin` offers it as the fixture `neighbourhood`.
 """
 
-import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import torch
 
-from bus.faults import FaultyTransport
 from bus.mailbox import Mailbox, MailboxRelay
-from bus.virtual import Actor, VirtualBus
+from bus.virtual import VirtualBus
 from configs import tree
 from configs.load import load
-from mach.assemble import learner_of, samples_of
 from mach.component import Component
-from mach.data import load as load_data
 from mach.learner import Step
 from mach.messages import Activation, Gradient, Letter, Message, Target
 from mach.recipes import RECIPES
-from workers.plan import make_plan
-from workers.stub import Stub, faults_of
-from workers.trainer import Trainer, assemble
+from workers.plan import ProcessPlan
+from workers.stage import Stage
+from workers.stub import Stub
+from workers.timing import Timing
 
 PARENT, SELF, CHILD = "c0", "c1", "c2"
-TICK_S = 0.0005
-"""How often a stub looks into its mailbox, in virtual seconds: nothing wakes it there."""
+REST = 0.25
+"""How far into the step after the last one a run goes, as a share of a step: the last one has then ended."""
 
 M = TypeVar("M", Activation, Target, Gradient)
 Script = Mapping[str, Any]
@@ -69,42 +64,6 @@ class Ledger(MailboxRelay):
         return left
 
 
-class StubActor:
-    """A stub's turns in virtual time; none after its script crashed it."""
-
-    def __init__(self, name: str, bus: VirtualBus) -> None:
-        self.name = name
-        self.bus = bus
-        self.stub: Stub | None = None
-
-    def turn(self, now: float) -> float:
-        """Look into the mailbox, do what is due."""
-        assert self.stub is not None
-        self.stub.turn()
-        return TICK_S
-
-    def crash(self) -> None:
-        """What `crash_at` does: as by SIGKILL."""
-        self.bus.kill(self.name)
-
-
-class TrainerActor:
-    """The component's turns in virtual time, each taking `compute_s`."""
-
-    name = SELF
-
-    def __init__(self, trainer: Trainer, compute_s: float) -> None:
-        self.trainer = trainer
-        self.compute_s = compute_s
-        self.wanted = 0
-        self.steps: list[Step] = []
-
-    def turn(self, now: float) -> float:
-        """One step, until as many as were wanted are done."""
-        self.steps.append(self.trainer.turn())
-        return self.compute_s if len(self.steps) < self.wanted else math.inf
-
-
 class Neighbourhood:
     """One real component `c1` between the stubs `c0`, its parent, and `c2`, its child.
 
@@ -130,17 +89,18 @@ class Neighbourhood:
         base = load(config, (*settings, "n_components=3", "graph=chain"), RECIPES)
         scripts = {0: {"stub": dict(parent or {})}, 2: {"stub": dict(child or {})}}
         self.config = msgspec.convert(msgspec.to_builtins(base) | {"components": scripts}, tree.Config)
-        self.plan = make_plan(self.config, run="test", directory=Path(), sockets=Path())
-        self.dataset = load_data(self.config.data)
-        self.bus = VirtualBus(latency_s=latency_ms / 1000.0, seed=self.config.seed)
-        self.faults: dict[str, Counter[str]] = {PARENT: Counter(), CHILD: Counter()}
-        self._stubs = [self._stub(name) for name in (PARENT, CHILD)]
-        self._trainer = TrainerActor(self._component(), compute_ms / 1000.0)
+        self._compute_s = compute_ms / 1000.0
+        self._stage = Stage(self.config, Timing(latency_ms / 1000.0, 0.0, ((self._compute_s,),) * 3), Path())
+        self.faults = self._stage.faults
+        self._wanted = 0
+        self._steps: list[Step] = []
+        for name in (SELF, PARENT, CHILD):
+            self._join(self._stage.plan.process(name))
 
     @property
-    def trainer(self) -> Trainer:
-        """The component's trainer; `trainer.learner` is its learner."""
-        return self._trainer.trainer
+    def bus(self) -> VirtualBus:
+        """The virtual bus."""
+        return self._stage.bus
 
     @property
     def component(self) -> Component:
@@ -149,11 +109,11 @@ class Neighbourhood:
 
     def run(self, steps: int) -> list[Step]:
         """Let everybody take turns until the component has made `steps` steps more; returns those."""
-        before = len(self._trainer.steps)
-        self._trainer.wanted = before + steps
-        actors: list[Actor] = [self._trainer, *self._stubs]
-        self.bus.run(actors, until_s=self.bus.clock.now + (steps - 0.5) * self._trainer.compute_s)
-        return self._trainer.steps[before:]
+        before = len(self._steps)
+        self._wanted = before + steps
+        fibres = list(self._stage.fibres.values())
+        self.bus.run(fibres, until_s=self.bus.clock.now + (steps + REST) * self._compute_s)
+        return self._steps[before:]
 
     def sent(self, kind: type[M], to: str | None = None) -> list[M]:
         """What the component sent, of one kind, oldest first."""
@@ -174,41 +134,32 @@ class Neighbourhood:
         return dict(self._ledger.counts.dropped)
 
     def close(self) -> None:
-        """Leave the virtual bus."""
+        """End the turns of everybody, and leave the virtual bus."""
+        self._stage.close()
         self._ledger.close()
 
-    def _component(self) -> Trainer:
-        process = self.plan.process(SELF)
-        samples = samples_of(self.config, self.dataset)
-        mailbox = self.bus.mailbox(
-            SELF, children=process.children, parents=process.parents, bus=self.config.bus, samples=samples
-        )
+    def _join(self, process: ProcessPlan) -> None:
+        """Put a process of the plan onto the stage: the component, or a stub."""
+        mailbox = self._stage.mailbox(process)
+        if process.kind == "stub":
+            stub = self._stage.stub(process, mailbox)
+            self._stage.enact(process, lambda: self._live_as(stub))
+            return
         self._ledger = Ledger(mailbox)
-        learner = learner_of(self.config, process.index, process.children, self.dataset, torch.device("cpu"))
-        return assemble(self.plan, process, learner, self._ledger, self.dataset)
+        self.trainer = self._stage.trainer(process, self._ledger)
+        """The component's trainer; `trainer.learner` is its learner."""
+        self._stage.enact(process, self._live)
 
-    def _stub(self, name: str) -> StubActor:
-        process = self.plan.process(name)
-        script = self.config.components[process.index].stub
-        assert script is not None
-        mailbox = self.bus.mailbox(
-            name,
-            children=process.children,
-            parents=process.parents,
-            bus=self.config.bus,
-            wrap=lambda inner: FaultyTransport(inner, faults_of(script), process.index, self.faults[name]),
-            samples=samples_of(self.config, self.dataset),
-        )
-        actor = StubActor(name, self.bus)
-        actor.stub = Stub(
-            script,
-            mailbox,
-            children=process.children,
-            embedding=self.config.model.embedding,
-            sample_shape=self.dataset.train_inputs.shape[1:],
-            batch_size=self.config.train.batch_size,
-            seed=process.index,
-            fired=self.faults[name],
-            crash=actor.crash,
-        )
-        return actor
+    def _live(self) -> None:
+        """The component: a step after the other, as many as were wanted so far."""
+        while True:
+            while len(self._steps) < self._wanted:
+                step = self.trainer.turn()
+                if step is not None:
+                    self._steps.append(step)
+            self._stage.fibres[SELF].pause()
+
+    def _live_as(self, stub: Stub) -> None:
+        """A stub, for ever."""
+        while True:
+            stub.turn(stub.idle_s())

@@ -11,8 +11,11 @@ from typing import Literal
 import msgspec
 
 from configs.errors import ConfigError
-from configs.tree import Config
+from configs.tree import Bus, Config
 from mach.graph import children_of, name_of, parents_of
+
+FOREVER_MS = 10**9
+"""The time-out of an edge in lock-step: there an answer is waited for, however late."""
 
 
 class ProcessPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,3 +111,9 @@ def make_plan(
 def is_stub(config: Config, index: int) -> bool:
     """Whether component `index` is a scripted neighbour without a model."""
     return index in config.components and config.components[index].stub is not None
+
+
+def bus_of(plan: Plan) -> Bus:
+    """The bus's settings in this run."""
+    bus = plan.config.bus
+    return msgspec.structs.replace(bus, timeout_ms=FOREVER_MS) if plan.lockstep else bus

@@ -39,6 +39,14 @@ class Accuracies(Record):
     """With the true children's answers, asked over the bus. None without children, or before the first answer."""
     step: int | None = None
     """The step at which `student` was measured."""
+    student_bits: float | None = None
+    """Cross-entropy on the test set, in bits a label (of bytes: bits a byte), with the student."""
+    child_bits: float | None = None
+    """The same, with the true children's answers."""
+    full: float | None = None
+    """In stream wiring, of what the deepest component says: the whole network."""
+    full_bits: float | None = None
+    """The same, in bits."""
 
 
 class Spread(Record):

@@ -155,10 +155,10 @@ def run_lines(found: list[Status]) -> Table:
     return table
 
 
-def console() -> Console:
+def console(*, stderr: bool = False) -> Console:
     """The terminal, or a pipe at a width that wraps nothing."""
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=200)
+    terminal = Console(stderr=stderr)
+    return terminal if terminal.is_terminal else Console(width=200, stderr=stderr)
 
 
 def number(value: float | None, form: str) -> str:

@@ -7,13 +7,12 @@ sockets and files; `Trainer` knows neither and also runs on the virtual bus.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import assert_never
 
-import msgspec
 import torch
 
 from bus.mailbox import EdgeView, Mailbox
@@ -21,16 +20,17 @@ from bus.sockets import ZmqMailbox
 from configs.load import dump
 from configs.tree import Config
 from mach import state as pack
-from mach.assemble import learner_of, samples_of
+from mach.assemble import exam_of, learner_of, samples_of
 from mach.checkpoint import save_weights
 from mach.data import Batches, Dataset, load
 from mach.evaluate import Accuracy, Exam
 from mach.learner import Learner, Step
-from mach.messages import Activation, Gradient, Letter, Target
+from mach.messages import Activation, Batch, Gradient, Letter, Target
+from mach.relay import Relay
 from mach.seeds import seed_of
 from workers.journal import Journal
 from workers.keeper import Keeper, say
-from workers.plan import Plan, ProcessPlan
+from workers.plan import Plan, ProcessPlan, bus_of
 from workers.process import Control, device_of
 from workers.report import State
 from workers.rundir import RunDir
@@ -39,8 +39,6 @@ WAIT_S = 0.1
 """Longest wait for a letter while there is nothing to train: orders of the supervisor are read in between."""
 EXAM_S = 20.0
 """Longest wait at the end for children's answers to the test set."""
-FOREVER_MS = 10**9
-"""The time-out of an edge in lock-step: there an answer is waited for, however late."""
 
 
 class Trainer:
@@ -54,7 +52,7 @@ class Trainer:
         *,
         children: Sequence[str],
         parents: Sequence[str],
-        exam: Exam | None = None,
+        exam: Exam | Relay | None = None,
     ) -> None:
         self.learner = learner
         self.mailbox = mailbox
@@ -67,16 +65,43 @@ class Trainer:
         self.paid = True
         """Lock-step only: whether the parents' gradients of our last answers are at hand."""
 
-    def turn(self) -> Step:
-        """One optimiser step with what is at hand. Waits for nobody (law 1)."""
+    def turn(self) -> Step | None:
+        """One optimiser step with what is at hand. Waits for nobody (law 1).
+
+        None, after a wait at the mailbox, if there is nothing to train on yet: in stream wiring nothing has come.
+        """
         self.take(self.mailbox.receive())  # 1 read what has come, if anything
-        batch = next(self.batches)
-        for child in self.children:  # 2 ask ahead, while the window has room
-            if self.mailbox.room(child):
-                self.mailbox.send(child, self.question(child) or self.learner.ask(batch))
-        step = self.learner.step(batch, self.mailbox.now())  # 3 learn: on an answered batch, else with the student
+        examined = {child for child in self.children if self.examine(child)}
+        batch = self.next_batch(examined)
+        if batch is not None:
+            for child in self.children:  # 2 ask ahead, while the window has room
+                if child not in examined and self.mailbox.room(child):
+                    self.mailbox.send(child, self.learner.ask(batch, child))
+        step = self.learner.step(batch, self.mailbox.now())  # 3 learn: from an answered batch, else with the student
+        if step is None:
+            self.take(self.mailbox.receive(WAIT_S))
+            return None
         self.pay(step)  # 4 a tensor that came owes its gradient (law 3)
         return step
+
+    def next_batch(self, examined: Collection[str]) -> Batch | None:
+        """Drawn, or in stream wiring what came from a parent.
+
+        None if nothing came, or if a learner that has to wait for the answer could not send it on.
+        """
+        if self.learner.waits_for_answers and (
+            self.learner.full or any(child in examined or not self.mailbox.room(child) for child in self.children)
+        ):
+            return None
+        stream = self.learner.stream
+        return next(self.batches) if stream is None or stream.draws else stream.next()
+
+    def examine(self, child: str) -> bool:
+        """Put the next question of an examination, if there is one and room for it."""
+        if not self.mailbox.room(child):
+            return False
+        question = self.question(child)
+        return question is not None and self.mailbox.send(child, question)
 
     def lockstep_turn(self, interrupted: Callable[[], bool]) -> Step | None:
         """The same step, every message waited for: this batch's target from every child, and from every parent
@@ -89,11 +114,12 @@ class Trainer:
             if interrupted():
                 return None
             for child in [child for child in self.children if child in unasked and self.mailbox.room(child)]:
-                self.mailbox.send(child, self.learner.ask(batch))
+                self.mailbox.send(child, self.learner.ask(batch, child))
                 unasked.remove(child)
             self.take_due(due, wait_s=WAIT_S if due else 0.0)
         step = self.learner.step(batch, self.mailbox.now())
-        self.pay(step)
+        if step is not None:
+            self.pay(step)
         self.paid = not self.parents
         return step
 
@@ -128,21 +154,22 @@ class Trainer:
         """Answer parents without training, and carry on with an examination."""
         self.take(self.mailbox.receive(wait_s))
         for child in self.children:
-            while self.mailbox.room(child) and (question := self.question(child)) is not None:
-                if not self.mailbox.send(child, question):
-                    break
+            while self.examine(child):
+                pass
 
     def take(self, letters: Iterable[Letter]) -> None:
         """Answer what was asked, keep what was answered."""
         answers: list[tuple[str, Target]] = []
         for letter in letters:
             match letter.message:
+                case Activation(owes=False) as asked if isinstance(self.exam, Relay):
+                    answers += self.exam.take(letter.sender, asked)
                 case Activation() as asked:  # law 2: the student answers for our own child
                     answer = self.learner.answer(letter.sender, asked, self.mailbox.now())
                     if answer is not None:
                         answers.append((letter.sender, answer))
                 case Target() as target if self.exam is not None and self.exam.owns(target):
-                    self.exam.keep(letter.sender, target)
+                    answers += self.exam.keep(letter.sender, target)
                 case Target() | Gradient():
                     self.learner.keep(letter, self.mailbox.now())
                 case _:
@@ -155,9 +182,9 @@ class Trainer:
         return {"unfit": self.learner.unfit.total(), "forgotten": self.learner.forgotten.total()}
 
     def pay(self, step: Step) -> None:
-        """Return the gradients of the tensors that this step was trained on."""
-        for peer, gradient in step.owed:
-            self.mailbox.send(peer, gradient)
+        """Return what is owed for the tensors that this step was trained on."""
+        for peer, message in step.owed:
+            self.mailbox.send(peer, message)
 
     def question(self, child: str) -> Activation | None:
         """The next part of a running examination for `child`, if any."""
@@ -205,6 +232,8 @@ class Life:
         self.accuracy: Accuracy | None = None
         self.orders: set[str] = set()
         self.started = trainer.mailbox.now()
+        self.fed = False
+        """Whether a parent has been heard of: who never was cannot have left."""
         self.pulse = partial(self.report_if_due, "training", "examines itself")  # it may take longer than many steps
         self.first = 1
         """Version after the first step of this life."""
@@ -233,12 +262,14 @@ class Life:
         self.journal.begin(self.trainer.mailbox.now())
         while not self.stopped() and not self.trained():
             step = self.trainer.lockstep_turn(self.interrupted) if self.plan.lockstep else self.trainer.turn()
-            if step is None:
-                return
             now = self.trainer.mailbox.now()
+            if step is None:
+                self.note_exam()
+                self.report_if_due("waiting", "has nothing to train on yet")
+                continue
             self.journal.note(step, now)
             self.note_exam()
-            if exam is not None and step.version % self.config.evaluate.every_steps == 0:
+            if exam is not None and step.updated and step.version % self.config.evaluate.every_steps == 0:
                 exam.begin(learner.version, ask=exam.done and not self.plan.lockstep, pulse=self.pulse)
                 self.note_exam()
             if learner.version == self.first or self.journal.due(now):
@@ -285,7 +316,12 @@ class Life:
             self.report_if_due("waiting", "writes its checkpoint")
 
     def trained(self) -> bool:
-        """Whether the run's length is reached."""
+        """Whether the run's length is reached; in stream wiring component 0 decides, and says BYE to the next."""
+        learner = self.trainer.learner
+        if learner.stream is not None and not learner.stream.draws:
+            left = self.trainer.mailbox.parents_left()
+            self.fed = self.fed or left
+            return self.fed and not left
         if self.config.train.minutes is not None:
             return self.trainer.mailbox.now() - self.started >= 60.0 * self.config.train.minutes
         return self.trainer.learner.version >= self.config.train.steps
@@ -319,8 +355,11 @@ class Life:
         result = None if self.trainer.exam is None else self.trainer.exam.result
         if result is not None and result != self.accuracy:
             self.accuracy = result
-            child = "not known" if result.child is None else f"{result.child:.4f}"
-            self.say(f"test accuracy with the student {result.student:.4f}, with the true children {child}")
+            whole = "" if result.full is None else f", of the whole network {rate(result.full, result.full_bits)}"
+            self.say(
+                f"test accuracy with the student {rate(result.student, result.student_bits)}, "
+                f"with the true children {rate(result.child, result.child_bits)}{whole}"
+            )
 
     def stopped(self) -> bool:
         """Whether the supervisor ordered a stop."""
@@ -349,6 +388,11 @@ class Life:
         self.control.send(self.journal.report(now, mailbox, self.accuracy, state, reason, dropped, saved))
 
 
+def rate(accuracy: float | None, bits: float | None) -> str:
+    """The outcome of an examination, for people."""
+    return "not known" if accuracy is None or bits is None else f"{accuracy:.4f} ({bits:.4f} bits)"
+
+
 def every_edge(mailbox: Mailbox) -> list[EdgeView]:
     """Both ends' views, of all peers."""
     return [edge for edges in mailbox.edges().values() for edge in edges]
@@ -364,14 +408,13 @@ def run(plan: Plan, name: str, control: Control) -> None:
     device = torch.device(device_of(process))
     dataset = load(config.data).to(device)
     learner = learner_of(config, process.index, process.children, dataset, device)
-    bus = msgspec.structs.replace(config.bus, timeout_ms=FOREVER_MS) if plan.lockstep else config.bus
     mailbox = ZmqMailbox(
         name,
         run_id=plan.run_id,
         incarnation=control.incarnation,
         children=process.children,
         parents=process.parents,
-        bus=bus,
+        bus=bus_of(plan),
         directory=Path(plan.sockets),
         samples=samples_of(config, dataset),
     )
@@ -387,8 +430,15 @@ def run(plan: Plan, name: str, control: Control) -> None:
     mailbox.close()
 
 
-def assemble(plan: Plan, process: ProcessPlan, learner: Learner, mailbox: Mailbox, dataset: Dataset) -> Trainer:
-    """A trainer with its own data order and examination, on any mailbox."""
+def assemble(
+    plan: Plan,
+    process: ProcessPlan,
+    learner: Learner,
+    mailbox: Mailbox,
+    dataset: Dataset,
+    kind: Callable[..., Trainer] = Trainer,
+) -> Trainer:
+    """A trainer, made by `kind`, with its own data order and examination, on any mailbox."""
     config = plan.config
     batches = Batches(
         dataset,
@@ -396,5 +446,5 @@ def assemble(plan: Plan, process: ProcessPlan, learner: Learner, mailbox: Mailbo
         seed=seed_of(config.seed, process.index, "data"),
         noise=config.data.noise,
     )
-    exam = Exam(learner.component, dataset, process.children, config.train.batch_size, config.bus.timeout_ms / 1000)
-    return Trainer(learner, mailbox, batches, children=process.children, parents=process.parents, exam=exam)
+    exam = exam_of(config, learner, dataset)
+    return kind(learner, mailbox, batches, children=process.children, parents=process.parents, exam=exam)

@@ -7,12 +7,20 @@ from collections.abc import Callable, Mapping
 
 from configs.errors import ConfigError
 from configs.tree import Data
-from mach.data import digits, idx
+from mach.data import digits, hf, idx, mnist1d, npy, text
 from mach.data.batches import Batches
 from mach.data.dataset import Dataset
 from mach.registry import find
 
-SOURCES: Mapping[str, Callable[[Data], Dataset]] = {"digits": digits.digits, "idx": idx.idx}
+SOURCES: Mapping[str, Callable[[Data], Dataset]] = {
+    "digits": digits.digits,
+    "mnist1d": mnist1d.mnist1d,
+    "bytes": text.text,
+    "idx": idx.idx,
+    "npy": npy.npy,
+    "hf": hf.hf,
+}
+"""`data.source`."""
 
 __all__ = ["SOURCES", "Batches", "Dataset", "load"]
 

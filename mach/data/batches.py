@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from configs.errors import DataError
+from configs.errors import ConfigError, DataError
 from mach.data.dataset import Dataset
 from mach.messages import Batch
 from mach.state import State, tensor_of
@@ -17,9 +17,14 @@ class Batches(Iterator[Batch]):
 
     Args:
         noise: standard deviation of Gaussian noise added to the inputs of every batch, fresh each time.
+
+    Raises:
+        ConfigError: noise on symbols.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, *, seed: int, noise: float = 0.0) -> None:
+        if noise > 0.0 and dataset.symbols:
+            raise ConfigError("data.noise: is added to quantities, and these data are symbols; set it to 0")
         self.dataset = dataset
         self.batch_size = min(batch_size, len(dataset.train_labels))
         self.noise = noise
@@ -30,7 +35,7 @@ class Batches(Iterator[Batch]):
         self._at = 0
 
     def __next__(self) -> Batch:
-        """The next batch: inputs [B, ...] float32, labels [B] int64."""
+        """The next batch: inputs [B, ...], labels [B] or [B, T]."""
         if self._at + self.batch_size > len(self._order):
             count = len(self.dataset.train_labels)
             self._order = torch.randperm(count, generator=self._generator, device=self.device)

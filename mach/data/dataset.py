@@ -1,4 +1,4 @@
-"""A data set in memory: what every source makes. Shapes: N samples."""
+"""A data set in memory: what every source makes. Shapes: N samples; T places of a sequence."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """Inputs scaled for training, and labels 0 … classes − 1."""
+    """Inputs scaled for training, and labels 0 … classes − 1: one a sample, or one for every place of a sequence."""
 
-    train_inputs: Tensor  # [N, ...] float32
-    train_labels: Tensor  # [N] int64
-    test_inputs: Tensor  # [N', ...] float32
-    test_labels: Tensor  # [N'] int64
+    train_inputs: Tensor  # [N, ...] float32, or symbols of uint8 or int64
+    train_labels: Tensor  # [N] or [N, T] int64
+    test_inputs: Tensor  # [N', ...]
+    test_labels: Tensor  # [N'] or [N', T]
     classes: int
+    symbols: int = 0
+    """Inputs are symbols 0 … symbols − 1; 0: they are quantities."""
 
     @property
     def samples(self) -> Tensor:
@@ -34,4 +36,5 @@ class Dataset:
             self.test_inputs.to(device),
             self.test_labels.to(device),
             self.classes,
+            self.symbols,
         )

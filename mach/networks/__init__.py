@@ -1,26 +1,118 @@
 """Families of networks: one a file. A factory makes a whole `Component`; users' own join by `package.module:factory`.
 
-factory(model: configs.tree.Model, sample_shape: tuple[int, ...], classes: int, children: Sequence[str]) -> Component
+factory(place: Place) -> Component: `Place` says where in a run the component stands, and `mach/component.py` what it is
+made of. Before the first step `build` runs a few samples through what a factory made: shapes that do not fit are one
+sentence. A family of one's own in thirty lines, in a file `mine.py` on PYTHONPATH:
+
+    from torch import nn
+
+    from mach.component import Component
+    from mach.networks.place import Place
+
+
+    def wide(place: Place) -> Component:
+        e, k = place.model.embedding, place.classes
+        come = place.features  # numbers of one x
+        if place.wiring == "stream":  # a section of its own, from what comes to an activation [B, e]
+            come = place.features if place.reads_data else e
+            encoder, a = nn.Sequential(nn.Flatten(), nn.Linear(come, e), nn.GELU()), e
+        else:  # the activation is x itself
+            encoder, a = nn.Flatten(), come
+        norm = nn.LayerNorm(e, elementwise_affine=False)  # an embedding keeps its scale
+        return Component(
+            encoder=encoder,  # x, or a parent's activation → a
+            joiner=nn.Sequential(nn.Linear(a + e * len(place.children), e), norm),  # [a, d…] → e
+            head=nn.Linear(e, k),  # e → logits
+            students={child: nn.Sequential(nn.Linear(a, e), norm) for child in place.children},  # a → d
+        )
+
+    mach launch --set model.family=mine:wide
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
 
 from configs.errors import ConfigError
 from configs.tree import Model
 from mach.component import Component
-from mach.networks import mlp
+from mach.networks.conv import conv
+from mach.networks.fit import activation_shape, check_fit
+from mach.networks.mlp import mlp
+from mach.networks.place import Place, Wiring
+from mach.networks.transformer import transformer
 from mach.registry import find
 
-FAMILIES: Mapping[str, Callable[..., Component]] = {"mlp": mlp.mlp}
+FAMILIES: Mapping[str, Callable[[Place], Component]] = {"mlp": mlp, "conv": conv, "transformer": transformer}
+"""`model.family`."""
 
 
-def build(model: Model, sample_shape: Sequence[int], classes: int, children: Sequence[str]) -> Component:
-    """The component that `model` describes, with a student for each of `children`.
+def place_of(
+    model: Model,
+    sample_shape: Sequence[int],
+    classes: int,
+    children: Sequence[str] = (),
+    *,
+    wiring: Wiring = "skip",
+    ancestors: Sequence[int] = (),
+    index: int = 0,
+    context: bool = False,
+    symbols: int = 0,
+) -> Place:
+    """Where component `index` stands.
+
+    `ancestors` are, in stream wiring, the components that an activation passes on its way here, the first of which
+    reads the data: each is built to learn what shape it sends on, with the global generator left as it was.
 
     Raises:
-        ConfigError: an unknown family, or a factory that returned something else than a `Component`.
+        ConfigError: as `build`, of an ancestor.
     """
-    component = find("model.family", model.family, FAMILIES)(model, tuple(sample_shape), classes, tuple(children))
+    place = Place(model, tuple(sample_shape), classes, wiring=wiring, context=context, symbols=symbols)
+    with torch.random.fork_rng(devices=[]):
+        for ancestor in ancestors:
+            place = replace(place, index=ancestor)
+            place = replace(place, incoming=activation_shape(made(place), place))
+    return replace(place, index=index, children=tuple(children))
+
+
+def build(
+    model: Model,
+    sample_shape: Sequence[int],
+    classes: int,
+    children: Sequence[str] = (),
+    *,
+    wiring: Wiring = "skip",
+    ancestors: Sequence[int] = (),
+    index: int = 0,
+    context: bool = False,
+    symbols: int = 0,
+) -> Component:
+    """The component that `model` describes, with a student for each of `children` (see `place_of`).
+
+    Raises:
+        ConfigError: an unknown family, one that does not serve such data, a factory that returned something else than
+            a `Component`, or one whose parts do not fit together.
+    """
+    place = place_of(
+        model,
+        sample_shape,
+        classes,
+        children,
+        wiring=wiring,
+        ancestors=ancestors,
+        index=index,
+        context=context,
+        symbols=symbols,
+    )
+    return made(place)
+
+
+def made(place: Place) -> Component:
+    """What the factory that the model names makes of a place, tried out."""
+    family = place.model.family
+    component = find("model.family", family, FAMILIES)(place)
     if not isinstance(component, Component):
-        raise ConfigError(f"model.family: {model.family!r} made a {type(component).__name__}, not a mach Component")
+        raise ConfigError(f"model.family: {family!r} made a {type(component).__name__}, not a mach Component")
+    check_fit(component, place)
     return component

@@ -1,4 +1,7 @@
-"""Multilayer perceptrons for the skip wiring: the encoder is the identity, x itself is the activation.
+"""Multilayer perceptrons for x of any shape.
+
+    skip     x itself, flattened, is the activation; the joiner does the work
+    stream   every encoder is a perceptron of the joiner's hidden widths, from what comes to an activation [B, E]
 
 Every embedding, the student's imitation too, ends in a LayerNorm without weights: embeddings then keep their
 scale while their makers move on, which is what makes staleness harmless (measured; see configs/digits.yaml).
@@ -7,26 +10,53 @@ scale while their makers move on, which is what makes staleness harmless (measur
 import math
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from configs.tree import Model
+from configs.errors import ConfigError
 from mach.component import Component
+from mach.networks.place import Place
 
 
-def mlp(model: Model, sample_shape: Sequence[int], classes: int, children: Sequence[str]) -> Component:
-    """A component of perceptrons: joiner D + E·children → E, student D → E, head E → K."""
-    features = math.prod(sample_shape)
-    width = model.embedding
+def mlp(place: Place) -> Component:
+    """A component of perceptrons: joiner D + E·children → E, student D → E, head E → K.
+
+    Raises:
+        ConfigError: the data are symbols, which are no quantities to be multiplied.
+    """
+    if place.symbols:
+        raise ConfigError("model.family: mlp takes quantities, and the data are symbols; choose transformer")
+    model, width = place.model, place.model.embedding
+    encoder: nn.Module = nn.Flatten()
+    features = place.features
+    if place.wiring == "stream":
+        encoder, features = Section(place), width
     return Component(
-        encoder=nn.Identity(),
-        joiner=perceptron(features + width * len(children), model.joiner, width),
-        head=nn.Linear(width, classes),
-        students={child: perceptron(features, model.student, width) for child in children},
+        encoder=encoder,
+        joiner=perceptron(features + width * len(place.children), model.joiner, width),
+        head=nn.Linear(width, place.classes),
+        students={child: perceptron(features, model.student, width) for child in place.children},
     )
 
 
+class Section(nn.Module):
+    """[B, ...] x or a parent's activation, and x where it comes along → a [B, E]."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        features = place.features if place.incoming is None else math.prod(place.incoming)
+        if place.context and place.incoming is not None:
+            features += place.features
+        self.net = perceptron(features, place.model.joiner, place.model.embedding)
+
+    def forward(self, *come: Tensor) -> Tensor:
+        """One tensor, or a parent's activation and x."""
+        a: Tensor = self.net(torch.cat([each.flatten(1) for each in come], dim=1))
+        return a
+
+
 def perceptron(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
-    """Linear and GELU for every hidden width, a last Linear, LayerNorm without weights."""
+    """Linear and GELU for every hidden width, a last Linear, LayerNorm without weights; over the last dimension."""
     widths = (inputs, *hidden)
     layers: list[nn.Module] = []
     for i in range(len(hidden)):

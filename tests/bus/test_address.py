@@ -81,6 +81,20 @@ def test_publish_find_withdraw() -> None:
     assert address.endpoint_of(directory, "c0") is None
 
 
+def test_a_life_is_announced_until_it_departs_and_a_later_one_stays() -> None:
+    directory = address.make_directory()
+    assert address.life_of(directory, "c0") == 0
+    address.announce(directory, "c0", 1)
+    address.announce(directory, "c0", 2)
+    address.depart(directory, "c0", 1)  # an earlier life's last act
+    assert address.life_of(directory, "c0") == 2
+    address.depart(directory, "c0", 2)
+    assert address.life_of(directory, "c0") == 0
+    for spoilt in (b"", b"two", b"-1", b"\xff"):
+        (directory / "c0.life").write_bytes(spoilt)
+        assert address.life_of(directory, "c0") == 0
+
+
 def test_sweep_removes_what_the_dead_left_and_nothing_else() -> None:
     make = "from bus import address; print(address.make_directory())"
     made = subprocess.run([sys.executable, "-c", make], capture_output=True, text=True, check=True)

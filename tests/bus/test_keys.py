@@ -158,3 +158,24 @@ def test_a_bare_socket_of_old_zmtp_delivers_nothing(run: Run, tmp_path: Path) ->
     child.receive()
     assert not child.counts.received
     assert set(child.counts.dropped) <= {"bad-key"}
+
+
+def test_every_stranger_is_counted_once_and_the_parent_of_the_run_gets_in(run: Run, tmp_path: Path) -> None:
+    """No key, another run's key for the server, the pair of another run, this run's public key with another pair."""
+    held, other = made(tmp_path / "keys"), curve.new_keys()
+    mine = keys.load(held)
+    parent, child = run.mailbox("c0", held), run.mailbox("c1", held)
+    with zmq.Context() as context:
+        strangers = []
+        for pair, server in ((None, b""), (mine, other.public), (other, other.public), (other, mine.public)):
+            stranger = context.socket(zmq.DEALER)
+            stranger.setsockopt(zmq.LINGER, 0)
+            stranger.setsockopt(zmq.RECONNECT_IVL, -1)  # each tries once
+            if pair is not None:
+                stranger.curve_publickey, stranger.curve_secretkey, stranger.curve_serverkey = *pair, server
+            stranger.connect(run.endpoint())
+            strangers.append(stranger)
+        run.until(lambda: child.counts.dropped["bad-key"] >= len(strangers) and parent.room("c1"))
+        for stranger in strangers:
+            stranger.close()
+    assert child.counts.dropped == {"bad-key": len(strangers)}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bus import lane
 from bus.lane import LaneTransport
 from bus.mailbox import Parcel, Peer
-from bus.wire import Frames, Reason, Rejected
+from bus.wire import TENSORS_CAP, Frames, Reason, Rejected
 
 FIRST = b"MACHhead"
 LONG = bytes(range(256)) * 400
@@ -24,6 +24,7 @@ class List:
     """A transport whose wire is a list, and whose clock stands where it is put."""
 
     farewell_s = 0.0
+    inline_cap = 0
 
     def __init__(self, sees: Peer) -> None:
         self.sees = sees
@@ -79,7 +80,8 @@ class Ends:
 
     def ticketed(self) -> bool:
         """Whether that is a ticket and frame 0, and no long frame."""
-        return len(self.carried()) == 2 and len(self.carried()[0]) == lane._TICKET.size
+        (first, *rest) = self.carried()
+        return not rest and len(first) == lane._TICKET.size + len(FIRST)
 
     def open(self) -> None:
         """One message, after which the lane is in use."""
@@ -254,19 +256,20 @@ def test_any_ticket_or_notice_is_refused_or_read(ends: Ends, tail: bytes, more: 
         {"number": 1},
         {"generation": 2**63},
         {"generation": 1},
-        {"lengths": (1 << 60, 0)},
-        {"count": 2, "lengths": (len(LONG), 1 << 63)},
-        {"count": 2, "lengths": (len(LONG), len(LONG))},
+        {"lengths": [1 << 60, 0]},
+        {"count": 2, "lengths": [len(LONG), 1 << 63]},
+        {"count": 2, "lengths": [len(LONG), len(LONG)]},
     ],
 )
 def test_a_false_claim_costs_nothing(ends: Ends, claim: dict[str, object]) -> None:
     ends.open()
     ends.parent.send(CHILD, [FIRST, LONG])
     names = ("index", "count", "number", "generation")
-    mark, *words = lane._TICKET.unpack(ends.carried()[0])
+    mark, *words = lane._TICKET.unpack_from(ends.carried()[0])
     said = dict(zip(names, words, strict=False)) | {"lengths": words[4:]} | claim
-    ticket = lane._TICKET.pack(mark, *(said[name] for name in names), *said["lengths"])
-    ends.wires[1].inbox = [(PARENT, [ticket, FIRST])]
+    lengths = [*said["lengths"], *[0] * TENSORS_CAP][:TENSORS_CAP]
+    ticket = lane._TICKET.pack(mark, *(said[name] for name in names), *lengths)
+    ends.wires[1].inbox = [(PARENT, [ticket + FIRST])]
     assert ends.refused() == (Reason.STALE_SLOT if "generation" in claim else Reason.TICKET)
 
 

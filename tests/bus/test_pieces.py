@@ -1,5 +1,6 @@
 """Very long frames in pieces, over real sockets."""
 
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +9,7 @@ import zmq
 
 from bus import address, sockets
 from bus.sockets import ZmqMailbox
+from bus.wire import TENSORS_CAP
 from configs.tree import Bus
 from mach.messages import Activation, Target
 
@@ -32,6 +34,11 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ZmqMailbox, ZmqMailb
     parent._transport.close()
     child._transport.close()
     address.remove(directory)
+
+
+def marker(count: int, *lengths: int) -> bytes:
+    """The announcement of pieces."""
+    return sockets._PIECES.pack(sockets._MAGIC, count, *[*lengths, *[0] * TENSORS_CAP][:TENSORS_CAP])
 
 
 def test_pieces_become_the_tensor_again_in_both_directions(pair: tuple[ZmqMailbox, ZmqMailbox]) -> None:
@@ -70,17 +77,36 @@ def test_pieces_that_are_not_as_announced_are_refused(
 ) -> None:
     parent, child = pair
     dealer = parent._transport._dealers["c1"]  # type: ignore[attr-defined]
-    dealer.send_multipart([sockets._PIECES.pack(sockets._MAGIC, 2, *lengths), b"first", *map(bytes, pieces)])
+    dealer.send_multipart([marker(2, *lengths), b"first", *map(bytes, pieces)])
     assert parent.send("c1", Activation(0, 0, torch.ones(3)))
     (letter,) = child.receive(DEADLINE_S)
     assert isinstance(letter.message, Activation)
     assert sum(child.counts.dropped.values()) == 1
 
 
+def test_an_announcement_alone_costs_nothing(pair: tuple[ZmqMailbox, ZmqMailbox]) -> None:
+    """Each says that a frame of the largest legal length follows; a byte does."""
+    parent, child = pair
+    dealer = parent._transport._dealers["c1"]  # type: ignore[attr-defined]
+    tracemalloc.start()
+    for shorter in range(20):
+        announced = sockets._PIECES.pack(sockets._MAGIC, 1, (1 << 20) - shorter, *[0] * (TENSORS_CAP - 1))
+        dealer.send_multipart([announced, b"first", b"x"])
+    assert parent.send("c1", Activation(0, 0, torch.ones(3)))
+    tracemalloc.reset_peak()
+    before, _ = tracemalloc.get_traced_memory()
+    (letter,) = child.receive(DEADLINE_S)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert isinstance(letter.message, Activation)
+    assert child.counts.dropped == {"bad-frames": 20}
+    assert peak - before < 1 << 18
+
+
 def test_a_stranger_that_calls_itself_a_marker_is_harmless(pair: tuple[ZmqMailbox, ZmqMailbox]) -> None:
     parent, child = pair
     with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
-        stranger.setsockopt(zmq.IDENTITY, sockets._PIECES.pack(sockets._MAGIC, 1, 5, 0))
+        stranger.setsockopt(zmq.IDENTITY, marker(1, 5))
         stranger.setsockopt(zmq.LINGER, 0)
         stranger.connect(child._transport._endpoint)  # type: ignore[attr-defined]
         stranger.send_multipart([b"x", b"12345"])

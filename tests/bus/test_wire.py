@@ -67,7 +67,7 @@ def frame_with(
     kind: int = 1,
     schema: int = 0,
     owes: int = 1,
-    count: int = 1,
+    mask: int = 1,
     run: int | None = None,
     dtype: int = 1,
     ndim: int | None = None,
@@ -76,9 +76,9 @@ def frame_with(
 ) -> bytes:
     """Frame 0 of an activation of float32 zeros, with changes, and a true checksum."""
     of_run = wire.tag(RUN) if run is None else run
-    head = struct.pack("<4B I Q Q I I Q Q Q", kind, schema, owes, count, 0, of_run, wire.tag("c0"), 1, 0, 1, 3, 4)
+    head = struct.pack("<3Q 4B I Q Q I I", 1, 3, 4, kind, schema, owes, mask, 0, of_run, wire.tag("c0"), 1, 0)
     sizes = [*shape, *[0] * 8][:8]
-    described = struct.pack("<3B 5x 8Q", dtype, len(shape) if ndim is None else ndim, codec, *sizes) * min(count, 3)
+    described = struct.pack("<3B 5x 8Q", dtype, len(shape) if ndim is None else ndim, codec, *sizes) * mask.bit_count()
     return struct.pack("<4s I", b"MACH", zlib.crc32(head + described)) + head + described + payload
 
 
@@ -112,7 +112,7 @@ HEADS = st.tuples(
     st.binary(max_size=64),
     st.lists(st.binary(max_size=64), max_size=3),
 )
-"""kind, flags, tensors, dtype, codec, dimensions, sizes; what follows in frame 0, and frames of its own."""
+"""kind, flags, mask of tensors, dtype, codec, dimensions, sizes; what follows in frame 0, and frames of its own."""
 Head = tuple[int, int, int, int, int, int, tuple[int, ...], bytes, list[bytes]]
 
 
@@ -121,11 +121,11 @@ def refuse(frames: list[Frame]) -> None:
 
 
 def read_or_refuse(head: Head) -> None:
-    kind, flags, count, dtype, codec, ndim, shape, inline, apart = head
-    first = frame_with(shape, kind=kind, owes=flags, count=count, dtype=dtype, ndim=ndim, codec=codec, payload=inline)
+    kind, flags, mask, dtype, codec, ndim, shape, inline, apart = head
+    first = frame_with(shape, kind=kind, owes=flags, mask=mask, dtype=dtype, ndim=ndim, codec=codec, payload=inline)
     frames: list[Frame] = [first, *apart]
     header = wire.inspect(frames, RUN)
-    if isinstance(header, Header) and count:
+    if isinstance(header, Header) and mask:
         assert isinstance(wire.message_of(header, frames, Pool()), Message | Rejected)
 
 
@@ -258,7 +258,7 @@ HELLO, GRADIENT, BYE = 0, 3, 4
         (Reason.FRAMES, []),
         (Reason.FRAMES, [frame_with(), ZEROS, ZEROS, ZEROS]),
         (Reason.FRAMES, [frame_with(), ZEROS, ZEROS]),
-        (Reason.FRAMES, [frame_with(kind=BYE, count=0, owes=0), ZEROS]),
+        (Reason.FRAMES, [frame_with(kind=BYE, mask=0, owes=0), ZEROS]),
         (Reason.HEAD_SIZE, [b""]),
         (Reason.HEAD_SIZE, [frame_with()[:16]]),
         (Reason.HEAD_SIZE, [frame_with(payload=ZEROS[1:])]),
@@ -269,10 +269,11 @@ HELLO, GRADIENT, BYE = 0, 3, 4
         (Reason.HEAD, [frame_with(kind=6, payload=ZEROS)]),
         (Reason.HEAD, [frame_with(owes=4, payload=ZEROS)]),
         (Reason.HEAD, [frame_with(kind=GRADIENT, owes=1, payload=ZEROS)]),
-        (Reason.HEAD, [frame_with(count=0)]),
-        (Reason.HEAD, [frame_with(kind=GRADIENT, count=2, payload=2 * ZEROS)]),
+        (Reason.HEAD, [frame_with(mask=0)]),
+        (Reason.HEAD, [frame_with(mask=2, payload=ZEROS)]),
+        (Reason.HEAD, [frame_with(kind=GRADIENT, mask=3, payload=2 * ZEROS)]),
         (Reason.RUN, [frame_with(run=wire.tag("fedcba9876543210"), payload=ZEROS)]),
-        (Reason.SCHEMA, [frame_with(kind=HELLO, schema=wire.SCHEMA + 1, count=0, owes=0)]),
+        (Reason.SCHEMA, [frame_with(kind=HELLO, schema=wire.SCHEMA + 1, mask=0, owes=0)]),
         (Reason.SCHEMA, [frame_with(schema=wire.SCHEMA, payload=ZEROS)]),
         (Reason.DTYPE, [frame_with(dtype=len(DTYPES), payload=ZEROS)]),
         (Reason.DTYPE, [frame_with(codec=4, payload=ZEROS)]),
@@ -348,7 +349,37 @@ def test_indices_of_samples_that_we_do_not_hold_are_refused(
 @pytest.mark.parametrize("kind", [Kind.HELLO, Kind.BYE, Kind.BYE_ACK])
 def test_control_frames_carry_no_message(kind: Kind) -> None:
     header, frames = arrived(wire.encode_control(kind, STAMP, window=3, heard=2))
-    assert (header.kind, header.window, header.heard) == (kind, 3, 2)
-    assert header.schema == (wire.SCHEMA if kind is Kind.HELLO else 0)
+    said = header.preamble
+    assert (header.kind, said.window, said.heard) == (kind, 3, 2)
+    assert said.schema == (wire.SCHEMA if kind is Kind.HELLO else 0)
     with pytest.raises(ValueError, match="no message"):
         opened(header, frames)
+
+
+def test_a_stream_carries_labels_and_context_forward_and_gradient_and_logits_back() -> None:
+    a, y, x = random_tensor("float32", (3, 5), 1), random_tensor("int64", (3,), 2), random_tensor("float32", (3, 2), 3)
+    for labels in (None, y):
+        asked = read(Activation(5, 6, a, labels, context=x))
+        assert isinstance(asked, Activation)
+        assert torch.equal(asked.inputs, a)
+        assert asked.labels is None if labels is None else torch.equal(asked.labels, y)
+        assert torch.equal(asked.context, x)
+        assert asked.indices is None
+    for gradient in (None, a):
+        target = read(Target(5, 8, torch.empty(0), gradient, x))
+        assert isinstance(target, Target)
+        assert target.embedding.shape == (0,)
+        assert target.gradient is None if gradient is None else torch.equal(target.gradient, a)
+        assert torch.equal(target.logits, x)
+
+
+def test_context_that_both_ends_hold_travels_as_indices_beside_the_activation() -> None:
+    a, indices = random_tensor("float32", (3, 5), 1), torch.tensor([2, 0, 2])
+    asked = Activation(1, 2, a, torch.tensor([0, 1, 2]), indices=indices, context=SAMPLES[indices])
+    header, frames = arrived(wire.encode(asked, STAMP, INDEXED))
+    got = wire.message_of(header, frames, Pool(), SAMPLES)
+    assert isinstance(got, Activation)
+    assert torch.equal(got.inputs, a)
+    assert torch.equal(got.context, SAMPLES[indices])
+    assert torch.equal(got.indices, indices)
+    assert wire.message_of(header, frames, Pool(), None) == wire.Rejected(wire.Reason.INDICES)

@@ -72,7 +72,10 @@ def test_a_decimal_number_written_with_an_exponent_is_a_number() -> None:
         ("optimizer.lr=1", "unknown key 'optimizer'; did you mean 'optimiser'?"),
         ("bus.windw=3", "unknown key 'bus.windw'; did you mean 'bus.window'?"),
         ("components.1.stub.latency=5", "did you mean 'components.1.stub.latency_ms'?"),
-        ("loss.zzz=1", "unknown key 'loss.zzz'; valid here: child, student, distill, late, distance"),
+        (
+            "loss.zzz=1",
+            "unknown key 'loss.zzz'; valid here: child, student, distill, late, activation, logits, temperature",
+        ),
     ],
 )
 def test_an_unknown_key_names_itself_its_place_and_the_nearest(setting: str, said: str) -> None:

@@ -27,6 +27,19 @@ def test_shapes(children: tuple[str, ...]) -> None:
     assert all(component.target_shape(child, x) == (B, E) for child in children)
 
 
+def test_targets_join_sequences_place_by_place() -> None:
+    component = Component(
+        nn.Embedding(4, 2), nn.Linear(2 + 3, 3), nn.Linear(3, K), {"c1": nn.Linear(2, 3)}, tokens=True
+    )
+    x = torch.randint(4, (B, 7))
+    a = component.activation(x)
+    s = component.imitate(a)
+    assert component.classify(component.embed(a, s)).shape == (B, 7, K)
+    assert component.target_shape("c1", x) == s["c1"].shape == (B, 7, 3)
+    assert component.takes(x)
+    assert not component.takes(x.float())
+
+
 def test_targets_are_taken_by_name_in_the_order_of_the_children() -> None:
     students = {"c2": nn.Identity(), "c0": nn.Identity()}
     component = Component(nn.Identity(), nn.Identity(), nn.Identity(), students)

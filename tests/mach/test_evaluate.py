@@ -1,12 +1,15 @@
 """An examination: the student at once, the children over messages, lost ones asked again."""
 
+import math
+
 import pytest
 import torch
+from torch import nn
 
 from configs.tree import Model
 from mach.component import Component
 from mach.data import Dataset
-from mach.evaluate import EXAM_IDS, Accuracy, Exam
+from mach.evaluate import EXAM_IDS, Exam
 from mach.messages import Activation, Target
 from mach.networks import build
 
@@ -37,11 +40,35 @@ def accuracy(component: Component, targets: dict[str, torch.Tensor]) -> float:
     return float((z.argmax(1) == dataset().test_labels).float().mean())
 
 
+def bits(component: Component, targets: dict[str, torch.Tensor]) -> float:
+    with torch.no_grad():
+        a = component.activation(dataset().test_inputs)
+        z = component.classify(component.embed(a, component.imitate(a) | targets))
+    return nn.functional.cross_entropy(z, dataset().test_labels).item() / math.log(2)
+
+
 def ask_all(exam: Exam, child: str, now: float) -> list[Activation]:
     asked = []
     while (question := exam.ask(child, now)) is not None:
         asked.append(question)
     return asked
+
+
+def tagger() -> Component:
+    """Says of every token that it is its own label, 3 : 1 against the others together."""
+    z = torch.full((K, K), -math.log(3 * (K - 1))).fill_diagonal_(0.0)
+    table = nn.Embedding.from_pretrained(z)
+    return Component(table, nn.Identity(), nn.Identity(), {}, tokens=True)
+
+
+def test_of_a_sequence_every_place_counts_and_bits_are_those_of_one_label() -> None:
+    x = torch.tensor([[0, 1, 2], [2, 2, 1]])
+    y = torch.tensor([[0, 1, 2], [0, 2, 1]])  # one of six is wrong
+    exam = Exam(tagger(), Dataset(x, y, x, y, K), (), 1, retry_s=1.0)
+    exam.begin(0)
+    assert exam.result is not None
+    assert exam.result.student == pytest.approx(5 / 6)
+    assert exam.result.student_bits == pytest.approx((5 * math.log2(4 / 3) + math.log2(4 * (K - 1))) / 6)
 
 
 def test_without_children_the_student_path_is_all_there_is() -> None:
@@ -77,6 +104,8 @@ def test_both_accuracies_are_those_of_the_whole_test_set() -> None:
     assert exam.result is not None
     assert exam.result.student == pytest.approx(accuracy(exam.component, {}))
     assert exam.result.child == pytest.approx(accuracy(exam.component, targets))
+    assert exam.result.student_bits == pytest.approx(bits(exam.component, {}))
+    assert exam.result.child_bits == pytest.approx(bits(exam.component, targets))
 
 
 def test_what_was_not_answered_is_asked_again_after_a_while_and_not_before() -> None:
@@ -103,7 +132,8 @@ def test_an_answer_counts_once_and_only_in_its_own_examination() -> None:
     exam.begin(5)
     for asked in old:
         exam.keep("c1", Target(asked.id, 0, true_embedding(asked, "c1")))
-    assert exam.result == Accuracy(exam.result.student, None, 5) if exam.result else False
+    assert exam.result is not None
+    assert (exam.result.child, exam.result.child_bits, exam.result.step) == (None, None, 5)
     new = ask_all(exam, "c1", 0.0)
     assert not {asked.id for asked in old} & {asked.id for asked in new}
     for asked in [*new, *new]:

@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from configs.tree import Loss, Model
 from mach.component import Component
-from mach.learner import MEMORY, Learner
+from mach.learner import Learner
+from mach.memory import MEMORY
 from mach.messages import Activation, Age, Batch, Gradient, Letter, Message, Target
 from mach.networks import build
 
@@ -387,3 +388,20 @@ def test_the_schedule_sets_the_rate_of_every_step_by_version() -> None:
 def test_an_activation_cannot_be_kept() -> None:
     with pytest.raises(ValueError, match="answered, not kept"):
         learner_with("c1").keep(letter("c0", question(0)), 0.0)
+
+
+def test_symbols_and_quantities_are_not_taken_for_each_other() -> None:
+    quantities = learner_with()
+    torch.manual_seed(0)
+    component = Component(nn.Embedding(9, 2), nn.Linear(2, 2), nn.Linear(2, K), {}, tokens=True)
+    symbols = Learner(
+        component, torch.optim.SGD(component.parameters()), Loss(), window=W, device=CPU, sample_shape=(5,)
+    )
+    tokens = Activation(0, 0, torch.randint(9, (B, 5)))
+    numbers = Activation(0, 0, torch.rand(B, 5))
+    assert quantities.answer("c9", tokens, 0.0) is None
+    assert symbols.answer("c9", numbers, 0.0) is None
+    assert quantities.unfit == symbols.unfit == {"activation": 1}
+    answer = symbols.answer("c9", tokens, 0.0)
+    assert answer is not None
+    assert answer.embedding.shape == (B, 5, 2)

@@ -47,3 +47,12 @@ def test_distances_have_right_gradients_and_vanish_at_the_target(name: str) -> N
 @pytest.mark.parametrize("name", list(DISTANCES))
 def test_distances_do_not_grow_with_the_batch(name: str) -> None:
     assert DISTANCES[name](S.repeat(5, 1), D.repeat(5, 1)).item() == pytest.approx(DISTANCES[name](S, D).item())
+
+
+def test_in_sequences_every_place_counts_like_a_sample() -> None:
+    generator = torch.Generator().manual_seed(0)
+    s, d = (torch.randn(4, 3, 5, generator=generator) for _ in range(2))  # [B, T, E]
+    y = torch.randint(5, (4, 3), generator=generator)
+    for distance in DISTANCES.values():
+        torch.testing.assert_close(distance(s, d), distance(s.flatten(0, 1), d.flatten(0, 1)))
+    torch.testing.assert_close(cross_entropy(s, y), cross_entropy(s.flatten(0, 1), y.flatten()))

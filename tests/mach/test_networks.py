@@ -1,8 +1,5 @@
 """Families by name: the built-in ones, a user's own, and what is said when there is none."""
 
-import math
-from collections.abc import Sequence
-
 import pytest
 from torch import nn
 
@@ -12,16 +9,17 @@ from mach.component import Component
 from mach.data import Dataset
 from mach.data import load as load_data
 from mach.networks import build
+from mach.networks.place import Place
 from mach.registry import find
 
 
-def own_family(model: Model, sample_shape: Sequence[int], classes: int, children: Sequence[str]) -> Component:
-    features = math.prod(sample_shape)
+def own_family(place: Place) -> Component:
+    e = place.model.embedding
     return Component(
-        nn.Identity(),
-        nn.Linear(features + model.embedding * len(children), model.embedding),
-        nn.Linear(model.embedding, classes),
-        {child: nn.Linear(features, model.embedding) for child in children},
+        nn.Flatten(),
+        nn.Linear(place.features + e * len(place.children), e),
+        nn.Linear(e, place.classes),
+        {child: nn.Linear(place.features, e) for child in place.children},
     )
 
 

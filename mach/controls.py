@@ -1,0 +1,205 @@
+"""The honest controls beside every accuracy: plain loops of one process over the same parts, data and optimiser.
+
+    backprop       all components as one network, end to end, one loss at its end
+    alone          one component without neighbours
+    alone+student  one component whose student is trained on the labels with the rest: as large as what ships
+    wide           one component, widened until it has as many parameters as that network
+    independent    as many components as in the chain, alone, each with its own seed and data order; averaged
+
+No learner and no bus: this file is short so that nobody need trust the house. Every loop takes the same number of steps
+on batches of the same size; component 0's data order, and its initial weights, are those of the run.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from configs.errors import ConfigError
+from configs.tree import Config, Model
+from mach.assemble import component_of
+from mach.component import Component
+from mach.data import Batches, Dataset
+from mach.effort import Effort
+from mach.graph import children_of, name_of
+from mach.losses import cross_entropy
+from mach.optimisers import optimiser_of, schedule_of
+from mach.seeds import seed_of
+from mach.whole import Reading, Whole, averaged, reading
+
+COUNTED = 2
+"""The step whose multiply-adds are counted: the first ones of an optimiser differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What became of a control."""
+
+    reading: Reading
+    curve: tuple[tuple[int, Reading], ...]
+    """(step, reading), oldest first."""
+    multiply_adds: float
+    """A sample and step, of all its networks."""
+    parameters: int
+    """Of all its networks."""
+
+
+@dataclass(slots=True)
+class Loop:
+    """One network on its way."""
+
+    forward: nn.Module
+    batches: Iterator[tuple[Tensor, Tensor]]
+    optimisers: Sequence[torch.optim.Optimizer]
+
+    def descend(self, rate: float | None) -> None:
+        """One step of backpropagation."""
+        x, y = next(self.batches)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group["lr"] if rate is None else rate
+            optimiser.zero_grad(set_to_none=True)
+        cross_entropy(self.forward(x), y).backward()  # type: ignore[no-untyped-call]
+        for optimiser in self.optimisers:
+            optimiser.step()
+
+
+class Lone(nn.Module):
+    """A component whose students, if it has any, think along: logits [B, K] of x [B, ...]."""
+
+    def __init__(self, component: Component) -> None:
+        super().__init__()
+        self.component = component
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the component ships."""
+        a = self.component.activation(x)
+        return self.component.classify(self.component.embed(a, self.component.imitate(a)))
+
+
+Member = tuple[Config, nn.Module]
+"""A network, and the configuration whose seed its data order and weights follow."""
+
+
+def backprop(config: Config, dataset: Dataset) -> list[Member]:
+    """The whole chain."""
+    return [(config, whole_of(config, dataset))]
+
+
+def alone(config: Config, dataset: Dataset) -> list[Member]:
+    """Component 0 without a child."""
+    return [(config, Lone(component_of(config, 0, [], dataset)))]
+
+
+def with_student(config: Config, dataset: Dataset) -> list[Member]:
+    """Component 0 and its student."""
+    method = msgspec.structs.replace(config.method, targets="embedding")  # whoever has a student has those
+    return [(config, Lone(component_of(msgspec.structs.replace(config, method=method), 0, [name_of(1)], dataset)))]
+
+
+def wide(config: Config, dataset: Dataset) -> list[Member]:
+    """Component 0, widened."""
+    return alone(widened(config, dataset), dataset)
+
+
+def independent(config: Config, dataset: Dataset) -> list[Member]:
+    """As many as there are components, the first of which is `alone`."""
+    seeds = [config.seed] + [seed_of(config.seed, index, "independent") for index in range(1, config.n_components)]
+    return [member for seed in seeds for member in alone(msgspec.structs.replace(config, seed=seed), dataset)]
+
+
+CONTROLS: Mapping[str, Callable[[Config, Dataset], list[Member]]] = {
+    "backprop": backprop,
+    "alone": alone,
+    "alone+student": with_student,
+    "wide": wide,
+    "independent": independent,
+}
+"""Name → the networks of a control; more than one are trained apart and averaged."""
+FLOOR, CEILING = "alone+student", "backprop"
+"""Between which two the distance is measured that a recipe closes."""
+
+
+def train(name: str, config: Config, dataset: Dataset) -> Trained:
+    """Train a control for `train.steps` steps; examined every `evaluate.every_steps`.
+
+    Raises:
+        ConfigError: a run that is timed: a control takes as many steps as a component.
+    """
+    if config.train.minutes is not None:
+        raise ConfigError("train.minutes: controls take as many steps as a component; use train.steps (--steps)")
+    loops = [loop(member, dataset, network) for member, network in CONTROLS[name](config, dataset)]
+    rate = schedule_of(config)
+    read = averaged([each.forward for each in loops]) if len(loops) > 1 else loops[0].forward
+    curve: list[tuple[int, Reading]] = []
+    effort = 0
+    for step in range(config.train.steps):
+        for each in loops:
+            if step == min(COUNTED, config.train.steps - 1):
+                with Effort() as counter:
+                    each.descend(None if rate is None else rate(step))
+                effort += counter.multiply_adds
+            else:
+                each.descend(None if rate is None else rate(step))
+        if (step + 1) % config.evaluate.every_steps == 0 or step + 1 == config.train.steps:
+            curve.append((step + 1, reading(read, dataset, config.train.batch_size)))
+    size = min(config.train.batch_size, len(dataset.train_labels))
+    return Trained(curve[-1][1], tuple(curve), effort / size, sum(learned(each.forward) for each in loops))
+
+
+def loop(config: Config, dataset: Dataset, network: nn.Module) -> Loop:
+    """A network with component 0's data order, and an optimiser for every component in it."""
+    seed = seed_of(config.seed, 0, "data")
+    batches = Batches(dataset, config.train.batch_size, seed=seed, noise=config.data.noise)
+    components = [module for module in network.modules() if isinstance(module, Component)]
+    optimisers = [optimiser_of(config.optimiser, component) for component in components]
+    return Loop(network, ((batch.inputs, batch.labels) for batch in batches), optimisers)
+
+
+def whole_of(config: Config, dataset: Dataset) -> Whole:
+    """The network of the run's components."""
+    children = children_of(config.graph, config.n_components)
+    components = [
+        component_of(config, index, [name_of(child) for child in own], dataset) for index, own in enumerate(children)
+    ]
+    return Whole(components, children, wiring=config.wiring, context=config.method.context)
+
+
+def learned(network: nn.Module) -> int:
+    """Parameters that the loss has reached: a whole network has students and heads that it does not use."""
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.grad is not None)
+
+
+def widened(config: Config, dataset: Dataset) -> Config:
+    """The same with one component about as large as all: the widths that come nearest to their parameters."""
+    wanted = size_of(whole_of(config, dataset), dataset)
+    best, nearest = config, float("inf")
+    for quarters in range(4, 4 * config.n_components + 1):
+        wider = msgspec.structs.replace(config, model=widen(config.model, quarters / 4))
+        ((_, network),) = alone(wider, dataset)
+        size = size_of(network, dataset)
+        if abs(size - wanted) < nearest:
+            best, nearest = wider, abs(size - wanted)
+        if size > wanted:
+            break
+    return best
+
+
+def size_of(network: nn.Module, dataset: Dataset) -> int:
+    """Parameters that one backward pass reaches."""
+    cross_entropy(network(dataset.train_inputs[:2]), dataset.train_labels[:2]).backward()  # type: ignore[no-untyped-call]
+    return learned(network)
+
+
+def widen(model: Model, factor: float) -> Model:
+    """Every width `factor` times as large; those of attention and of convolutions stay multiples of what they were."""
+    embedding = model.heads * round(model.embedding * factor / model.heads)
+    return msgspec.structs.replace(
+        model,
+        embedding=embedding if model.embedding % model.heads == 0 else round(model.embedding * factor),
+        joiner=tuple(round(width * factor) for width in model.joiner),
+        student=tuple(round(width * factor) for width in model.student),
+        channels=8 * round(model.channels * factor / 8) if model.channels % 8 == 0 else round(model.channels * factor),
+    )

@@ -1,0 +1,97 @@
+"""Arrays that somebody else made → a data set, or one sentence about what is wrong with them. Knows no file format.
+
+    inputs [N, …]   floats, taken as they are; unsigned bytes, scaled like pictures; or, with `symbols`, whole numbers
+    labels [N]      whole numbers from 0; or [N, T], one for every place of a sequence
+
+Arrays of float32, int64, and of uint8 symbols are used where they lie, without a copy.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from configs.errors import DataError
+from mach.data.dataset import Dataset
+from mach.data.idx import moments, scaled
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Training or test samples, and what to call them in an error."""
+
+    inputs_name: str
+    inputs: Array
+    labels_name: str
+    labels: Array
+
+
+def dataset_of(train: Part, test: Part, symbols: int) -> Dataset:
+    """Both parts, checked and scaled alike.
+
+    Raises:
+        DataError: what no network could be trained on; names the array.
+    """
+    for part in (train, test):
+        check_labels(part)
+        check_inputs(part, symbols)
+    if train.inputs.shape[1:] != test.inputs.shape[1:] or train.inputs.dtype != test.inputs.dtype:
+        raise DataError(
+            f"{train.inputs_name} holds {kind(train.inputs)}, {test.inputs_name} {kind(test.inputs)}: samples to "
+            "train and to test on must be alike; make both anew"
+        )
+    pixels = moments(train.inputs) if not symbols and train.inputs.dtype == np.uint8 else None
+    return Dataset(
+        inputs_of(train.inputs, symbols, pixels),
+        torch.from_numpy(train.labels.astype(np.int64, copy=False)),
+        inputs_of(test.inputs, symbols, pixels),
+        torch.from_numpy(test.labels.astype(np.int64, copy=False)),
+        classes=1 + int(max(train.labels.max(), test.labels.max())),
+        symbols=symbols,
+    )
+
+
+def check_labels(part: Part) -> None:
+    """Raise a DataError unless there is a label for every sample, or for every place of every sample."""
+    name, labels, inputs = part.labels_name, part.labels, part.inputs
+    if not np.issubdtype(labels.dtype, np.integer) or labels.size == 0 or labels.min() < 0:
+        raise DataError(f"{name}: holds {kind(labels)}; labels are whole numbers from 0, at least one of them")
+    if labels.ndim not in (1, 2) or inputs.ndim < 1 or labels.shape != inputs.shape[: labels.ndim]:
+        raise DataError(
+            f"{name}: holds {kind(labels)} for {kind(inputs)} in {part.inputs_name}; give one label a sample, [N], or "
+            "one for every place of a sequence, [N, T]"
+        )
+
+
+def check_inputs(part: Part, symbols: int) -> None:
+    """Raise a DataError unless these are samples of finite numbers, or of symbols."""
+    name, inputs = part.inputs_name, part.inputs
+    whole = np.issubdtype(inputs.dtype, np.integer)
+    if inputs.ndim < 2 or inputs.size == 0 or not (whole or np.issubdtype(inputs.dtype, np.floating)):
+        raise DataError(f"{name}: holds {kind(inputs)}; samples are numbers [N, …], at least two dimensions")
+    if symbols and (not whole or inputs.min() < 0 or inputs.max() >= symbols):
+        raise DataError(
+            f"{name}: holds {kind(inputs)} from {inputs.min()} to {inputs.max()}; with data.symbols={symbols} they "
+            f"must be whole numbers from 0 to {symbols - 1}"
+        )
+    if not whole and not all(np.isfinite(rows).all() for rows in np.array_split(inputs, 1 + inputs.size // (1 << 22))):
+        raise DataError(f"{name}: holds numbers that are not finite; leave those samples out")
+
+
+def inputs_of(inputs: Array, symbols: int, pixels: tuple[float, float] | None) -> Tensor:
+    """[N, …] as they are trained on; `pixels` are mean and deviation of unsigned bytes."""
+    if pixels is not None:
+        return scaled(inputs, *pixels)
+    if symbols:
+        return torch.from_numpy(inputs.astype(np.uint8 if inputs.dtype == np.uint8 else np.int64, copy=False))
+    return torch.from_numpy(inputs.astype(np.float32, copy=False))
+
+
+def kind(array: Array) -> str:
+    """Dtype and shape, as people write them."""
+    return f"{array.dtype} {list(array.shape)}"

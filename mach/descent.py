@@ -1,0 +1,93 @@
+"""From terms to weights: backward passes, policies on the weights, and the optimiser's step when enough is gathered.
+
+Knows terms as 0-d tensors with their graphs, and nothing of where they come from.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mach.component import Component
+from mach.late import Recompute, taken
+from mach.staleness import Staleness
+
+
+class Descent:
+    """One component's way down."""
+
+    def __init__(
+        self,
+        component: Component,
+        optimiser: torch.optim.Optimizer,
+        late: Recompute,
+        staleness: Staleness,
+        *,
+        schedule: Callable[[int], float] | None,
+        update_every: int,
+    ) -> None:
+        """`schedule` maps the version to the learning rate; None leaves the optimiser's own."""
+        self.component = component
+        self.optimiser = optimiser
+        self.late = late
+        self.staleness = staleness
+        self.schedule = schedule
+        self.update_every = update_every
+        self.version = 0
+        """Optimiser steps taken."""
+        self.gathered = 0
+        """Gradients in the parameters that no step was taken on yet."""
+
+    def go_on(self, version: int, gathered: int) -> None:
+        """From another life's version; what it had gathered is in the parameters' gradients."""
+        self.version, self.gathered = version, gathered
+        self.late.stepped(version)
+
+    def down(self, own: Tensor | None, late: Tensor | None) -> None:
+        """Along the own terms and those of late gradients; nothing happens without either."""
+        if own is None and late is None:
+            return
+        if self.schedule is not None:
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.schedule(self.version)
+        if self.gathered == 0:
+            self.optimiser.zero_grad(set_to_none=True)
+        if self.staleness.corrects and late is not None:
+            self._correct(own, late)
+        else:
+            terms = [term for term in (own, late) if term is not None]
+            self._back(terms[0] if len(terms) == 1 else terms[0] + terms[1])
+            self.late.gather()
+        self.late.used()
+        self.gathered += 1
+        if self.gathered == self.update_every:
+            self._update()
+
+    def _back(self, total: Tensor) -> None:
+        torch.autograd.backward(total, retain_graph=self.late.keeps_graphs)
+
+    def _correct(self, own: Tensor | None, late: Tensor) -> None:
+        """A pass for either kind: policies on the weights see late gradients alone, and the own one beside them."""
+        carried = taken(self.component) if self.gathered else None
+        mine: list[Tensor] = []
+        if own is not None:
+            torch.autograd.backward(own, retain_graph=True)
+            self.late.gather()
+            mine = taken(self.component)
+        self._back(late)
+        corrected = [self.staleness.correct(part, known) for part, known in self.late.parts(mine)]
+        sums = [part for part in (carried, mine, *corrected) if part]
+        for parameter, *rows in zip(self.component.parameters(), *sums, strict=True):
+            parameter.grad = torch.stack(rows).sum(dim=0)
+
+    def _update(self) -> None:
+        """The optimiser's step, down the mean of what was gathered."""
+        if self.gathered > 1:
+            for parameter in self.component.parameters():
+                if parameter.grad is not None:
+                    parameter.grad /= self.gathered
+        self.late.stepping()
+        self.optimiser.step()
+        self.gathered = 0
+        self.version += 1
+        self.late.stepped(self.version)

@@ -1,0 +1,83 @@
+"""All that a learner's next step depends on, into a `State` and back. Knows no file: `mach/checkpoint.py` writes it.
+
+Weights, moments, version, late gradients at hand, gradients gathered for a step that is not taken yet. Batches asked
+and answers given are left out, and so is what children answered: their edges begin anew with the life that goes on.
+"""
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+from configs.errors import DataError
+from mach import state as pack
+from mach.component import Component
+from mach.descent import Descent
+from mach.late import Held
+from mach.lesson import Late
+from mach.memory import Memory
+from mach.state import State, tensor_of
+
+
+def state_of(descent: Descent, memory: Memory, now: float) -> State:
+    """By reference: training goes on to change these tensors."""
+    state = State()
+    state.add("component", pack.of_module(descent.component))
+    state.add("optimiser", pack.of_optimiser(descent.optimiser))
+    late = list(memory.late)
+    for number, each in enumerate(late):
+        state.tensors.update(zip(_inputs(number), each.held.come, strict=False))
+        state.tensors[f"late/{number}/gradient"] = each.gradient
+    state.values["late"] = [[each.parent, each.held.version, now - each.held.at] for each in late]
+    state.values["version"] = descent.version
+    state.values["gathered"] = {"count": descent.gathered}
+    if descent.gathered:
+        for name, parameter in descent.component.named_parameters():
+            if parameter.grad is not None:
+                state.tensors[f"gathered/{name}"] = parameter.grad
+    return state
+
+
+def restore(descent: Descent, memory: Memory, state: State, now: float, input_shape: torch.Size) -> None:
+    """Go on from there; ages count on, without the time between. Moments of another optimiser are left out.
+
+    Raises:
+        DataError: it does not fit the networks; nothing was changed.
+    """
+    own, optimiser = state.under("component"), state.under("optimiser")
+    pack.check_module(descent.component, own)
+    pack.check_optimiser(descent.optimiser, optimiser)
+    late = deque(
+        _late(descent.component, state, number, now, input_shape) for number in range(len(state.values["late"]))
+    )
+    parameters = dict(descent.component.named_parameters())
+    gathered = state.under("gathered")
+    for name, tensor in gathered.tensors.items():
+        if name not in parameters or parameters[name].shape != tensor.shape or parameters[name].dtype != tensor.dtype:
+            raise DataError(f"gathered/{name}: is the gradient of no weight of the configuration's")
+    pack.into_module(descent.component, own)
+    if optimiser.values["kind"] == type(descent.optimiser).__name__:
+        pack.into_optimiser(descent.optimiser, optimiser)
+    for name, tensor in gathered.tensors.items():
+        parameters[name].grad = tensor.to(parameters[name].device)
+    memory.late = late
+    descent.go_on(state.values["version"], gathered.values.get("count", 0))
+
+
+def _late(component: Component, state: State, number: int, now: float, input_shape: torch.Size) -> Late:
+    """One late gradient; by `stash` its old weights are gone, and it will be pulled through today's."""
+    parent, version, age_s = state.values["late"][number]
+    weight = next(component.parameters())
+    gradient = tensor_of(state.tensors, f"late/{number}/gradient", weight.dtype).to(weight.device)
+    come: tuple[Tensor, ...] = tuple(
+        state.tensors[name].to(weight.device) for name in _inputs(number) if name in state.tensors
+    )
+    if not come or come[0].shape[1:] != input_shape or not component.takes(come[0]) or len(gradient) != len(come[0]):
+        found = [tuple(each.shape) for each in come]
+        raise DataError(f"late/{number}: inputs {found}, gradient {tuple(gradient.shape)}")
+    return Late(parent, Held(-1, come, None, parent, version, now - age_s, gradient.shape), gradient)
+
+
+def _inputs(number: int) -> tuple[str, str]:
+    """Names of what came in: x or a parent's activation, and x along with that."""
+    return f"late/{number}/inputs", f"late/{number}/context"

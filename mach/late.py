@@ -1,0 +1,198 @@
+"""How a late gradient becomes one of the weights: two ways, one interface.
+
+    recompute   the old input goes through today's weights again (Features Replay, arXiv 1807.04511)
+    stash       the graph of the old computation is kept, on a copy of the weights of its time; what the gradient
+                comes to there is added to today's (PipeDream, arXiv 1806.03377)
+
+A `Held` is a batch that something was computed of and that is owed a gradient. Laws: one copy of the weights a version,
+however many graphs stand on it, alive as long as one of them; the window bounds both. An optimiser changes weights in
+place, so a graph is used across a step only on such a copy. Knows no message and no loss.
+
+Shapes: B batch, D numbers of an activation.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from mach.component import Component
+from mach.staleness import Correction, Staleness, ahead
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A batch in our hands: what came in, and the computation it went into."""
+
+    id: int
+    come: tuple[Tensor, ...]
+    """What the encoder takes: x or a parent's activation [B, ...], with x where it comes along."""
+    labels: Tensor | None
+    sender: str | None
+    version: int
+    """Ours, when what others got of it was computed."""
+    at: float
+    shape: torch.Size | None = None
+    """Of the embedding that we answered with, and so of its gradient."""
+    net: Component | None = None
+    a: Tensor | None = None  # [B, D] with its graph in `net`
+
+
+class Recompute:
+    """Old inputs through today's weights."""
+
+    keeps_graphs = False
+
+    def __init__(self, component: Component, staleness: Staleness) -> None:
+        self.component = component
+        self.staleness = staleness
+        self.version = 0
+        self._before: list[Tensor] | None = None
+        self._ahead: tuple[int, Component] | None = None
+        self._cached: list[Held] = []
+
+    def answer(self, held: Held) -> tuple[Component, Tensor]:
+        """(network, a) of a batch that only a parent shall get something of; no graph is needed at once."""
+        with torch.no_grad():
+            net = self._future() or self.component
+            return net, net.activation(*held.come)
+
+    def forward(self, held: Held) -> tuple[Component, Tensor]:
+        """(network, a) of a batch that a child shall get; by `predict` with weights of the future."""
+        future = self._future()
+        if future is None:
+            return self.now(held)
+        with torch.no_grad():
+            return future, future.activation(*held.come)
+
+    def now(self, held: Held) -> tuple[Component, Tensor]:
+        """Today's network, and a with its graph: computed once between two steps."""
+        if held.a is None:
+            held.net, held.a = self.component, self.component.activation(*held.come)
+            self._cached.append(held)
+        return self.component, held.a
+
+    def then(self, held: Held) -> tuple[Component, Tensor]:
+        """Where a late gradient is pulled: (network, a), with its graph."""
+        return self.now(held)
+
+    def used(self) -> None:
+        """A backward pass was made, or weights changed: graphs on today's weights are of no more use."""
+        for held in self._cached:
+            held.net = held.a = None
+        self._cached.clear()
+
+    def gather(self) -> None:
+        """Add what old weights got to today's gradients."""
+
+    def parts(self, own: list[Tensor]) -> list[tuple[list[Tensor], Correction]]:
+        """The gradients of a backward pass, by the weights they were computed with; they are taken away there."""
+        weights = [parameter.detach() for parameter in self.component.parameters()]
+        return [(taken(self.component), Correction(own, weights, weights))]
+
+    def stepping(self) -> None:
+        """The optimiser is about to step."""
+        if self.staleness.predicts:
+            self._before = [parameter.detach().clone() for parameter in self.component.parameters()]
+
+    def stepped(self, version: int) -> None:
+        """It has stepped to this version."""
+        self.version = version
+
+    def _future(self) -> Component | None:
+        """A copy with weights E[τ] steps on; None where those are today's."""
+        lag = self.staleness.expected_lag
+        if not self.staleness.predicts or self._before is None or lag == 0.0:
+            return None
+        self.staleness.counts["predict"] += 1
+        if self._ahead is None or self._ahead[0] != self.version:
+            twin = copy.deepcopy(self.component)
+            with torch.no_grad():
+                rows = zip(twin.parameters(), self.component.parameters(), self._before, strict=True)
+                for to, weight, before in rows:
+                    to.copy_(ahead(weight, before, lag))
+            self._ahead = (self.version, twin)
+        return self._ahead[1]
+
+
+class Stash(Recompute):
+    """Old inputs through the weights that they met."""
+
+    keeps_graphs = True
+
+    def __init__(self, component: Component, staleness: Staleness) -> None:
+        super().__init__(component, staleness)
+        self._copies: WeakValueDictionary[int, Component] = WeakValueDictionary()
+        """By version, today's weights of then; by −1 − version, those predicted then."""
+
+    @property
+    def copies(self) -> int:
+        """Copies of the weights that are alive."""
+        return len(self._copies)
+
+    def answer(self, held: Held) -> tuple[Component, Tensor]:
+        """As `forward`: the graph is kept."""
+        return self.forward(held)
+
+    def forward(self, held: Held) -> tuple[Component, Tensor]:
+        """On a copy of today's weights, or on predicted ones; the graph is kept."""
+        if held.net is None or held.a is None:
+            with torch.enable_grad():
+                held.net = self._copy()
+                held.a = held.net.activation(*held.come)
+        return held.net, held.a
+
+    def now(self, held: Held) -> tuple[Component, Tensor]:
+        """Today's weights: the copy of them, if it is of today."""
+        if held.version == self.version and not self.staleness.predicts:
+            return self.forward(held)
+        return self.component, self.component.activation(*held.come)
+
+    def then(self, held: Held) -> tuple[Component, Tensor]:
+        """The kept graph; of a batch that nothing was computed of, as today."""
+        return self.now(held) if held.net is None or held.a is None else (held.net, held.a)
+
+    def gather(self) -> None:
+        """Add what old weights got to today's gradients."""
+        for twin in self._touched():
+            for to, parameter in zip(self.component.parameters(), twin.parameters(), strict=True):
+                if parameter.grad is not None:
+                    to.grad = parameter.grad if to.grad is None else to.grad + parameter.grad
+                    parameter.grad = None
+
+    def parts(self, own: list[Tensor]) -> list[tuple[list[Tensor], Correction]]:
+        """One part for today's weights, and one for every copy that got gradients."""
+        parts = super().parts(own)
+        now = parts[0][1].now
+        for twin in self._touched():
+            then = [parameter.detach() for parameter in twin.parameters()]
+            parts.append((taken(twin), Correction(own, now, then)))
+        return parts
+
+    def _copy(self) -> Component:
+        future = self._future()
+        key = self.version if future is None else -1 - self.version
+        twin = future or self._copies.get(key) or copy.deepcopy(self.component)
+        self._copies[key] = twin
+        return twin
+
+    def _touched(self) -> list[Component]:
+        """Copies that a backward pass came to, the oldest first."""
+        rows = sorted(self._copies.items(), key=lambda row: row[0])
+        return [twin for _, twin in rows if any(each.grad is not None for each in twin.parameters())]
+
+
+def taken(component: Component) -> list[Tensor]:
+    """The gradient of every parameter, zeros where there is none; none is left there."""
+    gradients = []
+    for parameter in component.parameters():
+        gradients.append(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+        parameter.grad = None
+    return gradients
+
+
+WAYS: Mapping[str, type[Recompute]] = {"recompute": Recompute, "stash": Stash}
+"""`staleness.late`."""

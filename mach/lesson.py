@@ -1,0 +1,201 @@
+"""What a batch teaches: the terms of method.md's loss, on a batch in our hands and what children said to it.
+
+    own     w_child · CE(head(joiner(a, d)), y)        a target d is at hand
+            + w_student · CE(head(joiner(a, s)), y)    the component must also be good on its own
+            + w_distill · distill(s, stopgrad(d))
+            + w_logits · T²·KL(z_d ‖ z_s)              the child's logits are at hand
+            + ⟨a, ĝ⟩                                   a local model guesses the gradient of the activation (DNI)
+    late    w_activation · ⟨a, g_a⟩                    a child's late gradient of our activation
+            + w_late · Σ ⟨e(x_old), g_e⟩               parents' late gradients of old answers
+
+A component without a loss of its own (`method.heads: last`) has only those terms that others send. Own terms are at
+today's weights; where late ones are pulled through, and what staleness does to them, is `mach/late.py`'s and
+`mach/staleness.py`'s. Knows no optimiser, and no message but for its tensors.
+
+Shapes: B batch, D numbers of an activation, E embedding, K classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from configs.tree import Loss, Method
+from mach.component import Component
+from mach.late import Held, Recompute
+from mach.losses import DISTANCES, cross_entropy, distil_logits, pull
+from mach.messages import Age, Target
+from mach.staleness import Staleness
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Arrived:
+    """A child's answer to a batch that we asked about."""
+
+    child: str
+    held: Held
+    target: Target
+    age: Age
+    at: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Late:
+    """A parent's late gradient of an old answer."""
+
+    parent: str
+    held: Held
+    gradient: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lesson:
+    """A batch to be learnt from now."""
+
+    held: Held
+    arrived: Sequence[Arrived] = ()
+    own: bool = True
+    """Whether its own terms are due; else only what the children's answers add."""
+
+
+@dataclass(slots=True, eq=False)
+class Learnt:
+    """What lessons come to."""
+
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    """0-d tensors, unweighted: `target`, `student`, `distill`, `logits`, `guess`, `activation`, `late`."""
+    own: Tensor | None = None
+    late: Tensor | None = None
+    """0-d tensors to be descended; None: no such terms."""
+    leaves: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    """By child and batch, the target as a leaf whose gradient is owed."""
+    e: Tensor | None = None  # [B, E] of the newest own lesson, what a parent gets
+    z: Tensor | None = None  # [B, K]
+
+    def add(self, name: str, value: Tensor, weight: float = 1.0, *, late: bool = False) -> None:
+        """One more term. What is reported under a name is the newest."""
+        self.losses[name] = value
+        value = value if weight == 1.0 else weight * value
+        if late:
+            self.late = value if self.late is None else self.late + value
+        else:
+            self.own = value if self.own is None else self.own + value
+
+
+class Teacher:
+    """Lessons into terms, for one component."""
+
+    def __init__(
+        self,
+        component: Component,
+        loss: Loss,
+        method: Method,
+        late: Recompute,
+        staleness: Staleness,
+        *,
+        judges: bool,
+        stream: bool,
+    ) -> None:
+        """`judges`: whether the component has a loss of its own. `stream`: whether it sends activations on."""
+        self.component = component
+        self.loss = loss
+        self.method = method
+        self.late = late
+        self.staleness = staleness
+        self.judges = judges
+        self.stream = stream
+        self.dtype = next(component.parameters()).dtype
+
+    def teach(self, lesson: Lesson, learnt: Learnt, version: int) -> None:
+        """Add the terms of one lesson, in the step that follows `version`."""
+        held = lesson.held
+        d = {each.child: self._leaf(each) for each in lesson.arrived if self.method.targets != "none"}
+        learnt.leaves.update({(child, held.id): leaf for child, leaf in d.items()})
+        if self.judges or d:
+            self._judge(lesson, d, learnt)
+        if lesson.own and self.component.guess is not None and held.labels is not None:
+            _, a = self.late.now(held)
+            with torch.no_grad():
+                guessed = self.component.guess(a.detach(), held.labels) / len(a)
+            learnt.add("activation", pull(a, guessed))
+        for each in lesson.arrived:
+            if each.target.gradient is not None:
+                self._take_back(each, each.target.gradient.to(held.come[0].device, self.dtype), learnt, version)
+
+    def pull_late(self, late: Sequence[Late], learnt: Learnt, version: int) -> None:
+        """Add the terms of parents' late gradients; with weight 0 they are only weighed."""
+        pulled = []
+        for each in late:
+            factor = self.staleness.scale(version - each.held.version, version)
+            if factor is not None and self.loss.late > 0.0:
+                net, a = self.late.then(each.held)
+                e = net.embed(a, net.imitate(a))
+                pulled.append(scaled(pull(e, each.gradient), factor / self.staleness.together))
+        if pulled:
+            learnt.add("late", torch.stack(pulled).sum(), self.loss.late, late=True)
+
+    def _today(self, held: Held) -> tuple[Component, Tensor]:
+        if self.stream:
+            return self.late.now(held)
+        return self.component, self.component.activation(*held.come)
+
+    def _leaf(self, arrived: Arrived) -> Tensor:
+        device = arrived.held.come[0].device
+        return arrived.target.embedding.to(device, self.dtype).detach().requires_grad_()
+
+    def _judge(self, lesson: Lesson, d: Mapping[str, Tensor], learnt: Learnt) -> None:
+        """The terms against labels and children's answers, weighted as method.md says."""
+        weight, y = self.loss, lesson.held.labels
+        net, a = self._today(lesson.held)
+        s = net.imitate(a)  # by child, [B, E]
+        alone = net.embed(a, s)
+        z_s = net.classify(alone) if lesson.own or weight.logits > 0.0 else None
+        if lesson.own:
+            learnt.e, learnt.z = alone, z_s
+        student = None if z_s is None or y is None or not lesson.own else cross_entropy(z_s, y)
+        if d:
+            joined = net.embed(a, {**s, **d})
+            z = net.classify(joined)
+            if lesson.own:
+                learnt.e, learnt.z = joined, z
+            if self.judges and y is not None:
+                learnt.add("target", cross_entropy(z, y), weight.child)
+                if student is not None:
+                    learnt.add("student", student, weight.student)
+            distance = DISTANCES[weight.distance]
+            distill = torch.stack([distance(s[name], each.detach()) for name, each in d.items()]).sum()
+            learnt.add("distill", distill, weight.distill)
+        elif student is not None and self.judges:
+            learnt.add("target", student)
+            learnt.losses["student"] = student
+        for each in lesson.arrived:
+            if z_s is not None and weight.logits > 0.0 and each.target.logits is not None:
+                z_d = each.target.logits.to(a.device, self.dtype)
+                learnt.add("logits", distil_logits(z_s, z_d, weight.temperature), weight.logits)
+
+    def _take_back(self, arrived: Arrived, g: Tensor, learnt: Learnt, version: int) -> None:
+        """A child's gradient of our activation: pulled on, or what a guess learns from."""
+        held = arrived.held
+        factor = self.staleness.scale(version - held.version, version)
+        if factor is None:
+            return
+        _, a = self.late.then(held)
+        guess = self.component.guess
+        if guess is not None and held.labels is not None:
+            wrong = (guess(a.detach(), held.labels) - g * len(g)).square().mean()
+            learnt.add("guess", wrong)
+        else:
+            share = 1.0 if self.method.gradient_reach == "full" else 1.0 / self.staleness.together
+            learnt.add("activation", scaled(pull(a, g), factor * share), self.loss.activation, late=True)
+
+
+def scaled(value: Tensor, factor: float) -> Tensor:
+    """Times a factor; by 1 it stays the same tensor."""
+    return value if factor == 1.0 else value * factor
+
+
+def owed(learnt: Learnt, arrived: Arrived) -> Tensor:
+    """∂L/∂d for the child that sent d (law 3), after the backward pass."""
+    leaf = learnt.leaves[arrived.child, arrived.held.id]
+    return leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)

@@ -1,0 +1,87 @@
+"""A dry run of a component that was just built: do its parts fit together, and into its place? Trains nothing."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from configs.errors import ConfigError
+from mach.component import Component
+from mach.networks.place import Place
+
+ROWS = 2
+"""Samples of the dry run: not one, which may pass for a dimension of size 1."""
+
+
+def check_fit(component: Component, place: Place) -> None:
+    """Run zeros through every part, without gradients; draws nothing from any generator but what the parts draw.
+
+    Raises:
+        ConfigError: a part that does not take what it gets, or gives something of a wrong shape; names the part, what
+            it got and what it must give.
+    """
+    if component.children_names != place.children:
+        raise wrong(place, f"it has students for {list(component.children_names)}, and needs {list(place.children)}")
+    come = what_comes(place)
+    if not component.takes(come[0]):
+        raise wrong(place, f"tokens={component.tokens}, and the encoder gets {come[0].dtype}: set tokens to match")
+    training = component.training
+    with torch.no_grad():
+        component.train(mode=False)
+        a = ran(place, "encoder", lambda: component.encoder(*come), *come)
+        s = {
+            name: ran(place, f"student of {name}", partial(student, a), a)
+            for name, student in component.students.items()
+        }
+        e = ran(place, "joiner", lambda: component.embed(a, s), a, *s.values())
+        z = ran(place, "head", lambda: component.classify(e), e)
+    component.train(training)
+    for name, each in s.items():
+        if each.shape != e.shape:
+            raise wrong(
+                place,
+                f"the student of {name} gives {shape(each)}, and the joiner an embedding {shape(e)}: make both the "
+                "same, for all components of a run have embeddings of one shape",
+            )
+    if z.shape != (*e.shape[:-1], place.classes):
+        raise wrong(place, f"the head gives {shape(z)} for an embedding {shape(e)} and {place.classes} classes")
+
+
+def what_comes(place: Place) -> list[Tensor]:
+    """What an encoder at this place is called with, made of zeros."""
+    x = torch.zeros(ROWS, *place.sample_shape, dtype=torch.int64 if place.symbols else torch.float32)
+    if place.incoming is None:
+        return [x]
+    return [torch.zeros(ROWS, *place.incoming), x][: 1 + place.context]
+
+
+def activation_shape(component: Component, place: Place) -> tuple[int, ...]:
+    """Of one sample's activation: what comes to a child in stream wiring."""
+    with torch.no_grad():
+        a: Tensor = component.encoder(*what_comes(place))
+    return tuple(a.shape[1:])
+
+
+def ran(place: Place, part: str, run: Callable[[], Tensor], *got: Tensor) -> Tensor:
+    """What a part gives for what it got: a batch of something."""
+    shapes = ", ".join(map(shape, got))
+    try:
+        given = run()
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        told = " ".join(str(error).split())
+        raise wrong(place, f"the {part} does not take {shapes}: {told}") from error
+    if not isinstance(given, Tensor) or given.dim() < 2 or len(given) != ROWS:
+        what = shape(given) if isinstance(given, Tensor) else f"a {type(given).__name__}"
+        raise wrong(place, f"the {part} gives {what} for {shapes}, where a batch of {ROWS} vectors is needed")
+    return given
+
+
+def shape(tensor: Tensor) -> str:
+    """As people write it, the batch first."""
+    return str(list(tensor.shape))
+
+
+def wrong(place: Place, what: str) -> ConfigError:
+    """One sentence about a component that does not fit."""
+    return ConfigError(f"model.family: {place.model.family!r} makes no component c{place.index} that works: {what}")

@@ -1,0 +1,242 @@
+"""How good a stream is: questions about the test set go down the chain, answers come back up it.
+
+Component 0 asks about the test set part by part, as an `Exam` does. Everybody who is asked makes its own activation of
+the part, judges itself with its students, asks its child, and answers its parent when the child has answered. So an
+examination, unlike training, goes all the way: an answer holds the embedding over the true children's, and the logits
+of the deepest component, which are what the whole network says. Every component holds the test set, so labels and x
+need not travel: a question's id says which part it is, and its version which examination it belongs to.
+
+Laws: nothing here waits; a question that is never answered is asked again by component 0, under another id. Bounded by
+the number of parts. With several children the first one's logits are the deepest.
+
+Shapes: N samples of the test set, B batch, K classes. Of a sequence every place counts.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mach.component import Component
+from mach.data.dataset import Dataset
+from mach.evaluate import EXAM_IDS, Accuracy, Score, score
+from mach.messages import Activation, Target
+
+
+@dataclass(slots=True, eq=False)
+class _Question:
+    """A part that we were asked about, or ask ourselves, until all children have answered."""
+
+    id: int
+    round: int
+    part: int
+    parent: str | None
+    a: Tensor
+    open: list[str]
+    """Children that were not asked yet."""
+    answers: dict[str, Target] = field(default_factory=dict)
+    asked_at: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class _Round:
+    """One examination, part by part."""
+
+    student: dict[int, Score] = field(default_factory=dict)
+    child: dict[int, Score] = field(default_factory=dict)
+    full: dict[int, Score] = field(default_factory=dict)
+
+
+class Relay:
+    """Examinations of one component of a stream."""
+
+    def __init__(
+        self,
+        component: Component,
+        dataset: Dataset,
+        children: Sequence[str],
+        batch_size: int,
+        retry_s: float,
+        *,
+        draws: bool,
+        judges: bool,
+        context: bool,
+        incoming: tuple[int, ...] | None,
+    ) -> None:
+        """`draws`: whether we are component 0. `judges`: whether our head is trained. `context`: whether encoders get
+        x. `incoming`: shape of what a parent sends, without the batch.
+        """
+        self.component = component
+        self.children = tuple(children)
+        self.retry_s = retry_s
+        self.draws = draws
+        self.judges = judges
+        self.context = context
+        self.incoming = incoming
+        self.inputs = torch.split(dataset.test_inputs, batch_size)
+        self.labels = torch.split(dataset.test_labels, batch_size)
+        self.count = dataset.test_labels.numel()
+        self.result: Accuracy | None = None
+        """The newest that is complete; of the component that draws also the newest with the students alone."""
+        self._rounds: OrderedDict[int, _Round] = OrderedDict()
+        self._questions: OrderedDict[int, _Question] = OrderedDict()
+        self._todo: list[int] = []
+        """Of the component that draws: parts not asked about yet."""
+        self._round = -1
+        self._asked = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether the examination that we began is over."""
+        return self._round not in self._rounds or not self.children
+
+    def begin(self, version: int, *, ask: bool = True, pulse: Callable[[], None] = lambda: None) -> None:
+        """Component 0 begins an examination, unless one runs; the others wait for questions. Takes no time of its own,
+        so `pulse` is not called.
+        """
+        if not self.draws or not ask or not self.done:
+            return
+        self._round = version
+        self._rounds[version] = _Round()
+        self._todo = list(range(len(self.inputs)))
+        if not self.children:
+            for part in self._todo:
+                self._question(part, version, None, self._activation(part, None))
+
+    def has(self, child: str, now: float) -> bool:
+        """Whether there is something to ask `child` now."""
+        self._ask_again(now)
+        return bool(self._todo) or any(child in each.open for each in self._questions.values())
+
+    def ask(self, child: str, now: float) -> Activation | None:
+        """The next question for `child`."""
+        waiting = next((each for each in self._questions.values() if child in each.open), None)
+        if waiting is None and self._todo:
+            part = self._todo.pop(0)
+            waiting = self._question(part, self._round, None, self._activation(part, None))
+        if waiting is None:
+            return None
+        waiting.open.remove(child)
+        waiting.asked_at = now
+        return Activation(waiting.id, waiting.round, waiting.a, owes=False)
+
+    def owns(self, target: Target) -> bool:
+        """Whether a target answers an examination, this one or an earlier."""
+        return target.id >= EXAM_IDS
+
+    def take(self, parent: str, asked: Activation) -> list[tuple[str, Target]]:
+        """A parent's question; what it gets at once, if we have no children to ask."""
+        part = (asked.id - EXAM_IDS) % len(self.inputs)
+        shape = torch.Size((len(self.inputs[part]), *(self.incoming or ())))
+        if self.incoming is None or asked.id < EXAM_IDS or asked.inputs.shape != shape:
+            return []
+        if not asked.inputs.is_floating_point() or not math.isfinite(float(asked.inputs.sum())):
+            return []
+        self._rounds.setdefault(asked.version, _Round())
+        question = self._question(part, asked.version, parent, self._activation(part, asked.inputs), asked.id)
+        while len(self._rounds) > 2:
+            self._rounds.popitem(last=False)
+        return [] if self.children else [(parent, self._answer(question))]
+
+    def keep(self, child: str, target: Target) -> list[tuple[str, Target]]:
+        """A child's answer; the one for our parent, when it was the last."""
+        question = self._questions.get(target.id)
+        if question is None or child not in self.children or child in question.open:
+            return []
+        if not self._fits(child, target, question):
+            return []
+        question.answers[child] = target
+        if len(question.answers) < len(self.children):
+            return []
+        del self._questions[question.id]
+        answer = self._answer(question)
+        return [] if question.parent is None else [(question.parent, answer)]
+
+    def _question(self, part: int, round: int, parent: str | None, a: Tensor, id: int | None = None) -> _Question:
+        if id is None:
+            id = EXAM_IDS + self._asked * len(self.inputs) + part
+            self._asked += 1
+        question = _Question(id, round, part, parent, a, list(self.children))
+        if self.judges:
+            with torch.no_grad():
+                z = self.component.classify(self.component.embed(a, self.component.imitate(a)))
+            self._note("student", question, z)
+        if self.children:
+            self._questions[id] = question
+            while len(self._questions) > 2 * len(self.inputs):
+                self._questions.popitem(last=False)
+        return question
+
+    def _activation(self, part: int, inputs: Tensor | None) -> Tensor:
+        """Of a part of the test set: of x, or of what a parent made of it."""
+        weight = next(self.component.parameters())
+        x = self.inputs[part].to(weight.device)
+        come = (x,) if inputs is None else (inputs.to(weight.device, weight.dtype), x)[: 1 + self.context]
+        with torch.no_grad():
+            return self.component.activation(*come)
+
+    def _answer(self, question: _Question) -> Target:
+        """With the true children's answers, judged."""
+        component, a = self.component, question.a
+        with torch.no_grad():
+            s = component.imitate(a)
+            d = {name: question.answers[name].embedding.to(a.device, a.dtype) for name in s}
+            e = component.embed(a, {**s, **d})
+            z = component.classify(e)
+        deep = question.answers[self.children[0]].logits if self.children else z
+        if d and self.judges:
+            self._note("child", question, z)
+        if deep is not None:
+            self._note("full", question, deep)
+        self._conclude(question.round)
+        return Target(question.id, question.round, e if s or not self.children else a.new_empty(0), logits=deep)
+
+    def _note(self, kind: str, question: _Question, z: Tensor) -> None:
+        scores = self._rounds.get(question.round)
+        if scores is not None:
+            y = self.labels[question.part].to(z.device)
+            getattr(scores, kind)[question.part] = score(z, y)
+
+    def _conclude(self, round: int) -> None:
+        """Put the result together when every part has been judged."""
+        scores, parts = self._rounds.get(round), len(self.inputs)
+        if scores is None or len(scores.full) < parts:
+            return
+        del self._rounds[round]
+        full = sum(scores.full.values(), Score())
+        student = sum(scores.student.values(), Score()) if self.judges else full
+        child = sum(scores.child.values(), Score()) if len(scores.child) == parts else None
+        self.result = Accuracy(
+            student.right / self.count,
+            None if child is None else child.right / self.count,
+            round,
+            student.bits / self.count,
+            None if child is None else child.bits / self.count,
+            full.right / self.count,
+            full.bits / self.count,
+        )
+
+    def _ask_again(self, now: float) -> None:
+        """Component 0 puts questions that nobody answered back on the list."""
+        if not self.draws:
+            return
+        for id, question in list(self._questions.items()):
+            if not question.open and now - question.asked_at > self.retry_s:
+                del self._questions[id]
+                self._todo.append(question.part)
+
+    def _fits(self, child: str, target: Target, question: _Question) -> bool:
+        """Whether the answer is one: logits, and the embedding where we have a student for it."""
+        y, z = self.labels[question.part], target.logits
+        if z is None or z.dim() != y.dim() + 1 or z.shape[:-1] != y.shape or not z.is_floating_point():
+            return False
+        if z.shape[-1] <= int(y.max()):
+            return False
+        if child not in self.component.students:
+            return True
+        with torch.no_grad():
+            s: Tensor = self.component.students[child](question.a)
+        return s.shape == target.embedding.shape and target.embedding.is_floating_point()

@@ -1,0 +1,95 @@
+"""Batches that a parent sends: checked, in order, each trained on once. The receiving half of `stream` wiring.
+
+Nothing that comes in can harm: a batch whose tensors are not what this place must get is refused, and counted by the
+learner. Bounded: when a component falls behind, the newest batches are kept. Knows no network.
+
+Shapes: B batch; the rest as `Incoming` says.
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mach.messages import Activation, Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """What a batch for this component looks like, without the batch's dimension."""
+
+    activation: tuple[int, ...]
+    labels: tuple[int, ...]
+    """() for one label a sample, (T,) for one at every place of a sequence."""
+    classes: int
+    """Labels are 0 … classes − 1."""
+    context: tuple[int, ...] | None = None
+    """Of x, where it must come along."""
+    symbols: int = 0
+    """X are symbols 0 … symbols − 1; 0: quantities."""
+
+    def fits(self, asked: Activation) -> bool:
+        """Whether every tensor is there, of its shape and kind, and finite."""
+        a, y, x = asked.inputs, asked.labels, asked.context
+        return (
+            _shaped(a, len(a) if a.dim() else 0, self.activation)
+            and a.is_floating_point()
+            and math.isfinite(float(a.sum()))
+            and y is not None
+            and _shaped(y, len(a), self.labels)
+            and _counts(y, self.classes)
+            and self._fits_context(x, len(a))
+        )
+
+    def _fits_context(self, x: Tensor | None, rows: int) -> bool:
+        if self.context is None:
+            return True
+        if x is None or not _shaped(x, rows, self.context):
+            return False
+        if self.symbols:
+            return _counts(x, self.symbols)
+        return x.is_floating_point() and math.isfinite(float(x.sum()))
+
+
+class Stream:
+    """Batches of one parent, waiting to be trained on."""
+
+    def __init__(self, incoming: Incoming | None, capacity: int) -> None:
+        """`incoming`: None for the component that draws the data itself. `capacity`: most batches that wait."""
+        self.incoming = incoming
+        self.capacity = capacity
+        self._waiting: deque[Batch] = deque()
+
+    @property
+    def draws(self) -> bool:
+        """Whether this component draws its batches itself."""
+        return self.incoming is None
+
+    def admit(self, parent: str, asked: Activation) -> str | None:
+        """Put a batch in the line. Why something was given up: `unfit` (this one), `forgotten` (the oldest)."""
+        if self.incoming is None or not self.incoming.fits(asked) or asked.labels is None:
+            return "unfit"
+        context = asked.context if self.incoming.context is not None else None
+        self._waiting.append(Batch(asked.id, asked.inputs, asked.labels.long(), asked.indices, context, parent))
+        if len(self._waiting) > self.capacity:
+            self._waiting.popleft()
+            return "forgotten"
+        return None
+
+    def next(self) -> Batch | None:
+        """The oldest that waits; None: nothing to train on."""
+        return self._waiting.popleft() if self._waiting else None
+
+
+def _shaped(tensor: Tensor, rows: int, shape: tuple[int, ...]) -> bool:
+    return rows > 0 and tensor.shape == torch.Size((rows, *shape))
+
+
+def _counts(tensor: Tensor, below: int) -> bool:
+    """Whether these are whole numbers from 0 to below − 1."""
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        return False
+    low, high = (int(each) for each in tensor.aminmax())  # as tensors, unsigned bytes wrap 256 round to 0
+    return low >= 0 and high < below

@@ -1,0 +1,95 @@
+"""Controls are plain loops: equal to loops written out here, on the run's own weights and data order."""
+
+import msgspec
+import pytest
+import torch
+from torch.nn import functional as F
+
+from configs.errors import ConfigError
+from configs.load import load
+from configs.tree import Config
+from mach import controls
+from mach.assemble import component_of
+from mach.data import Batches, Dataset
+from mach.data import load as load_data
+from mach.recipes import RECIPES
+from mach.seeds import seed_of
+
+
+def config(*settings: str) -> Config:
+    base = ("n_components=3", "graph=chain", "train.steps=12", "train.batch_size=16", "evaluate.every_steps=5")
+    return load("digits", (*base, *settings), RECIPES)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return load_data(config().data)
+
+
+def test_one_alone_equals_a_loop_written_out(dataset: Dataset) -> None:
+    settings = config("optimiser.name=sgd", "optimiser.schedule=constant", "optimiser.weight_decay=0")
+    component = component_of(settings, 0, [], dataset)
+    optimiser = torch.optim.SGD(component.parameters(), lr=settings.optimiser.lr, momentum=0.9)
+    batches = Batches(dataset, 16, seed=seed_of(settings.seed, 0, "data"), noise=settings.data.noise)
+    for _ in range(12):
+        batch = next(batches)
+        optimiser.zero_grad()
+        a = component.activation(batch.inputs)
+        F.cross_entropy(component.classify(component.embed(a, {})), batch.labels).backward()
+        optimiser.step()
+    found = controls.train("alone", settings, dataset)
+    with torch.no_grad():
+        z = component.classify(component.embed(component.activation(dataset.test_inputs), {}))
+    assert found.reading.accuracy == pytest.approx(float((z.argmax(1) == dataset.test_labels).float().mean()))
+    assert found.reading.bits == pytest.approx(float(F.cross_entropy(z, dataset.test_labels)) / 0.693147, rel=1e-4)
+
+
+def test_backpropagation_reaches_every_component_and_no_student(dataset: Dataset) -> None:
+    ((_, whole),) = controls.backprop(config(), dataset)
+    size = controls.size_of(whole, dataset)
+    reached = {name.split(".")[2] for name, each in whole.named_parameters() if each.grad is not None}
+    assert reached == {"joiner", "head"}
+    assert all(any(f"components.{i}.joiner" in name for name, _ in whole.named_parameters()) for i in range(3))
+    assert size < sum(each.numel() for each in whole.parameters())
+
+
+def test_a_curve_ends_with_the_last_step_and_the_best_known_reading(dataset: Dataset) -> None:
+    found = controls.train("alone+student", config(), dataset)
+    assert [step for step, _ in found.curve] == [5, 10, 12]
+    assert found.curve[-1][1] == found.reading
+
+
+def test_multiply_adds_are_those_of_the_layers(dataset: Dataset) -> None:
+    settings = config("model.joiner=[32]", "model.embedding=8")
+    forward = 64 * 32 + 32 * 8 + 8 * 10
+    # forward, and for every layer ∂W and, but for the first, ∂input
+    assert controls.train("alone", settings, dataset).multiply_adds == 3 * forward - 64 * 32
+    assert controls.train("independent", settings, dataset).multiply_adds == 3 * (3 * forward - 64 * 32)
+
+
+def test_the_wide_one_is_about_as_large_as_the_chain(dataset: Dataset) -> None:
+    settings = config("n_components=5")
+    wide, chain = (controls.train(name, settings, dataset) for name in ("wide", "backprop"))
+    assert wide.parameters == pytest.approx(chain.parameters, rel=0.15)
+    assert controls.widened(config("n_components=1"), dataset).model == config().model
+
+
+def test_widening_keeps_what_divides() -> None:
+    model = controls.widen(msgspec.structs.replace(config().model, embedding=32, heads=4, channels=16), 1.75)
+    assert (model.embedding, model.channels) == (56, 24 if 16 * 1.75 / 8 < 3.5 else 32)
+    assert model.embedding % model.heads == 0
+    assert controls.widen(config().model, 1.0) == config().model
+
+
+def test_independent_ones_differ_and_the_first_is_the_one_alone(dataset: Dataset) -> None:
+    members = controls.independent(config(), dataset)
+    ((_, first),) = controls.alone(config(), dataset)
+    weights = [next(network.component.joiner.parameters()) for _, network in members]  # type: ignore[union-attr, operator]
+    assert torch.equal(weights[0], next(first.component.joiner.parameters()))  # type: ignore[union-attr, operator]
+    assert not torch.equal(weights[0], weights[1])
+    assert len({member.seed for member, _ in members}) == 3
+
+
+def test_a_timed_run_has_no_controls(dataset: Dataset) -> None:
+    with pytest.raises(ConfigError, match="--steps"):
+        controls.train("alone", config("train.minutes=1"), dataset)

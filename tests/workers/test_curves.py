@@ -1,0 +1,34 @@
+"""When an accuracy was first reached."""
+
+from rich.console import Console
+
+from workers.curves import Point, reached, table, time_to
+
+CURVES = {
+    "c0": [Point(seconds=1, step=10, student=0.5), Point(seconds=2, step=20, student=0.96, child=0.9)],
+    "c1": [Point(seconds=3, step=10, student=0.9), Point(seconds=4, step=20, student=0.8, child=0.95)],
+}
+
+
+def test_the_first_time_counts_even_if_it_falls_again() -> None:
+    assert time_to(0.9, CURVES["c1"]) == 3
+    assert time_to(0.9, CURVES["c0"], "child") == 2
+    assert time_to(0.99, CURVES["c0"]) is None
+
+
+def test_components_that_never_got_there_are_not_in_the_times() -> None:
+    (ninety, most) = reached(CURVES, (0.9, 0.95))
+    assert (ninety.by, ninety.of, ninety.first_s, ninety.median_s, ninety.last_s) == (2, 2, 2, 2.5, 3)
+    assert (most.by, most.of, most.median_s) == (1, 2, 2)
+    (never,) = reached(CURVES, (1.0,))
+    assert (never.by, never.first_s) == (0, None)
+
+
+def test_the_table_leaves_out_what_nobody_reached() -> None:
+    console = Console(width=120)
+    with console.capture() as printed:
+        console.print(table({"student": reached(CURVES), "child": reached({"c0": []})}, "virtual s"))
+    text = printed.get()
+    assert "95 %" in text
+    assert "98 %" not in text
+    assert "0/1" in text

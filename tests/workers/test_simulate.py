@@ -1,0 +1,143 @@
+"""A run in virtual time: the same to the last bit, the same lives as in processes, and nothing left."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import reference
+from configs.errors import RunError
+from configs.load import load
+from configs.tree import Config
+from mach.recipes import RECIPES
+from workers.rundir import RunDir
+from workers.simulate import Outcome, simulate
+from workers.status import Status
+from workers.timing import Timing, timing_of
+from workers.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("leaks")
+
+
+def config(*settings: str) -> Config:
+    base = ("n_components=3", "train.steps=40", "train.batch_size=32", "evaluate.every_steps=20", "seed=5")
+    return load("digits", (*base, *settings), RECIPES)
+
+
+def timing(latency: str = "1ms", jitter: str = "0ms", compute: str = "5ms", straggler: str = "c1=1x") -> Timing:
+    return timing_of(latency, jitter, compute, [straggler], 3)
+
+
+def run(tmp_path: Path, of: Config, at: Timing, name: str = "run", *, lockstep: bool = False) -> Outcome:
+    return simulate(of, at, tmp_path / name, lockstep=lockstep)
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    files = {f"c{i}": load_file(RunDir(directory).weights(f"c{i}")) for i in range(3)}
+    return {f"{name}.{key}": tensor for name, tensors in files.items() for key, tensor in tensors.items()}
+
+
+def test_two_runs_give_identical_weights_messages_and_reports(tmp_path: Path) -> None:
+    shaky = timing("4ms", "9ms")
+    one, other = (run(tmp_path, config(), shaky, name) for name in ("one", "other"))
+    theirs = weights(tmp_path / "other")
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in weights(tmp_path / "one").items())
+    assert msgspec.json.encode(one) == msgspec.json.encode(other)
+    assert one.digest == other.digest
+    assert sum(one.versions["c0"]["target"].values()) > 5
+
+
+@pytest.mark.parametrize("change", ["seed", "latency"])
+def test_another_seed_or_timing_is_another_run(tmp_path: Path, change: str) -> None:
+    base = run(tmp_path, config(), timing("4ms", "9ms"), "base")
+    settings, at = (("seed=6",), timing("4ms", "9ms")) if change == "seed" else ((), timing("5ms", "9ms"))
+    assert run(tmp_path, config(*settings), at, "changed").digest != base.digest
+
+
+def test_who_watches_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.simulate.LOOK_S", 0.0)
+    seen: list[Status] = []
+    watched = simulate(config(), timing("4ms", "9ms"), tmp_path / "watched", watcher=seen.append)
+    assert watched == run(tmp_path, config(), timing("4ms", "9ms"))
+    assert len(seen) >= 3
+    assert seen[0].state == "training"
+
+
+def test_everybody_finishes_examines_and_saves(tmp_path: Path) -> None:
+    outcome = run(tmp_path, config(), timing())
+    assert outcome.status.state == "finished"
+    for row in outcome.status.components:
+        assert (row.state, row.step, row.exit_code) == ("finished", 40, 0)
+        assert row.accuracy.step == 40
+        assert row.accuracy.child is not None
+        curve = outcome.curves[row.component]
+        assert {point.step for point in curve} >= {20, 40}
+        assert curve[-1].student == row.accuracy.student
+        assert curve[-1].child == row.accuracy.child
+        assert [point.seconds for point in curve] == sorted(point.seconds for point in curve)
+    # the steps, the answers to the last examination, and the longest wait between two looks for orders
+    assert 40 * 0.005 < outcome.status.elapsed_s < 40 * 0.005 + 0.02 + 0.1
+    assert (tmp_path / "run/metrics/c0.jsonl").read_text().count('"finished"') >= 1
+
+
+def test_in_lockstep_it_equals_the_plain_loop_bit_for_bit(tmp_path: Path) -> None:
+    lockstepped = config("train.steps=12")
+    run(tmp_path, lockstepped, timing("3ms", "5ms", "5ms,c2=9ms"), lockstep=True)
+    for i, expected in enumerate(reference.train(lockstepped, 12)):
+        found = load_file(RunDir(tmp_path / "run").weights(f"c{i}"))
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_straggler_costs_itself_and_not_the_others(tmp_path: Path) -> None:
+    even, uneven = run(tmp_path, config(), timing(), "even"), run(tmp_path, config(), timing(straggler="c1=10x"), "un")
+    rates = [[row.rate for row in outcome.status.components] for outcome in (even, uneven)]
+    assert rates[0] == pytest.approx([200, 200, 200], rel=0.01)
+    assert rates[1] == pytest.approx([200, 20, 200], rel=0.01)
+
+
+def test_a_window_s_worth_of_answers_comes_in_every_round_trip(tmp_path: Path) -> None:
+    outcome = run(tmp_path, config("bus.window=4", "train.steps=120", "evaluate.every_steps=1000"), timing("8steps"))
+    for row in outcome.status.components:
+        assert 4 * 120 / 18 - 4 <= row.child_steps <= 4 * 120 / 16  # 8 steps there, 8 back, up to 2 to be noticed
+        assert row.staleness.gradient.p50 == pytest.approx(17, abs=1)
+        assert row.staleness.target.p50_ms == pytest.approx(80, abs=10)
+
+
+def test_what_a_step_owes_leaves_when_the_step_is_over(tmp_path: Path) -> None:
+    settings = ("bus.window=1", "evaluate.every_steps=1000")
+    outcome = run(tmp_path, config(*settings), timing("0ms"))
+    # no latency: what is learned from an answer of version v in the step after it meets version v + 1 or v + 2
+    assert set(outcome.versions["c0"]["gradient"]) <= {1, 2}
+    slow = run(tmp_path, config(*settings), timing("0ms", straggler="c2=10x"), "slow")
+    assert outcome.versions["c0"] != slow.versions["c0"]
+    assert max(slow.versions["c0"]["gradient"]) >= 10  # c2 asks c0, and pays ten of its steps later
+
+
+def test_stubs_play_and_a_crash_is_the_end_of_one(tmp_path: Path) -> None:
+    scripts = ("components.1.stub.crash_at=10", "components.2.stub.duplicate=0.5", "bus.timeout_ms=50")
+    outcome = simulate(config(*scripts), timing(), tmp_path / "run", watcher=lambda _: None)
+    rows = {row.component: row for row in outcome.status.components}
+    assert rows["c0"].step == 40
+    assert 0 < rows["c0"].child_steps < 20
+    assert rows["c2"].messages.faults["duplicate"] > 0
+    assert outcome.status.state == "finished"
+
+
+def test_an_error_of_one_life_ends_all_and_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr("workers.trainer.save_weights", full)
+    with pytest.raises(OSError, match="no space"):
+        run(tmp_path, config("train.steps=3"), timing())
+
+
+def test_a_run_that_waits_for_itself_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(trainer: Trainer) -> None:
+        trainer.mailbox.receive(1.0)
+
+    monkeypatch.setattr(Trainer, "turn", wait)
+    with pytest.raises(RunError, match=r"stands still since 0 s .*c0 at step 0"):
+        run(tmp_path, config("bus.timeout_ms=1000000"), timing())

@@ -1,0 +1,82 @@
+"""What commands have in common: options that several of them take, and how an error of ours ends one.
+
+Knows no command. Loads neither torch nor ZeroMQ.
+"""
+
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import click
+
+from configs.errors import MachError
+from configs.load import shipped
+
+RUNS = click.option(
+    "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where runs lie."
+)
+RUN = click.argument("run", required=False)
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+CONFIGURATION = (
+    click.option(
+        "--config",
+        "config_name",
+        default="digits",
+        show_default=True,
+        metavar="FILE|NAME",
+        help="YAML file, or one of: " + ", ".join(shipped()) + ".",
+    ),
+    click.option("--components", type=click.IntRange(min=1), help="How many components."),
+    click.option("--seed", type=int, help="Seed of weights and data order."),
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override one key of the configuration; repeatable.",
+    ),
+    click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps of every component."),
+    click.option("--minutes", type=float, help="Train for this long instead."),
+)
+CONFIGURED = ("config_name", "components", "seed", "settings", "steps", "minutes")
+"""Options that say what is trained: the arguments of `configured`."""
+TIMING = (
+    click.option("--latency", default="1ms", show_default=True, help="Of every message, each way: 50ms, or 8steps."),
+    click.option("--jitter", default="0ms", show_default=True, help="Uniform extra latency, up to this."),
+    click.option("--compute", default="5ms", show_default=True, metavar="T[,C=T]", help="Time of a step: 5ms,c2=50ms."),
+    click.option("--straggler", "stragglers", multiple=True, metavar="C=Nx", help="Who is slower: c1=10x; repeatable."),
+)
+TIMED = ("latency", "jitter", "compute", "stragglers")
+"""Options that say how long things take in virtual time: the arguments of `timing_of`."""
+
+
+def options(these: tuple[Decorator, ...]) -> Decorator:
+    """All of these options on one command, in their order."""
+    return lambda command: reduce(lambda wrapped, option: option(wrapped), reversed(these), command)
+
+
+class Group(click.Group):
+    """Turns our errors into one sentence and their exit code; a surprise into one line and a file."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except MachError as error:
+            click.echo(f"mach: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if os.environ.get("MACH_DEBUG"):
+                raise
+            with tempfile.NamedTemporaryFile("w", prefix="mach-", suffix=".traceback", delete=False) as file:
+                traceback.print_exc(file=file)
+            click.echo(
+                f"mach: {type(error).__name__}: {error}; the traceback is in {file.name}, please report it", err=True
+            )
+            ctx.exit(2)

@@ -1,0 +1,386 @@
+"""A whole run in one process and in virtual time: every component's `Life`, unchanged, in a fibre on the virtual bus.
+
+What a component's process does from its first step to its last report (turns or lock-step, examinations over the bus,
+serving its parents, saving) is the code of `workers/trainer.py`; here is only what surrounds a process: a control
+whose supervisor is the simulation, a journal without TensorBoard, no checkpoints, and a clock that nobody waits for.
+
+Laws: exact and reproducible by seed: two simulations are equal to the last bit on one machine, weights, messages and
+reports. Examinations and the start of a process take no virtual time. Nothing is left when it ends, but the run's
+directory.
+"""
+
+import hashlib
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+import msgspec
+import torch
+
+from bus.virtual import Actor
+from configs.errors import RunError
+from configs.tree import Config
+from mach.effort import Effort
+from mach.learner import Step
+from mach.state import State
+from workers.curves import Point
+from workers.journal import Journal
+from workers.keeper import Keeper
+from workers.plan import ProcessPlan
+from workers.process import Control
+from workers.report import Checkpoint, Report
+from workers.rundir import RunDir
+from workers.stage import Stage
+from workers.status import ComponentStatus, Status
+from workers.stub import live as live_as
+from workers.timing import Timing
+from workers.trainer import Life, Trainer
+
+LOOK_S = 0.25
+"""Real seconds between two looks of somebody who watches."""
+STILL_S = 300.0
+"""Virtual seconds without a step and without a message, after which a run is given up: it will never end."""
+TICK_S = 0.05
+"""Virtual seconds between two checks whether it is time for a look; the run itself does not notice them."""
+
+Watcher = Callable[[Status], None]
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What a simulation was, in full: equal for equal arguments."""
+
+    timing: Timing
+    status: Status
+    """As of `mach status`; seconds are virtual, process numbers 0."""
+    curves: dict[str, list[Point]]
+    """Every examination, by component."""
+    versions: dict[str, dict[str, dict[int, int]]]
+    """Staleness at use, whole run: component → `target` or `gradient` → versions → how often."""
+    digest: str
+    """Of all weights and message counts: equal digests, equal runs."""
+
+
+class Orders(Control):
+    """The end of a process's pair that a simulated life holds: the simulation is its supervisor."""
+
+    def __init__(self, name: str, simulation: "Simulation") -> None:
+        self.incarnation = 1
+        self.name = name
+        self.simulation = simulation
+
+    def send(self, report: Report) -> None:
+        """Tell the simulation."""
+        self.simulation.reports[self.name] = report
+
+    def orders(self) -> set[str]:
+        """`release` as soon as every trainer has done its steps, as the supervisor orders it."""
+        return {"release"} if self.simulation.all_done() else set()
+
+
+class Diary(Journal):
+    """A journal that keeps every age in versions, and draws no TensorBoard events."""
+
+    def __init__(self, stage: Stage, name: str) -> None:
+        super().__init__(stage.plan, name, incarnation=1)
+        self.versions: dict[str, Counter[int]] = {"target": Counter(), "gradient": Counter()}
+
+    def note(self, step: Step, now: float) -> None:
+        """Take note of one step."""
+        super().note(step, now)
+        self.versions["target"].update(age.versions for age in step.target_ages)
+        self.versions["gradient"].update(age.versions for age in step.gradient_ages)
+
+    def _draw(self, report: Report) -> None:
+        return None
+
+
+class Unkept(Keeper):
+    """Takes no checkpoints: who wants to go on with a simulation runs it again, longer."""
+
+    def __init__(self) -> None:
+        """Needs no folder and no thread."""
+
+    def go_on(self, restore: Callable[[State], None], now: float) -> None:
+        """From the beginning."""
+
+    def due(self, version: int, now: float) -> bool:
+        """Never."""
+        return False
+
+    def keep(self, version: int, state: State, now: float) -> None:
+        """Not at all."""
+
+    def finish(self, now: float, wait_s: float | None = None) -> bool:
+        """Nothing is ever being written."""
+        return True
+
+    def record(self, now: float) -> Checkpoint:
+        """There is none."""
+        return Checkpoint()
+
+
+class Examined(Life):
+    """A life that keeps every result of its examinations, and when it came."""
+
+    def __init__(
+        self, stage: Stage, process: ProcessPlan, trainer: Trainer, diary: Diary, orders: Orders, log: TextIO
+    ) -> None:
+        super().__init__(stage.plan, process, trainer, diary, Unkept(), orders)
+        self.curve: list[Point] = []
+        self.log = log
+
+    def say(self, sentence: str) -> None:
+        """One line in the simulation's log."""
+        print(f"[{self.process.name} - step {self.trainer.learner.version}] {sentence}", file=self.log)
+
+    def note_exam(self) -> None:
+        """Take over the newest result, and keep it."""
+        before, exam = self.accuracy, self.trainer.exam
+        super().note_exam()
+        now = self.accuracy
+        if exam is not None and now is not None and now is not before:
+            seconds = self.trainer.mailbox.now() - self.started
+            known = exam.done  # else its child's are still those of an examination before
+            self.curve.append(
+                Point(
+                    seconds=seconds,
+                    step=now.step,
+                    student=now.student,
+                    child=now.child if known else None,
+                    student_bits=now.student_bits,
+                    child_bits=now.child_bits if known else None,
+                )
+            )
+
+
+class Counted(Examined):
+    """A life whose multiply-adds are counted while it trains."""
+
+    def train(self) -> None:
+        """Train, and count."""
+        self.effort = Effort()
+        with self.effort:
+            super().train()
+
+
+class Simulation:
+    """One run. `run` once, then `outcome`."""
+
+    def __init__(
+        self,
+        config: Config,
+        timing: Timing,
+        directory: Path,
+        *,
+        lockstep: bool = False,
+        kind: type[Examined] = Examined,
+    ) -> None:
+        """`directory` must not exist yet: it becomes the run's. Lives are of this `kind`.
+
+        Raises:
+            ConfigError, DataError: as a launch would.
+        """
+        self.stage = Stage(config, timing, directory, lockstep=lockstep)
+        self.reports: dict[str, Report] = {}
+        self.trainers: dict[str, Trainer] = {}
+        self.lives: dict[str, Examined] = {}
+        self.diaries: dict[str, Diary] = {}
+        self._kind = kind
+        self._ended_s = 0.0
+        RunDir(directory).make()
+        self._log = RunDir(directory).launcher_log.open("w", encoding="utf-8")  # what all of them say
+        for process in self.stage.plan.processes:
+            if process.kind == "trainer":
+                self._add_trainer(process)
+            else:
+                self._add_stub(process)
+
+    def run(self, watcher: Watcher | None = None) -> None:
+        """From the start to the end of every life."""
+        torch.set_num_threads(self.stage.config.threads)
+        actors: list[Actor] = [*self.stage.fibres.values(), Watchdog(self)]
+        actors += [] if watcher is None else [Observer(self, watcher)]
+        try:
+            self.stage.bus.run(actors)
+        finally:
+            self.stage.close()
+            self._log.close()
+
+    def all_done(self) -> bool:
+        """Whether every trainer has done its steps."""
+        return all(name in self.reports and self.reports[name].state == "finished" for name in self.trainers)
+
+    def over(self) -> bool:
+        """Whether every body has come to its end, or was killed."""
+        return all(fibre.ended or self.stage.bus.living(name) is None for name, fibre in self.stage.fibres.items())
+
+    def status(self) -> Status:
+        """The run at this moment of its clock."""
+        ended = self.over()
+        rows = [self.reports.get(process.name) or self._unheard(process) for process in self.stage.plan.processes]
+        now = self._ended_s if ended else self.stage.bus.clock.now
+        return Status(
+            run=self.stage.plan.run,
+            state="finished" if ended else "training",
+            exit_code=0 if ended else None,
+            lockstep=self.stage.plan.lockstep,
+            launcher_pid=0,
+            launcher_started="",
+            boot="",
+            started_at=0.0,
+            written_s=now,
+            elapsed_s=now,
+            components=[
+                ComponentStatus(**msgspec.structs.asdict(row) | {"pid": 0}, exit_code=0 if ended else None)
+                for row in rows
+            ],
+        )
+
+    def outcome(self) -> Outcome:
+        """What the run was."""
+        return Outcome(
+            timing=self.stage.timing,
+            status=self.status(),
+            curves={name: life.curve for name, life in self.lives.items()},
+            versions={
+                name: {kind: dict(sorted(ages.items())) for kind, ages in diary.versions.items()}
+                for name, diary in self.diaries.items()
+            },
+            digest=self.digest(),
+        )
+
+    def digest(self) -> str:
+        """BLAKE2 of all weights, and of all counts of messages."""
+        found = hashlib.blake2b(digest_size=16)
+        for name, trainer in self.trainers.items():
+            learner, counts = trainer.learner, trainer.mailbox.counts
+            for key, tensor in learner.component.state_dict().items():
+                found.update(f"{name}.{key}".encode())
+                found.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
+            told = [learner.version, *(sorted(each.items()) for each in (counts.sent, counts.received, counts.dropped))]
+            found.update(repr(told).encode())
+        return found.hexdigest()
+
+    def _add_trainer(self, process: ProcessPlan) -> None:
+        mailbox = self.stage.mailbox(process)
+        diary = self.diaries[process.name] = Diary(self.stage, process.name)
+        orders = Orders(process.name, self)
+        trainer = self.trainers[process.name] = self.stage.trainer(process, mailbox)
+
+        def body() -> None:
+            life = self.lives[process.name] = self._kind(self.stage, process, trainer, diary, orders, self._log)
+            try:
+                life.live()
+                diary.close()
+            finally:
+                mailbox.close()
+                self._ended_s = max(self._ended_s, self.stage.bus.clock.now)
+
+        self.stage.enact(process, body)
+
+    def _add_stub(self, process: ProcessPlan) -> None:
+        mailbox = self.stage.mailbox(process)
+        stub = self.stage.stub(process, mailbox)
+        mailbox.counts.faults = self.stage.faults[process.name]
+        diary, orders = Diary(self.stage, process.name), Orders(process.name, self)
+
+        def body() -> None:
+            try:
+                live_as(stub, diary, orders)
+            finally:
+                mailbox.close()
+                self._ended_s = max(self._ended_s, self.stage.bus.clock.now)
+
+        self.stage.enact(process, body)
+
+    def _unheard(self, process: ProcessPlan) -> Report:
+        """Of a component that has not reported yet."""
+        return Report(
+            component=process.name, kind=process.kind, incarnation=1, pid=0, device=process.device, state="starting"
+        )
+
+
+class Watchdog:
+    """An actor that gives up a run in which nothing happens any more; what waits in vain would wait for ever."""
+
+    name = "watchdog"
+
+    def __init__(self, simulation: Simulation) -> None:
+        self.simulation = simulation
+        self.before: list[int] = []
+
+    def turn(self, now: float) -> float:
+        """Compare with STILL_S ago.
+
+        Raises:
+            RunError: nobody has made a step or sent a message since; names who waits for what.
+        """
+        simulation = self.simulation
+        if simulation.over():
+            return math.inf
+        trainers = simulation.trainers.values()
+        done = [each.learner.version + each.mailbox.counts.sent.total() for each in trainers]
+        if done == self.before:
+            rows = [row for row in simulation.status().components if row.state != "finished" or row.reason]
+            waiting = "; ".join(f"{row.component} at step {row.step}: {row.state} {row.reason}".strip() for row in rows)
+            raise RunError(
+                f"the simulated run stands still since {now - STILL_S:.0f} s of its time ({waiting}); "
+                "this combination of recipe, graph and window waits for itself: change one of them"
+            )
+        self.before = done
+        return STILL_S
+
+
+class Observer:
+    """An actor that shows the run to a watcher now and then, on the real clock. The run does not notice it."""
+
+    name = "observer"
+
+    def __init__(self, simulation: Simulation, watcher: Watcher) -> None:
+        self.simulation = simulation
+        self.watcher = watcher
+        self.looked = time.monotonic()
+
+    def turn(self, now: float) -> float:
+        """Look, if it is time; no more once every life has ended."""
+        if self.simulation.over():
+            return math.inf
+        if time.monotonic() - self.looked >= LOOK_S:
+            self.looked = time.monotonic()
+            self.watcher(self.simulation.status())
+        return TICK_S
+
+
+def simulate(
+    config: Config, timing: Timing, directory: Path, *, lockstep: bool = False, watcher: Watcher | None = None
+) -> Outcome:
+    """Run `config` in virtual time, leaving a run directory; `watcher` is shown its status now and then.
+
+    Raises:
+        ConfigError, DataError: as a launch would.
+    """
+    simulation = Simulation(config, timing, directory, lockstep=lockstep)
+    simulation.run(watcher)
+    return simulation.outcome()
+
+
+def effort_of(config: Config, timing: Timing, folder: Path, *, lockstep: bool = False) -> float:
+    """Multiply-adds of all components together, a step of component 0 and a sample of its batch.
+
+    Counted between two short simulations of which one is twice as long, so that what the beginning costs is not in it.
+    """
+    steps = 8 + 4 * math.ceil((timing.latency_s + timing.jitter_s) / min(map(min, timing.compute_s)))
+    totals = []
+    for length in (steps, 2 * steps):
+        train = msgspec.structs.replace(config.train, steps=length, minutes=None)
+        never = msgspec.structs.replace(config.evaluate, every_steps=10 * steps)
+        short = msgspec.structs.replace(config, train=train, evaluate=never)
+        simulation = Simulation(short, timing, folder / f"effort-{length}", lockstep=lockstep, kind=Counted)
+        simulation.run()
+        lives = [life for life in simulation.lives.values() if isinstance(life, Counted)]
+        totals.append(sum(life.effort.multiply_adds for life in lives))
+    size = min(config.train.batch_size, len(simulation.stage.dataset.train_labels))
+    return (totals[1] - totals[0]) / steps / size
