@@ -53,6 +53,7 @@ def test_only_the_killed_one_begins_anew_and_its_neighbours_meet_it_again(launch
     assert run.end() == 130, run.output
 
 
+@pytest.mark.chaos
 def test_every_ailment_is_named_and_survived(launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AILING", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(Path(ailing.__file__).parent), prepend=os.pathsep)
@@ -101,6 +102,7 @@ def test_a_restart_that_was_asked_for(launch: Launch) -> None:
     assert mach("restart", run.name, "c1", *words).returncode == 2
 
 
+@pytest.mark.chaos
 def test_a_run_directory_that_vanishes_is_made_anew_and_nobody_stops(launch: Launch) -> None:
     run = launch("--components", "2", *ENDLESS)
     before = rows(run.until(well_under_way))
