@@ -11,7 +11,8 @@ from torch import Tensor
 import reference
 from configs.load import load
 from configs.tree import Config
-from mach.assemble import learner_of
+from mach import assemble
+from mach.assemble import component_of, learner_of
 from mach.data import Batches
 from mach.data import load as load_data
 from mach.graph import children_of, name_of, parents_of
@@ -108,12 +109,10 @@ def test_takd_in_lockstep_equals_the_plain_loop(monkeypatch: pytest.MonkeyPatch)
     exact = replace(plain, train_inputs=plain.train_inputs.double(), test_inputs=plain.test_inputs.double())
     monkeypatch.setattr(reference, "load", lambda data: exact)
     monkeypatch.setitem(globals(), "load_data", lambda data: exact)
-    torch.set_default_dtype(torch.float64)
-    try:
-        expected, found = reference.train(config, 50), house(config, 50)
-        without = reference.train(load("digits", (*settings, "loss.logits=0"), RECIPES), 50)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    for module in (reference, assemble):
+        monkeypatch.setattr(module, "component_of", lambda *place: component_of(*place).double())
+    expected, found = reference.train(config, 50), house(config, 50)
+    without = reference.train(load("digits", (*settings, "loss.logits=0"), RECIPES), 50)
     for ours, theirs in zip(found, expected, strict=True):
         assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) <= 1e-6
     assert float((without[0]["joiner.0.weight"] - expected[0]["joiner.0.weight"]).abs().max()) > 1e-3
