@@ -17,21 +17,22 @@ import signal
 import tempfile
 import traceback
 from collections.abc import Callable
-from datetime import datetime
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
+from click.core import ParameterSource
 
 from configs.errors import ConfigError, MachError, RunError
-from configs.load import dump, load, shipped
+from configs.load import dump, shipped
 from configs.tree import Config
 from mach.recipes import RECIPES
 from workers import commands, screen
 from workers.status import every_run, exit_code_of, find_run, read
 from workers.timing import timing_of
+from workers.words import configured, fresh_name, lengths
 
 RUNS = click.option(
     "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where runs lie."
@@ -67,6 +68,7 @@ TIMING = (
     click.option("--compute", default="5ms", show_default=True, metavar="T[,C=T]", help="Time of a step: 5ms,c2=50ms."),
     click.option("--straggler", "stragglers", multiple=True, metavar="C=Nx", help="Who is slower: c1=10x; repeatable."),
 )
+TIMED = ("latency", "jitter", "compute", "stragglers")
 """Options that say how long things take in virtual time: the arguments of `timing_of`."""
 
 
@@ -186,7 +188,7 @@ def resume(ctx: click.Context, /, *, run: str | None, runs: Path, file: str | No
 @click.option(
     "--json", "as_json", is_flag=True, help="All of it as JSON: status, curves, staleness by version, digest."
 )
-def simulated(latency: str, jitter: str, compute: str, stragglers: tuple[str, ...], **words: Any) -> None:
+def simulated(**words: Any) -> None:
     """Train in one process and in virtual time: as a launch, exact, and the same on every run.
 
     Learners, mailboxes and examinations are those of a launch; messages take as long as you say, and nobody waits
@@ -201,7 +203,55 @@ def simulated(latency: str, jitter: str, compute: str, stragglers: tuple[str, ..
     from workers import show
 
     config = configured(**{key: words.pop(key) for key in CONFIGURED})
-    show.simulation(config, timing_of(latency, jitter, compute, stragglers, config.n_components), **words)
+    timing = timing_of(**{key: words.pop(key) for key in TIMED}, n_components=config.n_components)
+    show.simulation(config, timing, **words)
+
+
+@cli.command()
+@click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...", type=click.Choice(list(RECIPES)))
+@options(CONFIGURATION)
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="How many, from --seed on.")
+@click.option("--simulate", "virtual", is_flag=True, help="In virtual time; without, in real processes.")
+@options(TIMING)
+@click.option("--gpus", metavar="0,1,…|cpu", help="Devices of real processes; default: all there are, else the CPU.")
+@click.option("--target", type=float, help="Accuracy, 0 to 1, or bits; default: what one alone ends with.")
+@click.option("--json", "as_json", is_flag=True, help="By recipe loss_bits, loss_bits_student, …; gap_closed.")
+@click.option("--png", type=click.Path(path_type=Path, dir_okay=False), help="Draw the curves, with matplotlib.")
+@RUNS
+@click.pass_context
+def compare(ctx: click.Context, /, recipes: tuple[str, ...], *, runs: Path, gpus: str | None, **words: Any) -> None:
+    """Train recipes side by side, on the same data, sizes, seeds and steps, and beside the honest controls.
+
+    Controls are plain loops in one process: backpropagation of the same depth; one component alone; one alone with
+    encoder and student trained on the labels; one as large as all; as many independent ones, averaged. The graph is a
+    chain, unless --set graph says otherwise.
+
+    \b
+    Examples:
+      mach compare mach --components 3 --steps 300 --simulate
+      mach compare mach-stream dgl ddg backprop --config bytes-lm --simulate --json
+      mach compare mach ddg --seeds 3 --simulate --latency 8steps --straggler c1=10x --png curves.png
+    """
+    from workers import show
+    from workers.compare import Real, Virtual
+
+    given = {key: words.pop(key) for key in CONFIGURED}
+    first = configured(**given)
+    virtual, times = words.pop("virtual"), {key: words.pop(key) for key in TIMED}
+    if not virtual and (said := [key for key in TIMED if ctx.get_parameter_source(key) is ParameterSource.COMMANDLINE]):
+        raise ConfigError(f"--{said[0].rstrip('s')}: only virtual time goes as told; add --simulate, or leave it out")
+
+    def recipe(name: str, seed: int) -> Config:
+        settings = (f"recipe={name}", "graph=chain", *given["settings"])
+        return configured(**given | {"settings": settings, "seed": first.seed + seed})
+
+    if virtual:
+        runner: Virtual | Real = Virtual(timing_of(**times, n_components=first.n_components))
+        show.comparison(recipes, recipe, runner, None, **words)
+    else:
+        commands.warm()
+        runner = Real(commands.choose_devices(gpus))
+        show.comparison(recipes, recipe, runner, runs / fresh_name("compare", runs), **words)
 
 
 @cli.command(epilog="\b\n" + screen.fields_help())
@@ -327,33 +377,3 @@ def new(directory: Path) -> None:
 
     files.save(directory, curve.new_keys())
     click.echo(f"{directory}: new keys; use them with --set bus.transport=tcp --set bus.keys={directory}")
-
-
-def configured(
-    config_name: str,
-    components: int | None,
-    seed: int | None,
-    settings: tuple[str, ...],
-    steps: int | None,
-    minutes: float | None,
-) -> Config:
-    """The configuration that the options describe; options win over `--set`, which wins over the file."""
-    options = {"n_components": components, "seed": seed}
-    given = [f"{key}={value}" for key, value in options.items() if value is not None]
-    return load(config_name, (*settings, *given, *lengths(steps, minutes)), RECIPES)
-
-
-def lengths(steps: int | None, minutes: float | None) -> list[str]:
-    """--steps and --minutes as settings."""
-    if steps is not None and minutes is not None:
-        raise ConfigError("--steps and --minutes: give one of them")
-    if steps is not None:
-        return [f"train.steps={steps}", "train.minutes=null"]
-    return [] if minutes is None else [f"train.minutes={minutes}"]
-
-
-def fresh_name(config_name: str, runs: Path) -> str:
-    """Configuration and time; with a number behind it where that is taken."""
-    base = f"{Path(config_name).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    names = [base, *(f"{base}-{number}" for number in range(2, 1000))]
-    return next(name for name in names if not (runs / name).exists())

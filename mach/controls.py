@@ -95,7 +95,8 @@ def alone(config: Config, dataset: Dataset) -> list[Member]:
 
 def with_student(config: Config, dataset: Dataset) -> list[Member]:
     """Component 0 and its student."""
-    return [(config, Lone(component_of(config, 0, [name_of(1)], dataset)))]
+    method = msgspec.structs.replace(config.method, targets="embedding")  # whoever has a student has those
+    return [(config, Lone(component_of(msgspec.structs.replace(config, method=method), 0, [name_of(1)], dataset)))]
 
 
 def wide(config: Config, dataset: Dataset) -> list[Member]:
@@ -163,7 +164,7 @@ def whole_of(config: Config, dataset: Dataset) -> Whole:
     components = [
         component_of(config, index, [name_of(child) for child in own], dataset) for index, own in enumerate(children)
     ]
-    return Whole(components, children, wiring=config.wiring)
+    return Whole(components, children, wiring=config.wiring, context=config.method.context)
 
 
 def learned(network: nn.Module) -> int:

@@ -91,5 +91,5 @@ def _counts(tensor: Tensor, below: int) -> bool:
     """Whether these are whole numbers from 0 to below − 1."""
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         return False
-    low, high = tensor.aminmax()
-    return bool(low >= 0 and high < below)
+    low, high = (int(each) for each in tensor.aminmax())  # as tensors, unsigned bytes wrap 256 round to 0
+    return low >= 0 and high < below

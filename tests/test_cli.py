@@ -1,5 +1,6 @@
 """The command line: every command's manual, every mistake one clear sentence and exit code 2."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from click.testing import CliRunner
 from cli import cli
 from conftest import mach
 
-COMMANDS = ("launch", "status", "stop", "logs", "runs", "doctor", "simulate")
+COMMANDS = ("launch", "status", "stop", "logs", "runs", "doctor", "simulate", "compare")
 
 
 def invoke(*words: str) -> tuple[int, str]:
@@ -73,6 +74,32 @@ def test_a_wrong_simulation_is_one_sentence_and_exit_code_2(words: tuple[str, ..
     assert code == 2
     assert sentence in output
     assert len(output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("mach", "--latency", "5ms"), "--latency: only virtual time"),
+        (("mach", "--straggler", "c1=2x"), "--straggler: only virtual time"),
+        (("mach", "--simulate", "--minutes", "1"), "train.minutes"),
+        (("mach", "--simulate", "--set", "components.1.stub.drop=1"), "stub"),
+    ],
+)
+def test_a_wrong_comparison_is_one_sentence_and_exit_code_2(words: tuple[str, ...], sentence: str) -> None:
+    code, output = invoke("compare", *words)
+    assert code == 2
+    assert sentence in output
+    assert len(output.strip().splitlines()) == 1
+
+
+def test_a_comparison_prints_json_by_recipe(tmp_path: Path) -> None:
+    words = ("--components", "2", "--steps", "8", "--set", "train.batch_size=16", "--simulate", "--json")
+    done = mach("compare", "mach", *words)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {"loss_bits", "loss_bits_student", "staleness_p50"} <= set(found["mach"])
+    assert set(found["gap_closed"]) == {"mach"}
+    assert "control independent (skip), seed 0" in done.stderr
 
 
 def test_a_missing_data_file_is_one_sentence_naming_it_and_where_to_get_it(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def crooked(place):
     ("config", "settings"),
     [
         ("mnist1d", ("optimiser.name=nadam", "data.test_samples=64", "optimiser.schedule=linear")),
-        ("bytes-lm", ("optimiser.name=muon", "data.test_samples=8", "optimiser.warmup_steps=2")),
+        ("bytes-lm", ("optimiser.name=muon", "data.test_samples=8", "bus.activation=indices")),
     ],
 )
 def test_every_shipped_model_trains_on_its_data(launch: Launch, config: str, settings: tuple[str, ...]) -> None:
@@ -40,6 +40,15 @@ def test_every_shipped_model_trains_on_its_data(launch: Launch, config: str, set
         assert row["messages"]["dropped"].get("unfit", 0) == 0
         assert row["accuracy"]["student_bits"] > 0
         assert row["accuracy"]["child_bits"] > 0
+
+
+def test_a_stub_speaks_of_sequences_where_the_data_are_such(launch: Launch) -> None:
+    run = launch("--config", "bytes-lm", "--steps", "60", *QUICK, *SMALL, "--set", "components.1.stub.latency_ms=1")
+    assert run.end() == 0, run.output
+    row = run.component("c0")
+    assert row["child_steps"] > 0
+    assert row["staleness"]["gradient"]["count"] > 0
+    assert row["messages"]["dropped"].get("unfit", 0) == 0
 
 
 def test_a_family_of_ones_own_that_does_not_fit_is_one_sentence_with_its_shapes(

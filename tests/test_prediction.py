@@ -14,7 +14,8 @@ from workers.simulate import simulate
 from workers.timing import Timing
 
 HERE = Path(__file__).parent
-PAUSES_MS = (5, 15, 10)
+PAUSES_MS = (15, 45, 30)
+"""Long beside what a busy machine adds in places that no step shows, such as waking the threads of sockets."""
 NAMES = [f"c{i}" for i in range(len(PAUSES_MS))]
 LATENCY_S = 0.0001
 """Of a message over ipc, as `mach doctor` measures it."""
@@ -35,7 +36,7 @@ def test_measured_steps_and_latency_foretell_staleness_and_steps(
     monkeypatch.setenv("PYTHONPATH", str(HERE))
     monkeypatch.setenv("MACH_TEST_STEPS", str(tmp_path))
     monkeypatch.setenv("MACH_TEST_PAUSES", " ".join(map(str, PAUSES_MS)))
-    settings = [f"bus.window={window}", "train.minutes=0.05", "train.batch_size=64", "evaluate.every_steps=100000"]
+    settings = [f"bus.window={window}", "train.minutes=0.08", "train.batch_size=64", "evaluate.every_steps=100000"]
     words = [word for setting in (*settings, "model.family=timed:mlp") for word in ("--set", setting)]
     run = launch("--components", str(len(NAMES)), "--gpus", "cpu", *words)
     assert run.end() == 0, run.output
@@ -43,17 +44,10 @@ def test_measured_steps_and_latency_foretell_staleness_and_steps(
 
     config = load("digits", (*settings, f"n_components={len(NAMES)}"), RECIPES)
     foretold = simulate(config, measured(tmp_path), tmp_path / "simulated")
-    lines = []
-    misses = []
     for row in foretold.status.components:
         there = real[row.component]
-        lines.append(
-            f"W={window} {row.component} steps {row.step} {there['step']} share {row.child_share:.2f} {there['child_share']:.2f} "
-        )
+        assert row.step == pytest.approx(there["step"], rel=0.05, abs=3)
+        assert row.child_steps > 0.5 * row.step
         for kind in ("target", "gradient"):
-            ours, theirs = getattr(row.staleness, kind), there["staleness"][kind]
-            lines.append(
-                f"{kind} {ours.p50},{ours.p99},{ours.max} {theirs['p50']},{theirs['p99']},{theirs['max']} ms {ours.p50_ms} {theirs['p50_ms']}"
-            )
-    with open("/tmp/predlog.txt", "a") as f:
-        f.write("\n".join(lines) + "\n\n")
+            ours, theirs = getattr(row.staleness, kind).p50, there["staleness"][kind]["p50"]
+            assert abs(ours - theirs) <= 1, f"{row.component}: {kind} {ours} versions foretold, {theirs} measured"

@@ -193,6 +193,27 @@ def supervised(plan: Plan) -> int:
     return status.exit_code or 0
 
 
+def run_quietly(config: Config, runs: Path, name: str, devices: tuple[str, ...]) -> Status:
+    """Run to the end without a word; its last status.
+
+    Raises:
+        ConfigError: it could not be run as asked.
+    """
+    keys.check(config.bus)
+    sockets = address.make_directory()
+    try:
+        plan = make_plan(config, run=name, directory=runs / name, sockets=sockets, devices=devices)
+        with Supervisor(plan) as supervisor:
+            for _ in supervisor.watch():
+                continue
+            status = supervisor.status
+    finally:
+        address.remove(sockets)
+    if status.exit_code == 2:
+        raise ConfigError(status.reason)
+    return status
+
+
 def follow_plainly(supervisor: Supervisor) -> None:
     """A block of lines now and then, and as soon as everybody has made a step."""
     shown, met = time.monotonic(), False

@@ -1,16 +1,20 @@
-"""What `mach simulate` puts on the screen. Knows no option; results come from `workers/simulate.py`."""
+"""What `mach simulate` and `mach compare` put on the screen. Knows no option; what they do lies in
+`workers/simulate.py` and `workers/compare.py`. Results go to stdout, progress to stderr.
+"""
 
 import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 from rich.live import Live
 
 from configs.tree import Config
-from workers import curves, screen
+from workers import curves, scoreboard, screen
+from workers.compare import Runner, check, compare, default_target
 from workers.simulate import Outcome, simulate
 from workers.status import Status
 from workers.timing import Timing
@@ -48,3 +52,47 @@ def print_outcome(outcome: Outcome, times: dict[str, list[curves.Reached]]) -> N
     terminal.print(screen.tables(outcome.status, terminal.width))
     terminal.print(curves.table(times, "virtual s"))
     terminal.print(f"digest {outcome.digest}: the same for the same configuration, timing and machine", style="dim")
+
+
+CONTROL_RECIPES = {"skip": "mach", "stream": "backprop"}
+"""Whose settings the controls of a wiring have."""
+
+
+def comparison(
+    recipes: Sequence[str],
+    configured: Callable[[str, int], Config],
+    runner: Runner,
+    runs: Path | None,
+    *,
+    seeds: int,
+    target: float | None,
+    as_json: bool,
+    png: Path | None,
+) -> None:
+    """Run `recipes` and their controls with as many seeds, and print what came out.
+
+    `configured` gives the configuration of a recipe and the number of a seed. Without `runs` no run is left behind.
+    """
+    if png is not None:
+        scoreboard.check_plot()
+    configs = {name: [configured(name, seed) for seed in range(seeds)] for name in recipes}
+    wirings: dict[str, None] = dict.fromkeys(config.wiring for each in configs.values() for config in each)
+    base = {wiring: [configured(CONTROL_RECIPES[wiring], seed) for seed in range(seeds)] for wiring in wirings}
+    check(config for each in (*configs.values(), *base.values()) for config in each)
+    with tempfile.TemporaryDirectory(prefix="mach-comparison-") as folder:
+        found = compare(configs, base, runner, Path(folder) if runs is None else runs, say)
+    target = default_target(found) if target is None else target
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(scoreboard.document(found, target))).decode())
+    else:
+        terminal = screen.console()
+        terminal.print(scoreboard.table(found, target))
+        terminal.print(scoreboard.account(found, target), style="dim")
+    if png is not None:
+        scoreboard.draw(found, png)
+        say(f"curves: {png}")
+
+
+def say(line: str) -> None:
+    """One line of progress."""
+    print(line, file=sys.stderr, flush=True)

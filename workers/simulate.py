@@ -21,6 +21,7 @@ import msgspec
 import torch
 
 from bus.virtual import Actor
+from configs.errors import RunError
 from configs.tree import Config
 from mach.effort import Effort
 from mach.learner import Step
@@ -40,6 +41,8 @@ from workers.trainer import Life, Trainer
 
 LOOK_S = 0.25
 """Real seconds between two looks of somebody who watches."""
+STILL_S = 300.0
+"""Virtual seconds without a step and without a message, after which a run is given up: it will never end."""
 TICK_S = 0.05
 """Virtual seconds between two checks whether it is time for a look; the run itself does not notice them."""
 
@@ -198,7 +201,8 @@ class Simulation:
     def run(self, watcher: Watcher | None = None) -> None:
         """From the start to the end of every life."""
         torch.set_num_threads(self.stage.config.threads)
-        actors: list[Actor] = [*self.stage.fibres.values(), *([] if watcher is None else [Observer(self, watcher)])]
+        actors: list[Actor] = [*self.stage.fibres.values(), Watchdog(self)]
+        actors += [] if watcher is None else [Observer(self, watcher)]
         try:
             self.stage.bus.run(actors)
         finally:
@@ -209,9 +213,13 @@ class Simulation:
         """Whether every trainer has done its steps."""
         return all(name in self.reports and self.reports[name].state == "finished" for name in self.trainers)
 
+    def over(self) -> bool:
+        """Whether every body has come to its end, or was killed."""
+        return all(fibre.ended or self.stage.bus.living(name) is None for name, fibre in self.stage.fibres.items())
+
     def status(self) -> Status:
         """The run at this moment of its clock."""
-        ended = all(fibre.ended for fibre in self.stage.fibres.values())
+        ended = self.over()
         rows = [self.reports.get(process.name) or self._unheard(process) for process in self.stage.plan.processes]
         now = self._ended_s if ended else self.stage.bus.clock.now
         return Status(
@@ -294,6 +302,37 @@ class Simulation:
         )
 
 
+class Watchdog:
+    """An actor that gives up a run in which nothing happens any more; what waits in vain would wait for ever."""
+
+    name = "watchdog"
+
+    def __init__(self, simulation: Simulation) -> None:
+        self.simulation = simulation
+        self.before: list[int] = []
+
+    def turn(self, now: float) -> float:
+        """Compare with STILL_S ago.
+
+        Raises:
+            RunError: nobody has made a step or sent a message since; names who waits for what.
+        """
+        simulation = self.simulation
+        if simulation.over():
+            return math.inf
+        trainers = simulation.trainers.values()
+        done = [each.learner.version + each.mailbox.counts.sent.total() for each in trainers]
+        if done == self.before:
+            rows = [row for row in simulation.status().components if row.state != "finished" or row.reason]
+            waiting = "; ".join(f"{row.component} at step {row.step}: {row.state} {row.reason}".strip() for row in rows)
+            raise RunError(
+                f"the simulated run stands still since {now - STILL_S:.0f} s of its time ({waiting}); "
+                "this combination of recipe, graph and window waits for itself: change one of them"
+            )
+        self.before = done
+        return STILL_S
+
+
 class Observer:
     """An actor that shows the run to a watcher now and then, on the real clock. The run does not notice it."""
 
@@ -306,7 +345,7 @@ class Observer:
 
     def turn(self, now: float) -> float:
         """Look, if it is time; no more once every life has ended."""
-        if all(fibre.ended for fibre in self.simulation.stage.fibres.values()):
+        if self.simulation.over():
             return math.inf
         if time.monotonic() - self.looked >= LOOK_S:
             self.looked = time.monotonic()

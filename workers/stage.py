@@ -109,6 +109,7 @@ class Stage:
             sample_shape=self.dataset.sample_shape,
             batch_size=self.config.train.batch_size,
             seed=process.index,
+            symbols=self.dataset.symbols,
             fired=self.faults[process.name],
             crash=lambda: self.bus.kill(process.name),
         )

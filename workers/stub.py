@@ -5,7 +5,7 @@ seeded. `Stub.turn` knows no process and no wall clock, so the same stub runs in
 virtual bus and in the `neighbourhood` fixture. What it does to messages on their way out (drop, duplicate,
 reorder, corrupt) lies in `bus/faults.py`, wrapped around the transport; every fault that fires is counted.
 
-Shapes: B batch, E embedding.
+Shapes: B batch, E embedding; of sequences of symbols [B, T, E], an embedding for every place.
 """
 
 import heapq
@@ -62,16 +62,22 @@ class Stub:
         sample_shape: Sequence[int],
         batch_size: int,
         seed: int,
+        symbols: int = 0,
         fired: Counter[str] | None = None,
         crash: Callable[[], None] = die,
     ) -> None:
-        """`fired` counts the messages that it spoiled itself, as `nonfinite`."""
+        """`symbols`: of how many samples are made. `fired` counts what it spoiled itself, as `nonfinite`."""
         self.script = script
         self.mailbox = mailbox
         self.children = tuple(children)
         self.embedding = embedding
         self.generator = torch.Generator().manual_seed(seed)
-        self.question = torch.randn(batch_size, *sample_shape, generator=self.generator)  # [B, ...]
+        shape = (batch_size, *sample_shape)
+        self.question = (  # [B, ...]
+            torch.randint(symbols, shape, generator=self.generator)
+            if symbols
+            else torch.randn(shape, generator=self.generator)
+        )
         self.fired = Counter() if fired is None else fired
         self.random = random.Random(seed)
         self.crash = crash
@@ -85,7 +91,7 @@ class Stub:
         self.outbox: list[tuple[float, int, str, Message]] = []
         self.order = itertools.count()
         self.ask_at = 0.0
-        self.pools: dict[tuple[int, float], deque[Tensor]] = {}
+        self.pools: dict[tuple[torch.Size, float], deque[Tensor]] = {}
 
     @property
     def silent(self) -> bool:
@@ -122,13 +128,15 @@ class Stub:
             self.crash()
         match letter.message:
             case Activation() as asked:
-                answer = Target(asked.id, self.answered, self.noise(asked.inputs.shape[0]))
+                rows = asked.inputs.shape[:1] if asked.inputs.is_floating_point() else asked.inputs.shape
+                answer = Target(asked.id, self.answered, self.noise(torch.Size((*rows, self.embedding))))
                 self.answered += 1
                 self.post(now + self.latency_s(), letter.sender, answer)
             case Target() as target if (letter.sender, target.id) in self.owing:
                 del self.owing[letter.sender, target.id]
-                rows = target.embedding.shape[0]
-                self.post(now, letter.sender, Gradient(target.id, target.version, self.noise(rows, GRADIENT / rows)))
+                shape = target.embedding.shape
+                gradient = self.noise(shape, GRADIENT / shape[:-1].numel())
+                self.post(now, letter.sender, Gradient(target.id, target.version, gradient))
             case Target() | Gradient():
                 pass  # a gradient is for a model, and a stub has none
 
@@ -150,17 +158,18 @@ class Stub:
         """Into the outbox, to leave at `due`."""
         heapq.heappush(self.outbox, (due, next(self.order), peer, message))
 
-    def noise(self, rows: int, scale: float = 1.0) -> Tensor:
-        """[rows, E] of a small pool, made once: a stub's own work should not slow its neighbours down."""
-        pool = self.pools.setdefault((rows, scale), deque())
+    def noise(self, shape: torch.Size, scale: float = 1.0) -> Tensor:
+        """Of a small pool, made once: a stub's own work should not slow its neighbours down."""
+        pool = self.pools.setdefault((shape, scale), deque())
         if len(pool) < POOL:
-            pool.append(scale * torch.randn(rows, self.embedding, generator=self.generator))
+            pool.append(scale * torch.randn(shape, generator=self.generator))
         pool.rotate()
         return self.spoiled(pool[0])
 
     def spoiled(self, tensor: Tensor) -> Tensor:
         """As it is or, as often as the script says, with one entry that is not finite."""
-        if not self.script.nonfinite or self.random.random() >= self.script.nonfinite:
+        share = self.script.nonfinite if tensor.is_floating_point() else 0.0
+        if not share or self.random.random() >= share:
             return tensor
         self.fired["nonfinite"] += 1
         tensor = tensor.clone()
@@ -209,6 +218,7 @@ def run(plan: Plan, name: str, control: Control) -> None:
             sample_shape=dataset.sample_shape,
             batch_size=config.train.batch_size,
             seed=seed,
+            symbols=dataset.symbols,
             fired=fired,
         )
         mailbox.counts.faults = fired

@@ -1,10 +1,14 @@
 """From a configuration to a learner: its own weights, on its own device."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 
 from configs.load import load
 from configs.tree import Config
 from mach.assemble import component_of, learner_of
+from mach.data import Batches
 from mach.data import load as load_data
 from mach.recipes import RECIPES
 
@@ -43,3 +47,18 @@ def test_a_learner_is_on_its_device_with_a_student_per_child() -> None:
     assert learner.component.children_names == ("c3", "c0")
     assert learner.version == 0
     assert {parameter.device for parameter in learner.component.parameters()} == {CPU}
+
+
+@pytest.mark.parametrize("context", [False, True])
+@pytest.mark.parametrize("name", ["digits", "mnist1d", "bytes-lm"])
+def test_what_a_parent_sends_in_a_stream_is_what_its_child_must_get(name: str, context: bool) -> None:
+    settings = ("recipe=mach-stream", f"method.context={context}", "data.train_samples=16", "data.test_samples=4")
+    small = load(name, settings, RECIPES)
+    dataset = load_data(small.data)
+    parent, child = (learner_of(small, index, (f"c{index + 1}",), dataset, CPU) for index in (0, 1))
+    asked = parent.ask(next(Batches(dataset, 3, seed=0)))
+    assert child.stream is not None
+    assert child.stream.incoming is not None
+    assert child.stream.incoming.fits(asked)
+    wrong = replace(asked, labels=torch.full_like(asked.labels, dataset.classes))
+    assert not child.stream.incoming.fits(wrong)

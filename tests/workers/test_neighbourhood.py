@@ -27,6 +27,15 @@ def test_it_asks_answers_and_pays(neighbourhood: Make) -> None:
     assert len(near.received(Gradient, PARENT)) >= 40
 
 
+def test_it_speaks_of_sequences_where_the_data_are_such(neighbourhood: Make) -> None:
+    small = ("data.train_samples=64", "data.test_samples=8", "model.embedding=16", "train.batch_size=4")
+    near = neighbourhood("bytes-lm", small)
+    steps = near.run(steps=40)
+    assert sum(step.on_child for step in steps) > 0
+    assert near.received(Gradient, PARENT)
+    assert not near.trainer.dropped()["unfit"]
+
+
 def test_two_equal_neighbourhoods_are_equal_to_the_last_bit(neighbourhood: Make) -> None:
     script = {"latency_ms": 4, "jitter_ms": 9, "drop": 0.2, "reorder": 0.1, "corrupt": 0.1, "duplicate": 0.1}
     one, other = (neighbourhood(parent=script, child=script) for _ in range(2))

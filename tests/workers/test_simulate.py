@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import reference
+from configs.errors import RunError
 from configs.load import load
 from configs.tree import Config
 from mach.recipes import RECIPES
@@ -15,6 +16,7 @@ from workers.rundir import RunDir
 from workers.simulate import Outcome, simulate
 from workers.status import Status
 from workers.timing import Timing, timing_of
+from workers.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
@@ -115,7 +117,7 @@ def test_what_a_step_owes_leaves_when_the_step_is_over(tmp_path: Path) -> None:
 
 def test_stubs_play_and_a_crash_is_the_end_of_one(tmp_path: Path) -> None:
     scripts = ("components.1.stub.crash_at=10", "components.2.stub.duplicate=0.5", "bus.timeout_ms=50")
-    outcome = run(tmp_path, config(*scripts), timing())
+    outcome = simulate(config(*scripts), timing(), tmp_path / "run", watcher=lambda _: None)
     rows = {row.component: row for row in outcome.status.components}
     assert rows["c0"].step == 40
     assert 0 < rows["c0"].child_steps < 20
@@ -130,3 +132,12 @@ def test_an_error_of_one_life_ends_all_and_is_not_swallowed(tmp_path: Path, monk
     monkeypatch.setattr("workers.trainer.save_weights", full)
     with pytest.raises(OSError, match="no space"):
         run(tmp_path, config("train.steps=3"), timing())
+
+
+def test_a_run_that_waits_for_itself_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(trainer: Trainer) -> None:
+        trainer.mailbox.receive(1.0)
+
+    monkeypatch.setattr(Trainer, "turn", wait)
+    with pytest.raises(RunError, match=r"stands still since 0 s .*c0 at step 0"):
+        run(tmp_path, config("bus.timeout_ms=1000000"), timing())

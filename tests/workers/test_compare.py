@@ -1,0 +1,199 @@
+"""Recipes side by side, in virtual time and small: what is run, what is measured, and what is made of it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.errors import ConfigError
+from configs.load import load
+from configs.tree import Config
+from mach.controls import CONTROLS, Trained
+from mach.recipes import RECIPES
+from mach.whole import Reading, readings
+from workers.compare import (
+    Comparison,
+    Mark,
+    Result,
+    Row,
+    Virtual,
+    check,
+    compare,
+    curve_of,
+    default_target,
+    gap_closed,
+    reported,
+    staleness,
+    time_to,
+)
+from workers.curves import Point
+from workers.report import Report, Spread, Staleness
+from workers.status import ComponentStatus, Status
+from workers.timing import timing_of
+
+pytestmark = pytest.mark.usefixtures("leaks")
+
+SMALL = ("n_components=2", "graph=chain", "train.steps=12", "train.batch_size=32", "evaluate.every_steps=6")
+
+
+def config(recipe: str = "mach", seed: int = 0, *settings: str) -> Config:
+    return load("digits", (f"recipe={recipe}", f"seed={seed}", *SMALL, *settings), RECIPES)
+
+
+def virtual() -> Virtual:
+    return Virtual(timing_of("1ms", "0", "5ms", [], 2))
+
+
+def test_a_comparison_runs_every_recipe_and_control_with_every_seed(tmp_path: Path) -> None:
+    said: list[str] = []
+    configs = {"mach": [config(seed=0), config(seed=1)], "dgl": [config("dgl", 0), config("dgl", 1)]}
+    base = {"skip": configs["mach"], "stream": [config("backprop", 0), config("backprop", 1)]}
+    found = compare(configs, base, virtual(), tmp_path, said.append)
+    names = [(row.name, row.control, row.wiring) for row in found.rows]
+    assert names[:2] == [("mach", False, "skip"), ("dgl", False, "stream")]
+    assert {name for name, control, _ in names if control} == set(CONTROLS)
+    assert len(names) == 2 + 2 * len(CONTROLS)
+    assert all([result.seed for result in row.results] == [0, 1] for row in found.rows)
+    assert len(said) == 2 * len(names)
+    mach = found.rows[0].results[0]
+    assert set(mach.readings) == {"student", "child", "full"}
+    assert mach.staleness_p50 is not None
+    assert [mark.step for mark in mach.curve][-1] == 12
+    again = compare({"mach": [config()]}, {"skip": [config()]}, virtual(), tmp_path / "again", said.append)
+    assert again.rows[0].results[0] == mach
+
+
+def test_controls_take_time_in_proportion_to_what_they_compute() -> None:
+    def trained(multiply_adds: float) -> Trained:
+        return Trained(Reading(0.5, 1.0), (), multiply_adds, 1)
+
+    assert virtual().step_s(trained(300), trained(100), 1, wall_s=9.0) == pytest.approx(0.015)
+    assert virtual().step_s(trained(200), trained(100), 2, wall_s=9.0) == pytest.approx(0.005)
+
+
+def test_the_readings_are_those_of_the_saved_weights(tmp_path: Path) -> None:
+    from mach.checkpoint import load_weights
+    from mach.controls import whole_of
+    from mach.data import load as load_data
+    from workers.compare import recipe
+
+    dataset = load_data(config().data)
+    result = recipe(config(), dataset, virtual(), tmp_path / "run", 1.0)
+    whole = whole_of(config(), dataset)
+    fresh = readings(whole, dataset, 32)
+    for index in range(2):
+        whole.part(index).load_state_dict(load_weights(tmp_path / f"run/weights/c{index}.safetensors"))
+    assert result.readings == readings(whole, dataset, 32)
+    assert result.readings != fresh
+    examined = [mark for mark in result.curve if mark.step == 12][-1]
+    assert examined.accuracy == pytest.approx(result.readings["child"].accuracy, abs=0.05)
+    assert torch.isfinite(torch.tensor(result.readings["full"].bits))
+
+
+def test_backpropagation_over_the_bus_is_the_plain_loop(tmp_path: Path) -> None:
+    from mach import controls
+    from mach.data import load as load_data
+    from workers.compare import recipe
+
+    plain = config("backprop", 3, "n_components=3", "train.steps=30", "evaluate.every_steps=1000")
+    dataset = load_data(plain.data)
+    timing = Virtual(timing_of("3ms", "2ms", "5ms", [], 3))
+    over_the_bus = recipe(plain, dataset, timing, tmp_path / "run")
+    expected = controls.train("backprop", plain, dataset)
+    assert over_the_bus.readings["full"].bits == pytest.approx(expected.reading.bits, abs=1e-6)
+    assert over_the_bus.multiply_adds == pytest.approx(expected.multiply_adds, rel=0.02)
+
+
+def point(seconds: float, step: int, student: float, child: float | None = None) -> Point:
+    bits = None if child is None else 1.0 - child
+    return Point(seconds=seconds, step=step, student=student, child=child, student_bits=2.0 - student, child_bits=bits)
+
+
+def test_the_curve_of_skip_wiring_is_c0_with_its_child_and_of_stream_the_last_component() -> None:
+    curves = {"c0": [point(1, 5, 0.5), point(2, 5, 0.5, 0.7)], "c1": [point(3, 6, 0.9)]}
+    (skip,) = curve_of(config(), curves, 1)
+    assert (skip.seconds, skip.step, skip.accuracy, skip.bits) == (2, 5, 0.7, pytest.approx(0.3))
+    (stream,) = curve_of(config("dgl"), curves, 1)
+    assert (stream.seconds, stream.accuracy) == (3, 0.9)
+
+
+def status(*rows: dict[str, Spread]) -> Status:
+    components = [
+        ComponentStatus(
+            component=f"c{i}",
+            kind="trainer",
+            incarnation=1,
+            pid=0,
+            device="cpu",
+            state="finished",
+            staleness=Staleness(**row),
+        )
+        for i, row in enumerate(rows)
+    ]
+    times = {"launcher_started": 0.0, "started_at": 0.0, "written_at": 0.0, "elapsed_s": 0.0}
+    return Status(run="r", state="finished", launcher_pid=0, components=components, **times)
+
+
+def test_staleness_is_the_median_over_everything_late() -> None:
+    few, many = Spread(count=10, p50=9), Spread(count=100, p50=3)
+    assert staleness(status({"target": few}, {"gradient": many})) == 3
+    assert staleness(status({"target": few, "gradient": Spread(count=9, p50=1)})) == 9
+    assert staleness(status({})) is None
+
+
+def row(name: str, bits: float, *, control: bool = True, accuracy: float = 0.5) -> Row:
+    result = Result(seed=0, readings={"full": Reading(accuracy, bits)}, curve=[], staleness_p50=None, multiply_adds=1.0)
+    return Row(name=name, control=control, wiring="skip", results=[result])
+
+
+def board(*rows: Row, symbols: bool = True) -> Comparison:
+    return Comparison(rows=list(rows), symbols=symbols, clock="s")
+
+
+def test_the_gap_is_that_between_one_alone_and_backpropagation() -> None:
+    controls = (row("alone+student", 2.58), row("backprop", 2.36), row("alone", 2.68))
+    found = gap_closed(board(row("mach", 2.50, control=False), row("dgl", 2.63, control=False), *controls))
+    assert found == {"mach": pytest.approx(0.08 / 0.22), "dgl": pytest.approx(-0.05 / 0.22)}
+
+
+@pytest.mark.parametrize("ceiling", [2.0, 2.1, 1.98])
+def test_without_a_distance_nothing_is_closed(ceiling: float) -> None:
+    rows = row("alone+student", 2.0), row("backprop", ceiling), row("mach", 1.0, control=False)
+    assert gap_closed(board(*rows)) == {"mach": None}
+
+
+def test_the_target_is_what_one_alone_reaches() -> None:
+    assert default_target(board(row("alone", 2.68), row("backprop", 2.36))) == pytest.approx(2.68)
+    assert default_target(board(row("alone", 1.0, accuracy=0.8), symbols=False)) == pytest.approx(0.8)
+
+
+def test_the_time_to_a_target_is_the_first() -> None:
+    curve = [Mark(seconds=s, step=s, accuracy=a, bits=b) for s, a, b in ((1, 0.5, 3.0), (2, 0.9, 2.0), (3, 0.8, 2.5))]
+    assert time_to(0.8, curve, bits=False) == 2
+    assert time_to(2.5, curve, bits=True) == 2
+    assert time_to(1.0, curve, bits=True) is None
+
+
+def test_reports_tell_the_curve_of_a_real_run(tmp_path: Path) -> None:
+    import msgspec
+
+    from workers.report import Accuracies
+
+    base = Report(component="c0", kind="trainer", incarnation=1, pid=1, device="cpu", state="training")
+    told = [
+        (0.5, Accuracies()),
+        (1.0, Accuracies(student=0.5, step=10)),
+        (1.5, Accuracies(student=0.5, step=10)),
+        (2.0, Accuracies(student=0.5, child=0.6, step=10)),
+    ]
+    reports = [msgspec.structs.replace(base, elapsed_s=seconds, accuracy=seen) for seconds, seen in told]
+    file = tmp_path / "c0.jsonl"
+    file.write_bytes(b"\n".join(map(msgspec.json.encode, reports)) + b"\n")
+    assert [(point.seconds, point.child) for point in reported(file)] == [(1.0, None), (2.0, 0.6)]
+
+
+def test_what_cannot_be_compared_is_one_sentence() -> None:
+    with pytest.raises(ConfigError, match="--steps"):
+        check([config("mach", 0, "train.minutes=1")])
+    with pytest.raises(ConfigError, match="components\\.N\\.stub"):
+        check([config("mach", 0, "components.1.stub.drop=0.1")])

@@ -1,0 +1,83 @@
+"""A comparison on the screen, as JSON and as a picture."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from configs.errors import ConfigError
+from mach.whole import Reading
+from workers import scoreboard
+from workers.compare import Comparison, Mark, Result, Row
+
+
+def result(seed: int, *, curve: bool = True, **bits: float) -> Result:
+    readings = {kind: Reading(1.0 - value / 10, value) for kind, value in bits.items()}
+    marks = [Mark(seconds=s, step=s, accuracy=0.4 + s / 10, bits=4.0 - s + seed / 10) for s in (1, 2)] if curve else []
+    return Result(seed=seed, readings=readings, curve=marks, staleness_p50=2.0, multiply_adds=300.0)
+
+
+def comparison(*, symbols: bool = True) -> Comparison:
+    two = [result(0, student=2.6, child=2.5, full=2.4), result(1, student=2.8, child=2.7, full=2.6)]
+    plain = [result(0, full=2.0), result(1, full=2.2)]
+    floor = [result(0, student=3.0, full=3.0), result(1, student=3.2, full=3.2)]
+    rows = [
+        Row(name="mach-stream", control=False, wiring="stream", results=two),
+        Row(name="backprop", control=True, wiring="stream", results=plain),
+        Row(name="alone+student", control=True, wiring="stream", results=floor),
+    ]
+    return Comparison(rows=rows, symbols=symbols, clock="virtual s")
+
+
+def test_the_document_has_a_record_a_recipe_and_the_gaps() -> None:
+    found = scoreboard.document(comparison(), target=3.05)
+    ours = found["mach-stream"]
+    assert ours["loss_bits"] == pytest.approx(2.5)
+    assert ours["loss_bits_sd"] == pytest.approx(0.1414, abs=1e-3)
+    assert ours["loss_bits_student"] == pytest.approx(2.7)
+    assert ours["staleness_p50"] == 2.0
+    assert ours["multiply_adds"] == 300.0
+    assert ours["seconds_to_target"] == 1.5  # seed 0 after 1 s, seed 1 after 2
+    assert found["gap_closed"] == {"mach-stream": pytest.approx(0.6)}
+    assert set(found["controls"]["stream"]) == {"backprop", "alone+student"}
+    assert found["controls"]["stream"]["backprop"]["loss_bits_student"] is None
+
+
+def test_a_target_that_one_seed_misses_has_no_mean_time() -> None:
+    found = scoreboard.document(comparison(), target=2.05)
+    assert found["mach-stream"]["seconds_to_target"] is None
+    assert scoreboard.spread([1.0, None], ".2f") == "1 of 2"
+    assert scoreboard.spread([None, None], ".2f") == "–"
+    assert scoreboard.spread([1.0, 3.0], ".1f") == "2.0 ± 1.4"
+    assert scoreboard.spread([1.0], ".1f") == "1.0"
+
+
+@pytest.mark.parametrize(("symbols", "cell"), [(True, "2.500 ± 0.141"), (False, "75.00 ± 1.41")])
+def test_the_table_shows_means_and_deviations(*, symbols: bool, cell: str) -> None:
+    console = Console(width=200)
+    with console.capture() as printed:
+        console.print(scoreboard.table(comparison(symbols=symbols), 3.05 if symbols else 0.5))
+    text = printed.get()
+    assert cell in text
+    assert "control backprop" in text
+    assert "0.60" in text
+    assert len(text.strip().splitlines()) == 4
+
+
+def test_curves_are_averaged_at_the_steps_that_all_seeds_have() -> None:
+    curves = [result(0, full=1.0).curve, result(1, full=1.0).curve[:1]]
+    assert scoreboard.band(curves, bits=True) == ([1.0], [pytest.approx(3.05)], [pytest.approx(0.0707, abs=1e-3)])
+
+
+def test_a_picture_is_a_png(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
+    scoreboard.draw(comparison(), tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        scoreboard.draw(comparison(), tmp_path / "nowhere/curves.png")
+
+
+def test_without_matplotlib_it_is_one_sentence_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoreboard.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install .mach-train\[plot\]"):
+        scoreboard.check_plot()

@@ -1,0 +1,325 @@
+"""Recipes side by side: the same data, sizes, seeds and steps for all, beside the honest controls (`mach/controls.py`).
+
+A recipe is run in virtual time (`Virtual`) or in real processes (`Real`); either leaves a run directory, and from there
+on both are the same: the readings come from the saved weights, put together as one network (`mach/whole.py`). A
+control's step takes, in virtual time, as much longer than that of one component alone as it has more to compute.
+
+Laws: every recipe and control sees the same test set, and takes the same number of steps on batches of the same size.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Protocol
+
+import msgspec
+
+from configs.errors import ConfigError, RunError
+from configs.tree import Config
+from mach import controls
+from mach.checkpoint import load_weights
+from mach.controls import CEILING, CONTROLS, FLOOR, Trained, whole_of
+from mach.data import Dataset, load
+from mach.graph import name_of
+from mach.whole import Reading, readings
+from workers.commands import run_quietly
+from workers.curves import Point
+from workers.report import Report, Spread
+from workers.rundir import RunDir
+from workers.simulate import effort_of, simulate
+from workers.status import Status
+from workers.timing import Timing
+
+Configs = Mapping[str, Sequence[Config]]
+"""By name, one configuration a seed."""
+Say = Callable[[str], None]
+"""Tells the user how far it is."""
+
+
+NOISE = 0.02
+"""A distance below this share of the bits is none."""
+LATENCY_S = 1e-4
+"""Of a message between processes of one machine."""
+
+
+class Mark(msgspec.Struct, frozen=True, kw_only=True):
+    """One point of a curve: how good the whole was, when."""
+
+    seconds: float
+    step: int
+    accuracy: float
+    bits: float | None
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """One recipe or control with one seed."""
+
+    seed: int
+    readings: dict[str, Reading]
+    """Of the final weights: `student`, `child` and `full`, as far as there are such."""
+    curve: list[Mark]
+    staleness_p50: float | None
+    """Versions, over everything late that was used; None where nothing was."""
+    multiply_adds: float
+    """A step of component 0 and a sample, of all components together."""
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """A recipe or control, by seed."""
+
+    name: str
+    control: bool
+    wiring: str
+    results: list[Result]
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that was found."""
+
+    rows: list[Row]
+    symbols: bool
+    """Whether the data are symbols, which are judged by bits, others by accuracy."""
+    clock: str
+    """Whose seconds: `virtual s` or `s`."""
+
+
+class Runner(Protocol):
+    """How a recipe is run."""
+
+    clock: str
+
+    def run(self, config: Config, directory: Path) -> tuple[Status, dict[str, list[Point]]]:
+        """To its end, leaving a run directory; its last status, and every examination by component."""
+        ...
+
+    def timing_of(self, status: Status) -> Timing:
+        """How long things took."""
+        ...
+
+    def step_s(self, found: Trained, alone: Trained, networks: int, wall_s: float) -> float:
+        """Seconds of one step of a control, whose step took `wall_s` here."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Virtual:
+    """In virtual time."""
+
+    timing: Timing
+    clock = "virtual s"
+
+    def run(self, config: Config, directory: Path) -> tuple[Status, dict[str, list[Point]]]:
+        """By simulation."""
+        outcome = simulate(config, self.timing, directory)
+        return outcome.status, outcome.curves
+
+    def timing_of(self, status: Status) -> Timing:
+        """As was asked for."""
+        return self.timing
+
+    def step_s(self, found: Trained, alone: Trained, networks: int, wall_s: float) -> float:
+        """In proportion to multiply-adds; several networks learn side by side, as components do."""
+        return self.timing.compute_s[0][0] * found.multiply_adds / networks / alone.multiply_adds
+
+
+@dataclass(frozen=True, slots=True)
+class Real:
+    """In processes, as `mach launch` does."""
+
+    devices: tuple[str, ...]
+    clock = "s"
+
+    def run(self, config: Config, directory: Path) -> tuple[Status, dict[str, list[Point]]]:
+        """By launching; examinations as the reports tell them."""
+        status = run_quietly(config, directory.parent, directory.name, self.devices)
+        if status.exit_code != 0:
+            raise RunError(f"{directory.name} {status.state}: {status.reason or 'see its logs'}; nothing to compare")
+        names = [row.component for row in status.components if row.kind == "trainer"]
+        return status, {name: reported(RunDir(directory).metrics(name)) for name in names}
+
+    def timing_of(self, status: Status) -> Timing:
+        """From the rates; a message takes next to nothing."""
+        return Timing(LATENCY_S, 0.0, tuple((1.0 / (row.rate or 1.0),) for row in status.components))
+
+    def step_s(self, found: Trained, alone: Trained, networks: int, wall_s: float) -> float:
+        """As it took here; several networks would have learned side by side."""
+        return wall_s / networks
+
+
+def compare(
+    configs: dict[str, list[Config]], base: dict[str, list[Config]], runner: Runner, folder: Path, say: Say
+) -> Comparison:
+    """Run every recipe of `configs` (by name, one configuration a seed), and the controls of every wiring in `base`.
+
+    Raises:
+        ConfigError, DataError, RunError: as a launch would.
+    """
+    dataset = load(next(iter(configs.values()))[0].data)
+    rows = []
+    for name, seeds in configs.items():
+        results: list[Result] = []
+        for config in seeds:
+            began = time.monotonic()
+            spent = results[0].multiply_adds if results else None
+            results.append(recipe(config, dataset, runner, folder / f"{name}-{config.seed}", spent))
+            say(told(name, results[-1], time.monotonic() - began))
+        rows.append(Row(name=name, control=False, wiring=seeds[0].wiring, results=results))
+    for wiring, seeds in base.items():
+        rows += control_rows(wiring, seeds, dataset, runner, say)
+    return Comparison(rows=rows, symbols=dataset.symbols > 0, clock=runner.clock)
+
+
+def recipe(
+    config: Config, dataset: Dataset, runner: Runner, directory: Path, multiply_adds: float | None = None
+) -> Result:
+    """One recipe with one seed; what it computes is counted, unless it is known from another seed."""
+    status, curves = runner.run(config, directory)
+    whole = whole_of(config, dataset)
+    for index in range(config.n_components):
+        whole.part(index).load_state_dict(load_weights(RunDir(directory).weights(name_of(index))))
+    return Result(
+        seed=config.seed,
+        readings=readings(whole, dataset, config.train.batch_size, heads=config.method.heads == "every"),
+        curve=curve_of(config, curves, whole.path[-1]),
+        staleness_p50=staleness(status),
+        multiply_adds=multiply_adds or effort_of(config, runner.timing_of(status), directory),
+    )
+
+
+def control_rows(wiring: str, seeds: Sequence[Config], dataset: Dataset, runner: Runner, say: Say) -> list[Row]:
+    """Every control, for the wiring of some recipe."""
+    rows: dict[str, list[Result]] = {name: [] for name in CONTROLS}
+    for config in seeds:
+        alone: Trained | None = None
+        for name in sorted(CONTROLS, key=lambda name: name != "alone"):  # the measure of the others' time comes first
+            began = time.monotonic()
+            found = controls.train(name, config, dataset)
+            alone = alone or found
+            wall_s = time.monotonic() - began
+            networks = config.n_components if name == "independent" else 1
+            step_s = runner.step_s(found, alone, networks, wall_s / config.train.steps)
+            curve = [
+                Mark(seconds=step * step_s, step=step, accuracy=read.accuracy, bits=read.bits)
+                for step, read in found.curve
+            ]
+            kind = "student" if name == FLOOR else "full"
+            result = Result(
+                seed=config.seed,
+                readings={kind: found.reading, "full": found.reading},
+                curve=curve,
+                staleness_p50=None,
+                multiply_adds=found.multiply_adds,
+            )
+            rows[name].append(result)
+            say(told(f"control {name} ({wiring})", result, wall_s))
+    return [Row(name=name, control=True, wiring=wiring, results=results) for name, results in rows.items()]
+
+
+def told(name: str, result: Result, wall_s: float) -> str:
+    """One line about what was just done."""
+    full = result.readings["full"]
+    return f"{name}, seed {result.seed}: {100 * full.accuracy:.2f} %, {full.bits:.4f} bits, in {wall_s:.0f} s"
+
+
+def curve_of(config: Config, curves: dict[str, list[Point]], last: int) -> list[Mark]:
+    """How good the whole was on its way, as examined: in skip wiring c0 with its child, in stream the last one."""
+    own = config.wiring == "stream" or config.n_components == 1
+    points = curves[name_of(last if config.wiring == "stream" else 0)]
+    return [
+        Mark(
+            seconds=point.seconds,
+            step=point.step,
+            accuracy=point.student if own else point.child or 0.0,
+            bits=point.student_bits if own else point.child_bits,
+        )
+        for point in points
+        if own or point.child is not None
+    ]
+
+
+def staleness(status: Status) -> float | None:
+    """The median age in versions of what was late: of the medians of every component and kind, by how often."""
+    spreads = [
+        spread
+        for row in status.components
+        for spread in (getattr(row.staleness, field) for field in row.staleness.__struct_fields__)
+        if isinstance(spread, Spread) and spread.p50 is not None
+    ]
+    ages = sorted((spread.p50, spread.count) for spread in spreads if spread.p50 is not None)
+    half, so_far = sum(count for _, count in ages) / 2, 0
+    for age, count in ages:
+        so_far += count
+        if so_far >= half:
+            return age
+    return None
+
+
+def reported(metrics: Path) -> list[Point]:
+    """Examinations, from a component's reports: each as of the first report that knows it."""
+    points: list[Point] = []
+    for line in metrics.read_bytes().splitlines():
+        report = msgspec.json.decode(line, type=Report)
+        seen = report.accuracy
+        if seen.student is None or seen.step is None:
+            continue
+        point = Point(
+            seconds=report.elapsed_s,
+            step=seen.step,
+            student=seen.student,
+            child=seen.child,
+            student_bits=seen.student_bits,
+            child_bits=seen.child_bits,
+        )
+        if not points or msgspec.structs.replace(points[-1], seconds=point.seconds) != point:
+            points.append(point)
+    return points
+
+
+def gap_closed(comparison: Comparison) -> dict[str, float | None]:
+    """By recipe: the share of the distance in bits from one alone with its student to backpropagation, of its wiring.
+
+    None where there is no distance to close: backpropagation is no better than one alone, by more than NOISE.
+    """
+    bits = {(row.name, row.wiring): mean_bits(row) for row in comparison.rows if row.control}
+    closed: dict[str, float | None] = {}
+    for row in comparison.rows:
+        if not row.control:
+            floor, ceiling = bits[FLOOR, row.wiring], bits[CEILING, row.wiring]
+            closed[row.name] = (floor - mean_bits(row)) / (floor - ceiling) if floor - ceiling > NOISE * floor else None
+    return closed
+
+
+def mean_bits(row: Row, kind: str = "full") -> float:
+    """Mean over seeds of a reading."""
+    return fmean(result.readings[kind].bits for result in row.results)
+
+
+def time_to(target: float, curve: Iterable[Mark], *, bits: bool) -> float | None:
+    """Seconds until a curve first reached the target: at most so many bits, or at least such an accuracy."""
+    for mark in curve:
+        if bits and mark.bits is not None and mark.bits <= target:
+            return mark.seconds
+        if not bits and mark.accuracy >= target:
+            return mark.seconds
+    return None
+
+
+def default_target(comparison: Comparison) -> float:
+    """What one alone reached in the end, on average over seeds; of several wirings, the one that reached less."""
+    found = []
+    for row in comparison.rows:
+        if row.control and row.name == "alone":
+            finals = [result.readings["full"] for result in row.results]
+            found.append(fmean(reading.bits if comparison.symbols else reading.accuracy for reading in finals))
+    return max(found) if comparison.symbols else min(found)
+
+
+def check(configs: Iterable[Config]) -> None:
+    """Raise a ConfigError for runs that cannot be compared."""
+    for config in configs:
+        if config.train.minutes is not None:
+            raise ConfigError("train.minutes: runs are compared after the same number of steps; use --steps")
+        if any(override.stub is not None for override in config.components.values()):
+            raise ConfigError("components.N.stub: a stub is no component that could be compared; leave it out")

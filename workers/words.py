@@ -1,0 +1,39 @@
+"""Words of the command line into a configuration, and a run's name. Knows no option's spelling, no torch and no run."""
+
+from datetime import datetime
+from pathlib import Path
+
+from configs.errors import ConfigError
+from configs.load import load
+from configs.tree import Config
+from mach.recipes import RECIPES
+
+
+def configured(
+    config_name: str,
+    components: int | None,
+    seed: int | None,
+    settings: tuple[str, ...],
+    steps: int | None,
+    minutes: float | None,
+) -> Config:
+    """The configuration that the options describe; options win over `--set`, which wins over the file."""
+    options = {"n_components": components, "seed": seed}
+    given = [f"{key}={value}" for key, value in options.items() if value is not None]
+    return load(config_name, (*settings, *given, *lengths(steps, minutes)), RECIPES)
+
+
+def lengths(steps: int | None, minutes: float | None) -> list[str]:
+    """--steps and --minutes as settings."""
+    if steps is not None and minutes is not None:
+        raise ConfigError("--steps and --minutes: give one of them")
+    if steps is not None:
+        return [f"train.steps={steps}", "train.minutes=null"]
+    return [] if minutes is None else [f"train.minutes={minutes}"]
+
+
+def fresh_name(config_name: str, runs: Path) -> str:
+    """Configuration and time; with a number behind it where that is taken."""
+    base = f"{Path(config_name).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    names = [base, *(f"{base}-{number}" for number in range(2, 1000))]
+    return next(name for name in names if not (runs / name).exists())
