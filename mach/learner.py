@@ -88,23 +88,12 @@ class Learner:
         self.memory = Memory(self.children, window)
         self.staleness = Staleness(staleness or StalenessSettings())
         self.late: Recompute = WAYS[self.staleness.settings.late](component, self.staleness)
+        judges = self.method.heads == "every" or not self.children
         self.teacher = Teacher(
-            component,
-            loss,
-            self.method,
-            self.late,
-            self.staleness,
-            judges=self.method.heads == "every" or not self.children,
-            stream=stream is not None,
+            component, loss, self.method, self.late, self.staleness, judges=judges, stream=stream is not None
         )
-        self.descent = Descent(
-            component,
-            optimiser,
-            self.late,
-            self.staleness,
-            schedule=schedule,
-            update_every=self.method.update_every,
-        )
+        every = self.method.update_every
+        self.descent = Descent(component, optimiser, self.late, self.staleness, schedule=schedule, update_every=every)
         self._lessons = LESSONS["skip" if stream is None else self.method.gradient_reach]
         self._at_hand: tuple[Batch, Held] | None = None
         self._shapes: dict[str, torch.Size] = {}
@@ -170,9 +159,9 @@ class Learner:
         if asked.inputs.shape[1:] == self.sample_shape and self.component.takes(asked.inputs):
             x = asked.inputs.to(self.device, None if self.component.tokens else self.dtype)
             held = Held(asked.id, (x,), None, parent, self.version, now)
-            net, a = self.late.answer(held)
+            net, e = self.late.answer(held)
             with torch.no_grad():
-                e = net.embed(a, net.imitate(a))
+                e = e.detach()
                 z = net.classify(e) if self.method.targets == "logits" else None
         if held is None or e is None or not math.isfinite(float(e.sum())):  # what is not finite in x is not in e
             self.unfit["activation"] += 1
