@@ -17,6 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -70,10 +71,12 @@ class Learner:
         method: Method | None = None,
         staleness: StalenessSettings | None = None,
         stream: Stream | None = None,
+        average: float = 0.0,
     ) -> None:
         """`sample_shape` is that of one input. `schedule` maps the version to the learning rate; None leaves the
         optimiser's own. `children` are those that are asked, if others than the component has students for.
-        `stream`: where batches come from in stream wiring; None is skip wiring.
+        `stream`: where batches come from in stream wiring; None is skip wiring. `average`: decay of the moving average
+        of the weights that is examined, 0 for none.
         """
         self.component = component
         self.optimiser = optimiser
@@ -93,7 +96,9 @@ class Learner:
             component, loss, self.method, self.late, self.staleness, judges=judges, stream=stream is not None
         )
         every = self.method.update_every
-        self.descent = Descent(component, optimiser, self.late, self.staleness, schedule=schedule, update_every=every)
+        self.descent = Descent(
+            component, optimiser, self.late, self.staleness, schedule=schedule, update_every=every, average=average
+        )
         self._lessons = LESSONS["skip" if stream is None else self.method.gradient_reach]
         self._at_hand: tuple[Batch, Held] | None = None
         self._shapes: dict[str, torch.Size] = {}
@@ -103,6 +108,12 @@ class Learner:
     def version(self) -> int:
         """Optimiser steps taken."""
         return self.descent.version
+
+    @property
+    def examined(self) -> Component:
+        """What examinations judge: the moving average of the component, or itself."""
+        average = self.descent.average
+        return self.component if average is None else cast(Component, average.module)
 
     @property
     def forgotten(self) -> Counter[str]:
