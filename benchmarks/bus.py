@@ -160,6 +160,16 @@ def summary(found: dict[str, Size]) -> dict[str, object]:
     return {"throughput_vs_raw": vs_raw, **medians, "spread": spread, "figures": raw, "ray": "ray" in CONTENDERS}
 
 
+def verdict(kind: str, size: str, ratio: float) -> str:
+    """The target beside a ratio, if there is one, and whether it is missed."""
+    target = TARGETS[kind].get(size)
+    if target is None:
+        return ""
+    trip = kind.startswith("roundtrip")
+    met = ratio <= target if trip else ratio >= target
+    return rf" \[{'≤' if trip else '≥'} {target}{'' if met else ', missed'}]"
+
+
 def show(found: dict[str, Size], console: Console) -> None:
     """Two tables: figures, and ratios beside their targets."""
     table = Table("", *found, title="MB/s   round trip p50/p99 in µs")
@@ -175,12 +185,14 @@ def show(found: dict[str, Size], console: Console) -> None:
     for kind in COMPARED:
         cells = []
         for size, figures in found.items():
-            by_round, target = ratios(figures, kind), TARGETS[kind].get(size)
-            bound = "≤" if kind.startswith("roundtrip") else "≥"
-            wanted = "" if target is None else rf" \[{bound} {target}]"
-            cells.append(f"{statistics.median(by_round):.2f} ({min(by_round):.2f} to {max(by_round):.2f}){wanted}")
+            by_round = ratios(figures, kind)
+            spread = f"{statistics.median(by_round):.2f} ({min(by_round):.2f} to {max(by_round):.2f})"
+            cells.append(spread + verdict(kind, size, statistics.median(by_round)))
         table.add_row(kind, *cells)
     console.print(table)
+    console.print(
+        "Of a message below 1 MB most of the time is Python; python -m benchmarks.stages shows on what it goes."
+    )
     if "ray" not in CONTENDERS:
         console.print("Ray is not installed and was left out.")
 

@@ -306,7 +306,8 @@ Edge = ParentEnd | ChildEnd
 
 def _remember(memory: "OrderedDict[int, V]", id: int, what: V, window: int) -> None:
     """Keep the newest few."""
-    memory.pop(id, None)
     memory[id] = what
-    while len(memory) > max(MEMORY * window, 16):
+    memory.move_to_end(id)
+    kept = MEMORY * window
+    while len(memory) > kept and len(memory) > 16:
         memory.popitem(last=False)

@@ -66,18 +66,18 @@ class EdgeMailbox:
         until = now + wait_s
         letters: list[Letter] = []
         if wait_s <= 0.0 or now >= self._tick_at:
-            letters = self._collect()
+            letters = self._collect(now)
         while not letters and (left := until - now) > 0.0:
             passed = self._transport.wait(min(left, self._tick_s))
-            letters = self._collect()
+            now = self._transport.now()
+            letters = self._collect(now)
             if not passed:
                 break
-            now = self._transport.now()
         return letters
 
     def room(self, child: str) -> bool:
         """Whether an activation sent to `child` now would fit into the window of an open edge."""
-        return self._edge(self._asks, child).room()
+        return (self._asks.get(child) or self._edge(self._asks, child)).room()
 
     def send(self, peer: str, message: Message) -> bool:
         """Send without blocking. False: not sent, and counted in `counts.dropped` by reason.
@@ -137,7 +137,7 @@ class EdgeMailbox:
             until = self.now() + self._transport.farewell_s
             while any(edge.awaits() for edge in self._every()) and (left := until - self.now()) > 0.0:
                 self._transport.wait(min(left, self._tick_s))
-                self._collect()
+                self._collect(self.now())
         finally:
             self._transport.close()
 
@@ -150,9 +150,8 @@ class EdgeMailbox:
             raise ValueError(f"{peer!r} is no such neighbour of {self.name}; there are: {', '.join(edges) or 'none'}")
         return edge
 
-    def _collect(self) -> list[Letter]:
+    def _collect(self, now: float) -> list[Letter]:
         """Take what has come and look after the edges. Ages are stamped after all of it was heard."""
-        now = self._transport.now()
         mail: Mail = []
         for peer, frames in self._transport.receive():
             self._open(peer, frames, now, mail)

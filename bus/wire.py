@@ -115,13 +115,10 @@ class Preamble(NamedTuple):
     schema: int = 0
     heard: int = 0
     """Of a hello: incarnation of the receiver that the sender has heard a hello of, 0 if none."""
-    tensors: tuple[Described, ...] = ()
-    places: tuple[int, ...] = ()
-    """Of each tensor, in `TENSORS` of the kind."""
+    tensors: tuple[tuple[int, Described, int], ...] = ()
+    """Of each its place in `TENSORS` of the kind, what is said of it, and where it begins if it is in frame 0."""
     lengths: tuple[int, ...] = ()
     """Of each, in bytes."""
-    starts: tuple[int, ...] = ()
-    """Where each begins, if they are in frame 0."""
     end: int = 64
     """How long frame 0 is then."""
 
@@ -292,12 +289,12 @@ def message_of(header: Header, frames: Frames, pool: Pool, samples: Tensor | Non
     preamble, _, of, version = header
     parts: list[Tensor | None] = [None] * TENSORS_CAP
     if len(frames) > 1:
-        for i, place in enumerate(preamble.places):
-            parts[place] = tensors.unpack(preamble.tensors[i], _owned(frames[i + 1], pool), 0)
+        for (place, described, _), frame in zip(preamble.tensors, frames[1:], strict=True):
+            parts[place] = tensors.unpack(described, _owned(frame, pool), 0)
     else:
         owned = bytearray(frames[0])
-        for i, place in enumerate(preamble.places):
-            parts[place] = tensors.unpack(preamble.tensors[i], owned, preamble.starts[i])
+        for place, described, start in preamble.tensors:
+            parts[place] = tensors.unpack(described, owned, start)
     bulk, extra, third = parts
     if bulk is None:
         raise ValueError(f"a {preamble.kind} is no message")
@@ -347,7 +344,8 @@ def _preamble(words: bytes, of_run: int) -> Preamble | Reason:
     end = _ENDS[mask]
     if _HEAD.size + len(words) != end:
         return Reason.FRAMES
-    described, lengths, starts = [], [], []
+    places = iter([place for place in range(TENSORS_CAP) if mask >> place & 1])
+    described, lengths = [], []
     for dtype, ndim, codec, *sizes in _TENSOR.iter_unpack(words[_PREAMBLE.size :]):
         if dtype >= len(TYPES) or codec >= len(CODECS):
             return Reason.DTYPE
@@ -357,14 +355,12 @@ def _preamble(words: bytes, of_run: int) -> Preamble | Reason:
         length = tensors.length(each)
         if length is None:
             return Reason.SIZE
-        described.append(each)
+        described.append((next(places), each, end))
         lengths.append(length)
-        starts.append(end)
         end += length + (-length & 7)
-    places = tuple(place for place in range(TENSORS_CAP) if mask >> place & 1)
     owes, indexed = bool(flags & _OWES), bool(flags & _INDEXED)
     head = _KINDS[code], run, sender, incarnation, owes, indexed, window, schema, heard
-    return Preamble(*head, tuple(described), places, tuple(lengths), tuple(starts), end)
+    return Preamble(*head, tuple(described), tuple(lengths), end)
 
 
 def _bytes(tensor: Tensor, described: Described) -> memoryview:

@@ -27,6 +27,15 @@ def test_the_bus_benchmark_compares_every_contender() -> None:
     assert {"mach tcp inline", "pyzmq tcp", "memcpy", "unix socket"} < set(found["figures"]["1KB"])
 
 
+def test_the_stages_of_a_message_are_parts_of_its_way() -> None:
+    found = last_line("benchmarks.stages", "--messages", "20", "--json")
+    assert len(found) == 8
+    for stages in found.values():
+        assert stages["check"] > 0
+        assert 0 < stages["hand over"] < stages["send"]
+        assert 0 < stages["fetch"] < stages["receive"]
+
+
 def test_the_overhead_benchmark_prints_its_ratio_last() -> None:
     found = last_line("benchmarks.overhead", "--rounds", "1", "--steps", "5", "--json")
     assert found["ratio"] > 0

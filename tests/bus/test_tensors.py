@@ -99,5 +99,5 @@ def test_every_kind_has_its_codec(rows: int) -> None:
         header = wire.inspect(frames, "run")
         assert isinstance(header, Header)
         assert isinstance(wire.message_of(header, frames, Pool()), type(message))
-        sizes.append(CODECS[header.preamble.tensors[0].codec])
+        sizes.append(CODECS[header.preamble.tensors[0][1].codec])
     assert sizes == [Codec.INT8, Codec.FP16, Codec.BF16]
