@@ -57,6 +57,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """As of `mach status`; seconds are virtual, process numbers 0."""
     curves: dict[str, list[Point]]
     """Every examination, by component."""
+    symbols: bool
+    """Whether the data are symbols, which are judged by bits, others by accuracy."""
     versions: dict[str, dict[str, dict[int, int]]]
     """Staleness at use, whole run: component → `target` or `gradient` → versions → how often."""
     digest: str
@@ -243,6 +245,7 @@ class Simulation:
         return Outcome(
             timing=self.stage.timing,
             status=self.status(),
+            symbols=self.stage.dataset.symbols > 0,
             curves={name: life.curve for name, life in self.lives.items()},
             versions={
                 name: {kind: dict(sorted(ages.items())) for kind, ages in diary.versions.items()}
