@@ -25,13 +25,22 @@ RELAY_RETRY_S = 5.0
 """Longest wait for the answer to an examination's question, where an edge's own time-out is longer."""
 
 
-def learner_of(config: Config, index: int, children: Sequence[str], dataset: Dataset, device: torch.device) -> Learner:
-    """Component `index` of a run with its own weights, optimiser and schedule.
+def learner_of(
+    config: Config,
+    index: int,
+    children: Sequence[str],
+    dataset: Dataset,
+    device: torch.device,
+    component: Component | None = None,
+) -> Learner:
+    """Component `index` of a run with its own weights, optimiser and schedule; `component`, if one is there already.
 
     Raises:
         ConfigError: a family of networks that is not known, or an optimiser that this torch does not have.
     """
-    component = component_of(config, index, children, dataset).to(device)
+    if component is None:
+        component = component_of(config, index, children, dataset)
+    component = component.to(device)
     return Learner(
         component,
         optimiser_of(config.optimiser, component),

@@ -59,7 +59,7 @@ def restore(descent: Descent, memory: Memory, state: State, now: float, input_sh
     if optimiser.values["kind"] == type(descent.optimiser).__name__:
         pack.into_optimiser(descent.optimiser, optimiser)
     for name, tensor in gathered.tensors.items():
-        parameters[name].grad = tensor.to(parameters[name].device)
+        parameters[name].grad = tensor.to(parameters[name].device, copy=True)  # to be added to
     memory.late = late
     descent.go_on(state.values["version"], gathered.values.get("count", 0))
 

@@ -39,6 +39,7 @@ class Held:
     """Of the embedding that we answered with, and so of its gradient."""
     net: Component | None = None
     a: Tensor | None = None  # [B, D] with its graph in `net`
+    seen: Tensor | None = None  # [B, D] as it was, without a graph: what a guess was made from
 
 
 class Recompute:
