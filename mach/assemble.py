@@ -53,6 +53,7 @@ def learner_of(
         method=config.method,
         staleness=config.staleness,
         stream=stream_of(config, index, dataset),
+        average=config.evaluate.average,
     )
 
 
@@ -67,6 +68,7 @@ def component_of(config: Config, index: int, children: Sequence[str], dataset: D
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, index, "weights"))
         component = made(place)
+        component.residual = config.model.join == "residual"
         if config.method.guess and config.wiring == "stream" and children:
             component.guess = Guess(activation_shape(component, place)[-1], dataset.classes)
     return component
@@ -108,7 +110,7 @@ def stream_of(config: Config, index: int, dataset: Dataset) -> Stream | None:
 
 def exam_of(config: Config, learner: Learner, dataset: Dataset) -> Exam | Relay:
     """The examination of a component: over its children's answers, or in stream wiring along the whole chain."""
-    common = (learner.component, dataset, learner.children, config.train.batch_size)
+    common = (learner.examined, dataset, learner.children, config.train.batch_size)
     retry_s = config.bus.timeout_ms / 1000
     stream = learner.stream
     if stream is None:

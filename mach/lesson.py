@@ -130,8 +130,7 @@ class Teacher:
         for each in late:
             factor = self.staleness.scale(version - each.held.version, version)
             if factor is not None and self.loss.late > 0.0:
-                net, a = self.late.then(each.held)
-                e = net.embed(a, net.imitate(a))
+                e = self.late.answered(each.held)
                 pulled.append(scaled(pull(e, each.gradient), factor / self.staleness.together))
         if pulled:
             learnt.add("late", torch.stack(pulled).sum(), self.loss.late, late=True)

@@ -5,6 +5,7 @@ checkpoints/c0/
         state.safetensors   tensors by name
         manifest.json       everything else, and how long the other files must be and their SHA-256
     1400/
+    lock                    held by the life that writes here
     .1600                   being written, or left by a writer that was killed: nobody's, removed at the next start
 
 Knows no torch, so that a launcher can ask what there is. Laws: a directory with a number for a name was renamed

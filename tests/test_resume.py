@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from cli import cli
 from configs.load import load
 from conftest import Launched, mach, wait_gone
 from mach.recipes import RECIPES
@@ -54,6 +56,27 @@ def kill_launcher(run: Launched) -> None:
     assert all(wait_gone(pid) for pid in pids)
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (("--help",), 0, "mach resume my-run --steps 4000"),
+        (("nothing",), 3, "there is no run 'nothing'"),
+        ((), 3, "there is no run in"),
+        (("broken",), 2, "no plan of this version"),
+        (("broken", "--steps", "5", "--minutes", "1"), 2, "--steps and --minutes"),
+    ],
+)
+def test_what_cannot_be_resumed_is_one_sentence(
+    tmp_path: Path, words: tuple[str, ...], code: int, sentence: str
+) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "plan.json").write_text("{")
+    found = CliRunner().invoke(cli, ["resume", "--runs", str(tmp_path), *words])
+    assert found.exit_code == code
+    assert sentence in found.output
+    assert code == 0 or len(found.output.strip().splitlines()) == 1
+
+
 def test_a_finished_run_in_lockstep_goes_on_as_if_it_had_never_ended(launch: Launch) -> None:
     """100 + resume + 100 equals 200, bit for bit; and what is refused meanwhile changes nothing."""
     run = launch("--steps", "100", "--lockstep", *QUICK, *WORDS)
@@ -71,19 +94,19 @@ def test_a_finished_run_in_lockstep_goes_on_as_if_it_had_never_ended(launch: Lau
 
 def test_a_killed_run_in_lockstep_goes_on_from_the_last_common_step(launch: Launch) -> None:
     """kill -9 of the launcher after step 100; one component's newest checkpoint is damaged besides."""
-    run = launch("--steps", "200", "--lockstep", *QUICK, *WORDS, "--set", "checkpoint.every_steps=20")
+    run = launch("--steps", "100000", "--lockstep", *QUICK, *WORDS, "--set", "checkpoint.every_steps=20")
     run.until(lambda status: min(row["step"] for row in status["components"]) > 100)
     kill_launcher(run)
-    common = min(shelf(run, f"c{i}").versions()[0] for i in range(2))
-    assert common >= 100
-    state = shelf(run, "c1").path(common) / STATE
+    newest = min(shelf(run, f"c{i}").versions()[0] for i in range(2))
+    assert newest >= 100
+    state = shelf(run, "c1").path(newest) / STATE
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
     state.write_bytes(content)
-    more = launch(resume=True)
+    more = launch("--steps", str(newest + 80), resume=True)
     assert more.end() == 0, more.output
-    assert f"in lock-step from step {common - 20}" in more.output
-    assert_equals_the_reference(run, 200)
+    assert f"in lock-step from step {newest - 20}" in more.output
+    assert_equals_the_reference(run, newest + 80)
 
 
 def test_stopped_damaged_killed_and_gone_on_to_the_end(launch: Launch) -> None:

@@ -26,19 +26,20 @@ FIXED = (
 
 
 def recorded_plan(run: RunDir) -> Plan:
-    """The plan of the newest launch or resume.
+    """The plan of the newest launch or resume; its directory is where it lies now.
 
     Raises:
         RunError: it is gone or damaged.
     """
     try:
-        return msgspec.json.decode(run.plan.read_bytes(), type=Plan)
+        plan = msgspec.json.decode(run.plan.read_bytes(), type=Plan)
     except OSError as error:
         raise RunError(f"{run.plan}: cannot be read ({error.strerror}); is {run.path} a run of mach launch?") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise RunError(
             f"{run.plan}: is no plan of this version ({error}); earlier ones lie in {run.path / 'earlier'}"
         ) from error
+    return msgspec.structs.replace(plan, run=run.name, directory=str(run.path.absolute()))
 
 
 def config_of(plan: Plan, file: str | None, settings: Sequence[str]) -> Config:

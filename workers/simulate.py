@@ -37,7 +37,8 @@ from workers.stage import Stage
 from workers.status import ComponentStatus, Status
 from workers.stub import live as live_as
 from workers.timing import Timing
-from workers.trainer import Life, Trainer
+from workers.trainer import Life
+from workers.turns import Trainer
 
 LOOK_S = 0.25
 """Real seconds between two looks of somebody who watches."""

@@ -236,3 +236,23 @@ def test_gradients_gathered_so_far_go_on_with_the_state() -> None:
         learner.step(batch(1), 0.0)
         assert learner.version == 1
     assert_equal(list(first.component.parameters()), list(second.component.parameters()))
+
+
+def test_what_is_examined_may_be_a_moving_average_of_the_weights() -> None:
+    plain = learner_with()
+    assert plain.examined is plain.component
+    torch.manual_seed(0)
+    component = build(Model(embedding=E, joiner=(8,)), (5,), K).double()
+    optimiser = torch.optim.SGD(component.parameters(), lr=LR)
+    learner = Learner(component, optimiser, Loss(), window=W, device=CPU, sample_shape=(5,), average=0.75)
+    expected: Tensor | None = None
+    for id in range(4):
+        learner.step(batch(id), 0.0)
+        weight = component.head.weight.detach().clone()
+        expected = weight if expected is None else 0.75 * expected + 0.25 * weight
+    assert expected is not None
+    assert not torch.equal(learner.examined.head.weight, component.head.weight)
+    torch.testing.assert_close(learner.examined.head.weight.detach(), expected, rtol=1e-12, atol=1e-12)
+    other = Learner(copy.deepcopy(component), optimiser, Loss(), window=W, device=CPU, sample_shape=(5,), average=0.75)
+    other.restore(learner.state(0.0), 0.0)
+    torch.testing.assert_close(other.examined.head.weight.detach(), expected, rtol=1e-12, atol=1e-12)

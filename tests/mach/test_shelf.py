@@ -1,6 +1,8 @@
 """Checkpoints on disk: whole or not at all, the newest kept, damage seen wherever it is."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -153,3 +155,48 @@ def test_a_file_system_that_fails_leaves_nothing_partial(c0: Shelf, monkeypatch:
     assert c0.sound("c0") == [4]
     save(c0, 6)
     assert c0.sound("c0") == [6, 4]
+
+
+KILLED = """
+import os, random, select, signal, sys
+from pathlib import Path
+import torch
+from mach.checkpoint import load_state, save_state
+from mach.shelf import Shelf
+from mach.state import State
+
+shelf, chance, halves, reached = Shelf(Path(sys.argv[1])), random.Random(7), 0, 0
+for life in range(40):
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        for version in range(reached + 1, reached + 1000):
+            state = State({"w": torch.full((1 << 14,), float(version))})
+            save_state(shelf, state, component="c0", version=version, incarnation=life, config="", keep=2)
+            os.write(writing, b".")
+        os._exit(1)
+    os.close(writing)
+    for _ in range(chance.randrange(3)):
+        os.read(reading, 1)
+    select.select([], [], [], chance.uniform(0.0, 0.004))  # somewhere within the next one
+    os.kill(pid, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    os.close(reading)
+    halves += any(path.name.startswith(".") for path in shelf.folder.iterdir()) if shelf.folder.is_dir() else 0
+    shelf.sweep()
+    there = shelf.versions()
+    assert there == shelf.sound("c0"), there
+    assert len(there) <= 3 and (not reached or there[0] >= reached), there
+    reached = there[0] if there else 0
+    if there:
+        assert load_state(shelf, reached, "c0")[1].tensors["w"].eq(reached).all()
+print(halves, reached)
+"""
+
+
+def test_a_writer_killed_at_any_moment_leaves_only_whole_ones_and_never_goes_back(c0: Shelf) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(c0.folder)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    halves, reached = map(int, done.stdout.split())
+    assert halves > 0, "some were killed while they wrote"
+    assert reached > 10

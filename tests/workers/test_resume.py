@@ -1,5 +1,6 @@
 """What a run goes on with: its own configuration, what --set allows, the next incarnation, the common step."""
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -152,6 +153,13 @@ def test_lockstep_goes_on_from_the_newest_step_that_is_whole_in_all(run: RunDir)
     assert common_step(run, old) == 100
 
 
+def test_a_run_directory_may_have_been_moved(run: RunDir, tmp_path: Path) -> None:
+    moved = RunDir(run.path.rename(tmp_path / "elsewhere"))
+    plan = recorded_plan(moved)
+    assert (plan.run, plan.directory) == ("elsewhere", str(moved.path))
+    assert resumed_plan(plan, config_of(plan, None, ()), None, run.path, ("cpu",)).directory == str(moved.path)
+
+
 def test_devices_are_those_it_had(run: RunDir) -> None:
     plan = plan_of(run, "n_components=3")
     assert same_devices(plan) == "cpu"
@@ -168,3 +176,11 @@ def test_a_run_directory_is_taken_up_again_with_its_last_plan_put_by(run: RunDir
     assert run.metrics("c0").read_text() == "kept"
     with pytest.raises(FileExistsError):
         run.make()
+
+
+def test_one_launcher_at_a_time(run: RunDir) -> None:
+    lock = run.lock()
+    with pytest.raises(BlockingIOError):
+        run.lock()
+    os.close(lock)
+    os.close(run.lock())

@@ -10,7 +10,7 @@ import pytest
 
 from configs.errors import NoSuchRun, RunError
 from workers import screen
-from workers.report import Accuracies, Losses, Spread, Staleness
+from workers.report import Accuracies, Checkpoint, Losses, Spread, Staleness
 from workers.rundir import RunDir
 from workers.status import ComponentStatus, Status, exit_code_of, find_run, read, write
 
@@ -157,3 +157,16 @@ def test_plain_lines_are_one_a_component() -> None:
     assert len(lines) == 2
     assert "student 98.6% child 99.2%" in lines[0]
     assert lines[1].endswith("(not heard of for 12 s)")
+
+
+def test_checkpoints_show_their_age_and_their_trouble() -> None:
+    row = component(samples=256000, rate=64.2, checkpoint=Checkpoint(step=1200, age_s=75.4, trouble="the disk is full"))
+    ended = component("c1", state="stopped", exit_code=0, checkpoint=Checkpoint(step=1200, age_s=9.0))
+    console = screen.Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    with console.file:
+        console.print(screen.tables(status(components=[row, ended, component("c2")]), 80))
+        text = console.export_text()
+    assert "75 s ago !" in text
+    assert "c0: the disk is full" in text
+    assert "at 1,200" in text
+    assert "…" not in text, "nothing is cut off"

@@ -22,7 +22,7 @@ from mach.learner import Step
 from mach.messages import Activation, Age, Letter, Message, Target
 from mach.recipes import RECIPES
 from mach.seeds import seed_of
-from workers.trainer import WAIT_S, Trainer
+from workers.turns import WAIT_S, Trainer
 
 CPU = torch.device("cpu")
 ROUNDS = 50
