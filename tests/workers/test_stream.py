@@ -245,3 +245,31 @@ def test_a_tree_streams_to_every_child() -> None:
     steps = list(chain.run(4))
     assert [step is not None for step in steps[1]] == [True, False, False]
     assert len(steps[1][0].gradient_ages) == 2  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "terms"),
+    [
+        ("mach-stream", ("method.targets=logits", "loss.logits=1"), {"logits", "activation", "late", "distill"}),
+        ("mach-stream", ("staleness.late=stash", "bus.window=2"), {"activation", "late"}),
+        ("mach-stream", ("staleness.policies=[accumulate,clip]", "staleness.accumulate=2"), {"activation", "late"}),
+        ("mach-stream", ("staleness.late=stash", "staleness.policies=[predict,compensate]"), {"activation", "late"}),
+        ("mach-stream", ("method.gradient_reach=full", "model.join=residual"), {"target", "student", "activation"}),
+        ("ddg", ("method.heads=every", "staleness.policies=[bound,shrink]"), {"target", "activation"}),
+    ],
+)
+def test_parts_of_the_method_go_together(recipe: str, settings: tuple[str, ...], terms: set[str]) -> None:
+    config = configuration(recipe, *settings)
+    chain = Chain(config, load_data(config.data))
+    seen: set[str] = set()
+    for steps in chain.run(20):
+        step = steps[1]  # with a parent and a child
+        if step is not None:
+            seen |= set(step.losses)
+            assert all(bool(torch.isfinite(value)) for value in step.losses.values())
+    assert terms <= seen
+    for trainer in chain.trainers:
+        learner = trainer.learner
+        assert learner.version > 5
+        assert not learner.unfit
+        assert set(learner.staleness.counts) <= set(config.staleness.policies)
