@@ -109,13 +109,16 @@ def test_the_newest_run_is_the_default_and_names_are_helped_with(tmp_path: Path)
         find_run(tmp_path / "nowhere", None)
 
 
+KINDS = ("student", "child", "full")
+
+
 def test_the_json_has_exactly_the_documented_fields() -> None:
     document = msgspec.to_builtins(status())
     assert list(document) == [field.name for field in msgspec.structs.fields(Status)]
     row = document["components"][0]
     assert set(row) == {field.name for field in msgspec.structs.fields(ComponentStatus)}
     assert set(row["staleness"]["target"]) == {"count", "p50", "p99", "max", "p50_ms", "p99_ms", "max_ms"}
-    assert set(row["accuracy"]) == {"student", "child", "step"}
+    assert set(row["accuracy"]) == {"step", *(kind + unit for kind in KINDS for unit in ("", "_bits"))}
     assert set(row["loss"]) == {"target", "student", "distill", "trend"}
     assert set(row["messages"]) == {"sent", "received", "dropped", "faults"}
     assert set(row["window"]) == {"size", "in_use"}
