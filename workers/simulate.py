@@ -196,7 +196,7 @@ class Simulation:
         torch.set_num_threads(self.stage.config.threads)
         actors: list[Actor] = [*self.stage.fibres.values(), Watchdog(self)]
         actors += [] if watcher is None else [Observer(self, watcher)]
-        log = RunDir(Path(self.stage.plan.directory)).log("simulation")
+        log = RunDir(Path(self.stage.plan.directory)).launcher_log
         with log.open("w", encoding="utf-8") as self._log:
             try:
                 self.stage.bus.run(actors)
