@@ -192,7 +192,7 @@ class Simulation:
                 self._add_stub(process)
 
     def run(self, watcher: Watcher | None = None) -> None:
-        """From the start to the end of every life; what they say goes to logs/simulation.log."""
+        """From the start to the end of every life; what they say goes to logs/launcher.log."""
         torch.set_num_threads(self.stage.config.threads)
         actors: list[Actor] = [*self.stage.fibres.values(), Watchdog(self)]
         actors += [] if watcher is None else [Observer(self, watcher)]
