@@ -1,5 +1,6 @@
 """Runs in places and numbers that are not the usual ones; launches in a row leave nothing."""
 
+import getpass
 import os
 import shutil
 import signal
@@ -18,6 +19,8 @@ from conftest import Launched
 Launch = Callable[..., Launched]
 QUICK = ("--set", "report.every_ms=100")
 SHM = Path("/dev/shm")
+SHARED = {f"torchinductor_{getpass.getuser()}"}
+"""Torch's cache, one for all programs of a user."""
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
 
@@ -124,7 +127,11 @@ def in_a_row(tmp_path: Path, times: int) -> None:
         # what a killed launcher could not remove, the next one does
         last = [sys.executable, "-m", "mach", "launch", "--runs", str(runs), "--components", "1", "--steps", "1"]
         assert subprocess.run(last, env=places, capture_output=True).returncode == 0
-        assert list(Path(private).iterdir()) == []
+        left = [path for path in Path(private).iterdir() if path.name not in SHARED]
+        # multiprocessing's own, of a launcher that was killed: an empty directory
+        kills = sum(ENDS[number % len(ENDS)] == signal.SIGKILL for number in range(times))
+        assert len(left) <= kills, left
+        assert all(path.name.startswith("pymp-") and list(path.iterdir()) == [] for path in left), left
     assert set(SHM.iterdir()) <= shared
 
 
