@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bus import lane
 from bus.lane import LaneTransport
 from bus.mailbox import Parcel, Peer
-from bus.wire import Frames, Reason, Rejected
+from bus.wire import TENSORS_CAP, Frames, Reason, Rejected
 
 FIRST = b"MACHhead"
 LONG = bytes(range(256)) * 400
@@ -267,7 +267,8 @@ def test_a_false_claim_costs_nothing(ends: Ends, claim: dict[str, object]) -> No
     names = ("index", "count", "number", "generation")
     mark, *words = lane._TICKET.unpack_from(ends.carried()[0])
     said = dict(zip(names, words, strict=False)) | {"lengths": words[4:]} | claim
-    ticket = lane._TICKET.pack(mark, *(said[name] for name in names), *said["lengths"])
+    lengths = [*said["lengths"], *[0] * TENSORS_CAP][:TENSORS_CAP]
+    ticket = lane._TICKET.pack(mark, *(said[name] for name in names), *lengths)
     ends.wires[1].inbox = [(PARENT, [ticket + FIRST])]
     assert ends.refused() == (Reason.STALE_SLOT if "generation" in claim else Reason.TICKET)
 
