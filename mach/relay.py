@@ -14,7 +14,7 @@ Shapes: N samples of the test set, B batch, K classes. Of a sequence every place
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -93,8 +93,10 @@ class Relay:
         """Whether the examination that we began is over."""
         return self._round not in self._rounds or not self.children
 
-    def begin(self, version: int, *, ask: bool = True) -> None:
-        """Component 0 begins an examination, unless one runs; the others wait for questions."""
+    def begin(self, version: int, *, ask: bool = True, pulse: Callable[[], None] = lambda: None) -> None:
+        """Component 0 begins an examination, unless one runs; the others wait for questions. Takes no time of its own,
+        so `pulse` is not called.
+        """
         if not self.draws or not ask or not self.done:
             return
         self._round = version

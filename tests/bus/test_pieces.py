@@ -90,7 +90,8 @@ def test_an_announcement_alone_costs_nothing(pair: tuple[ZmqMailbox, ZmqMailbox]
     dealer = parent._transport._dealers["c1"]  # type: ignore[attr-defined]
     tracemalloc.start()
     for shorter in range(20):
-        dealer.send_multipart([marker(1, (1 << 20) - shorter), b"first", b"x"])
+        announced = sockets._PIECES.pack(sockets._MAGIC, 1, (1 << 20) - shorter, *[0] * (TENSORS_CAP - 1))
+        dealer.send_multipart([announced, b"first", b"x"])
     assert parent.send("c1", Activation(0, 0, torch.ones(3)))
     tracemalloc.reset_peak()
     before, _ = tracemalloc.get_traced_memory()
