@@ -116,7 +116,7 @@ def resume(ctx: click.Context, /, *, run: str | None, runs: Path, file: str | No
 @options(CONFIGURATION)
 @options(TIMING)
 @click.option("--lockstep", is_flag=True, help="Every step waits for its messages.")
-@click.option("--target", type=click.FloatRange(0, 1), help="Accuracy whose time is printed; default: several.")
+@click.option("--target", type=float, help="Accuracy, 0 to 1, or bits, whose time is printed; default: several.")
 @click.option(
     "--json", "as_json", is_flag=True, help="All of it as JSON: status, curves, staleness by version, digest."
 )

@@ -27,7 +27,8 @@ from mach.data import load as load_data
 from mach.recipes import RECIPES
 from workers.keeper import Keeper
 from workers.plan import Plan, make_plan
-from workers.trainer import Trainer, assemble
+from workers.trainer import assemble
+from workers.turns import Trainer
 
 NAME = "c0"
 

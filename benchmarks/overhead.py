@@ -35,7 +35,8 @@ from mach.messages import Letter, Message
 from mach.recipes import RECIPES
 from workers.plan import Plan, make_plan
 from workers.stub import Stub
-from workers.trainer import Trainer, assemble
+from workers.trainer import assemble
+from workers.turns import Trainer
 
 PARENT, SELF, CHILD = "c0", "c1", "c2"
 SCRIPTED: dict[int, dict[str, dict[str, float]]] = {0: {"stub": {}}, 2: {"stub": {}}}

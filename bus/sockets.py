@@ -6,7 +6,7 @@
 Frames of 2 MiB and more travel as pieces of 1 MiB of one message, with a frame before them that says how long they
 are: libzmq's memory for pieces is warm, and they are received in place.
 Laws: HWM is 0 and the edges' windows do the bounding; no send ever blocks, nor does it cost the sender its core:
-libzmq's threads are SCHED_BATCH (a send of 256 KB then takes 11 µs instead of 59; on a busy machine some took 4 ms).
+libzmq's threads are SCHED_BATCH (a send of 256 KB takes 11 µs instead of 59; on busy cores one in ten took 4 ms).
 A context is made after the process has started, and its sockets belong to the thread that made them. Frames of more
 than 64 KiB are sent without a copy, so what they refer to must not change any more. Options measured with pyzmq 27,
 libzmq 4.3.5.

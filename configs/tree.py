@@ -57,6 +57,8 @@ class Model(Node, frozen=True):
     """Hidden widths of the joiner, which maps (activation, target) to the embedding."""
     student: tuple[Positive, ...] = (256,)
     """Hidden widths of a student, which maps the activation to an imitation of the child's embedding."""
+    join: Literal["concat", "residual"] = "concat"
+    """What a component makes of its activation and its children's targets: f([a, d]), or f([a, d]) + d."""
     blocks: Positive = 2
     """Residual blocks of a component's section, in `conv` and `transformer`."""
     channels: Positive = 32
@@ -160,6 +162,8 @@ class Evaluate(Node, frozen=True):
     """Accuracy on the test set: with the student, and with the true child asked over the bus."""
 
     every_steps: Positive = 500
+    average: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.0
+    """Examine an exponential moving average of the weights with this decay, for example 0.999; 0: the weights."""
 
 
 class Checkpoint(Node, frozen=True):

@@ -25,13 +25,22 @@ RELAY_RETRY_S = 5.0
 """Longest wait for the answer to an examination's question, where an edge's own time-out is longer."""
 
 
-def learner_of(config: Config, index: int, children: Sequence[str], dataset: Dataset, device: torch.device) -> Learner:
-    """Component `index` of a run with its own weights, optimiser and schedule.
+def learner_of(
+    config: Config,
+    index: int,
+    children: Sequence[str],
+    dataset: Dataset,
+    device: torch.device,
+    component: Component | None = None,
+) -> Learner:
+    """Component `index` of a run with its own weights, optimiser and schedule; `component`, if one is there already.
 
     Raises:
         ConfigError: a family of networks that is not known, or an optimiser that this torch does not have.
     """
-    component = component_of(config, index, children, dataset).to(device)
+    if component is None:
+        component = component_of(config, index, children, dataset)
+    component = component.to(device)
     return Learner(
         component,
         optimiser_of(config.optimiser, component),
@@ -44,6 +53,7 @@ def learner_of(config: Config, index: int, children: Sequence[str], dataset: Dat
         method=config.method,
         staleness=config.staleness,
         stream=stream_of(config, index, dataset),
+        average=config.evaluate.average,
     )
 
 
@@ -58,6 +68,7 @@ def component_of(config: Config, index: int, children: Sequence[str], dataset: D
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, index, "weights"))
         component = made(place)
+        component.residual = config.model.join == "residual"
         if config.method.guess and config.wiring == "stream" and children:
             component.guess = Guess(activation_shape(component, place)[-1], dataset.classes)
     return component
@@ -99,7 +110,7 @@ def stream_of(config: Config, index: int, dataset: Dataset) -> Stream | None:
 
 def exam_of(config: Config, learner: Learner, dataset: Dataset) -> Exam | Relay:
     """The examination of a component: over its children's answers, or in stream wiring along the whole chain."""
-    common = (learner.component, dataset, learner.children, config.train.batch_size)
+    common = (learner.examined, dataset, learner.children, config.train.batch_size)
     retry_s = config.bus.timeout_ms / 1000
     stream = learner.stream
     if stream is None:

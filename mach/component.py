@@ -24,6 +24,7 @@ class Component(nn.Module):
         head: [B, E] → [B, K].
         students: by child, a → an imitation of that child's embedding, [B, E].
         tokens: whether x are whole numbers that stand for symbols, and no quantities.
+        residual: whether the mean of the targets is added to what the joiner gives: f([a, d]) + d.
         guess: where a recipe wants one, a model of the gradient of the activation (`mach/networks/guess.py`).
     """
 
@@ -35,6 +36,7 @@ class Component(nn.Module):
         students: Mapping[str, nn.Module],
         *,
         tokens: bool = False,
+        residual: bool = False,
         guess: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -43,6 +45,7 @@ class Component(nn.Module):
         self.head = head
         self.students = nn.ModuleDict(dict(students))
         self.tokens = tokens
+        self.residual = residual
         self.guess = guess
 
     @property
@@ -71,8 +74,9 @@ class Component(nn.Module):
 
     def embed(self, a: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """A [B, D] and a target or imitation [B, E] of every child → e [B, E]."""
-        e: Tensor = self.joiner(torch.cat([a, *(targets[child] for child in self.students)], dim=-1))
-        return e
+        d = [targets[child] for child in self.students]
+        e: Tensor = self.joiner(torch.cat([a, *d], dim=-1))
+        return e + torch.stack(d).mean(dim=0) if self.residual and d else e
 
     def classify(self, e: Tensor) -> Tensor:
         """E [B, E] → z [B, K]."""

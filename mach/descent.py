@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mach.component import Component
 from mach.late import Recompute, taken
@@ -22,17 +23,25 @@ class Descent:
         optimiser: torch.optim.Optimizer,
         late: Recompute,
         staleness: Staleness,
-        *,
         schedule: Callable[[int], float] | None,
         update_every: int,
+        average: float = 0.0,
     ) -> None:
-        """`schedule` maps the version to the learning rate; None leaves the optimiser's own."""
+        """`average`: decay of a moving average of the weights, 0 for none.
+
+        `schedule` maps the version to the learning rate; None leaves the optimiser's own.
+        """
         self.component = component
         self.optimiser = optimiser
         self.late = late
         self.staleness = staleness
         self.schedule = schedule
         self.update_every = update_every
+        self.average: AveragedModel | None = None
+        """The moving average of the weights, for examinations."""
+        if average > 0.0:
+            ema = get_ema_multi_avg_fn(average)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(component, multi_avg_fn=ema, use_buffers=True)
         self.version = 0
         """Optimiser steps taken."""
         self.gathered = 0
@@ -88,6 +97,8 @@ class Descent:
                     parameter.grad /= self.gathered
         self.late.stepping()
         self.optimiser.step()
+        if self.average is not None:
+            self.average.update_parameters(self.component)
         self.gathered = 0
         self.version += 1
         self.late.stepped(self.version)

@@ -24,6 +24,8 @@ def state_of(descent: Descent, memory: Memory, now: float) -> State:
     state = State()
     state.add("component", pack.of_module(descent.component))
     state.add("optimiser", pack.of_optimiser(descent.optimiser))
+    if descent.average is not None:
+        state.add("average", pack.of_module(descent.average))
     late = list(memory.late)
     for number, each in enumerate(late):
         state.tensors.update(zip(_inputs(number), each.held.come, strict=False))
@@ -55,11 +57,15 @@ def restore(descent: Descent, memory: Memory, state: State, now: float, input_sh
     for name, tensor in gathered.tensors.items():
         if name not in parameters or parameters[name].shape != tensor.shape or parameters[name].dtype != tensor.dtype:
             raise DataError(f"gathered/{name}: is the gradient of no weight of the configuration's")
+    average = state.under("average")
+    if descent.average is not None and average.tensors:
+        pack.check_module(descent.average, average)
+        pack.into_module(descent.average, average)
     pack.into_module(descent.component, own)
     if optimiser.values["kind"] == type(descent.optimiser).__name__:
         pack.into_optimiser(descent.optimiser, optimiser)
     for name, tensor in gathered.tensors.items():
-        parameters[name].grad = tensor.to(parameters[name].device)
+        parameters[name].grad = tensor.to(parameters[name].device, copy=True)  # to be added to
     memory.late = late
     descent.go_on(state.values["version"], gathered.values.get("count", 0))
 

@@ -12,9 +12,10 @@ Shapes: B batch, D numbers of an activation.
 """
 
 import copy
+import weakref
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from mach.component import Component
 from mach.staleness import Correction, Staleness, ahead
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Held:
     """A batch in our hands: what came in, and the computation it went into."""
 
@@ -39,6 +40,8 @@ class Held:
     """Of the embedding that we answered with, and so of its gradient."""
     net: Component | None = None
     a: Tensor | None = None  # [B, D] with its graph in `net`
+    e: Tensor | None = None  # [B, E] with its graph in `net`
+    seen: Tensor | None = None  # [B, D] as it was, without a graph: what a guess was made from
 
 
 class Recompute:
@@ -55,10 +58,11 @@ class Recompute:
         self._cached: list[Held] = []
 
     def answer(self, held: Held) -> tuple[Component, Tensor]:
-        """(network, a) of a batch that only a parent shall get something of; no graph is needed at once."""
+        """(network, e) of a batch that only a parent shall get something of: e [B, E] over our students."""
         with torch.no_grad():
             net = self._future() or self.component
-            return net, net.activation(*held.come)
+            a = net.activation(*held.come)
+            return net, net.embed(a, net.imitate(a))
 
     def forward(self, held: Held) -> tuple[Component, Tensor]:
         """(network, a) of a batch that a child shall get; by `predict` with weights of the future."""
@@ -78,6 +82,11 @@ class Recompute:
     def then(self, held: Held) -> tuple[Component, Tensor]:
         """Where a late gradient is pulled: (network, a), with its graph."""
         return self.now(held)
+
+    def answered(self, held: Held) -> Tensor:
+        """Where a parent's late gradient is pulled: e [B, E] over our students, with its graph."""
+        net, a = self.then(held)
+        return net.embed(a, net.imitate(a))
 
     def used(self) -> None:
         """A backward pass was made, or weights changed: graphs on today's weights are of no more use."""
@@ -125,23 +134,32 @@ class Stash(Recompute):
 
     def __init__(self, component: Component, staleness: Staleness) -> None:
         super().__init__(component, staleness)
-        self._copies: WeakValueDictionary[int, Component] = WeakValueDictionary()
+        self._copies: dict[int, Component] = {}
         """By version, today's weights of then; by −1 − version, those predicted then."""
+        self._holders: Counter[int] = Counter()
+        self._spare: list[Component] = []
 
     @property
     def copies(self) -> int:
-        """Copies of the weights that are alive."""
+        """Copies of the weights that somebody needs."""
         return len(self._copies)
 
     def answer(self, held: Held) -> tuple[Component, Tensor]:
-        """As `forward`: the graph is kept."""
-        return self.forward(held)
+        """The same, and the graph is kept."""
+        net, a = self.forward(held)
+        with torch.enable_grad():
+            held.e = net.embed(a, net.imitate(a))
+        return net, held.e
+
+    def answered(self, held: Held) -> Tensor:
+        """The kept graph, if there is one."""
+        return super().answered(held) if held.e is None else held.e
 
     def forward(self, held: Held) -> tuple[Component, Tensor]:
         """On a copy of today's weights, or on predicted ones; the graph is kept."""
         if held.net is None or held.a is None:
             with torch.enable_grad():
-                held.net = self._copy()
+                held.net = self._copy(held)
                 held.a = held.net.activation(*held.come)
         return held.net, held.a
 
@@ -172,12 +190,36 @@ class Stash(Recompute):
             parts.append((taken(twin), Correction(own, now, then)))
         return parts
 
-    def _copy(self) -> Component:
+    def _copy(self, held: Held) -> Component:
+        """The copy of these weights, alive at least as long as `held`."""
         future = self._future()
         key = self.version if future is None else -1 - self.version
-        twin = future or self._copies.get(key) or copy.deepcopy(self.component)
-        self._copies[key] = twin
+        if key not in self._copies:
+            self._copies[key] = future or self._fresh()
+        self._holders[key] += 1
+        weakref.finalize(held, self._let_go, key).atexit = False
+        return self._copies[key]
+
+    def _fresh(self) -> Component:
+        """Today's weights, in a copy that nobody needs any more if there is one."""
+        if not self._spare:
+            return copy.deepcopy(self.component)
+        twin = self._spare.pop()
+        with torch.no_grad():
+            rows = zip(twin.state_dict().values(), self.component.state_dict().values(), strict=True)
+            for to, value in rows:
+                to.copy_(value)
         return twin
+
+    def _let_go(self, key: int) -> None:
+        """One holder less."""
+        self._holders[key] -= 1
+        if not self._holders[key]:
+            del self._holders[key]
+            twin = self._copies.pop(key)
+            if key >= 0:
+                twin.zero_grad()
+                self._spare.append(twin)
 
     def _touched(self) -> list[Component]:
         """Copies that a backward pass came to, the oldest first."""

@@ -17,6 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -70,10 +71,12 @@ class Learner:
         method: Method | None = None,
         staleness: StalenessSettings | None = None,
         stream: Stream | None = None,
+        average: float = 0.0,
     ) -> None:
         """`sample_shape` is that of one input. `schedule` maps the version to the learning rate; None leaves the
         optimiser's own. `children` are those that are asked, if others than the component has students for.
-        `stream`: where batches come from in stream wiring; None is skip wiring.
+        `stream`: where batches come from in stream wiring; None is skip wiring. `average`: decay of the moving average
+        of the weights that is examined, 0 for none.
         """
         self.component = component
         self.optimiser = optimiser
@@ -88,22 +91,13 @@ class Learner:
         self.memory = Memory(self.children, window)
         self.staleness = Staleness(staleness or StalenessSettings())
         self.late: Recompute = WAYS[self.staleness.settings.late](component, self.staleness)
+        judges = self.method.heads == "every" or not self.children
         self.teacher = Teacher(
-            component,
-            loss,
-            self.method,
-            self.late,
-            self.staleness,
-            judges=self.method.heads == "every" or not self.children,
-            stream=stream is not None,
+            component, loss, self.method, self.late, self.staleness, judges=judges, stream=stream is not None
         )
+        every = self.method.update_every
         self.descent = Descent(
-            component,
-            optimiser,
-            self.late,
-            self.staleness,
-            schedule=schedule,
-            update_every=self.method.update_every,
+            component, optimiser, self.late, self.staleness, schedule=schedule, update_every=every, average=average
         )
         self._lessons = LESSONS["skip" if stream is None else self.method.gradient_reach]
         self._at_hand: tuple[Batch, Held] | None = None
@@ -114,6 +108,12 @@ class Learner:
     def version(self) -> int:
         """Optimiser steps taken."""
         return self.descent.version
+
+    @property
+    def examined(self) -> Component:
+        """What examinations judge: the moving average of the component, or itself."""
+        average = self.descent.average
+        return self.component if average is None else cast(Component, average.module)
 
     @property
     def forgotten(self) -> Counter[str]:
@@ -170,9 +170,9 @@ class Learner:
         if asked.inputs.shape[1:] == self.sample_shape and self.component.takes(asked.inputs):
             x = asked.inputs.to(self.device, None if self.component.tokens else self.dtype)
             held = Held(asked.id, (x,), None, parent, self.version, now)
-            net, a = self.late.answer(held)
+            net, e = self.late.answer(held)
             with torch.no_grad():
-                e = net.embed(a, net.imitate(a))
+                e = e.detach()
                 z = net.classify(e) if self.method.targets == "logits" else None
         if held is None or e is None or not math.isfinite(float(e.sum())):  # what is not finite in x is not in e
             self.unfit["activation"] += 1

@@ -116,8 +116,9 @@ class Teacher:
             self._judge(lesson, d, learnt)
         if lesson.own and self.component.guess is not None and held.labels is not None:
             _, a = self.late.now(held)
+            held.seen = a.detach()
             with torch.no_grad():
-                guessed = self.component.guess(a.detach(), held.labels) / len(a)
+                guessed = self.component.guess(held.seen, held.labels) / len(a)
             learnt.add("activation", pull(a, guessed))
         for each in lesson.arrived:
             if each.target.gradient is not None:
@@ -129,8 +130,7 @@ class Teacher:
         for each in late:
             factor = self.staleness.scale(version - each.held.version, version)
             if factor is not None and self.loss.late > 0.0:
-                net, a = self.late.then(each.held)
-                e = net.embed(a, net.imitate(a))
+                e = self.late.answered(each.held)
                 pulled.append(scaled(pull(e, each.gradient), factor / self.staleness.together))
         if pulled:
             learnt.add("late", torch.stack(pulled).sum(), self.loss.late, late=True)
@@ -180,13 +180,13 @@ class Teacher:
         factor = self.staleness.scale(version - held.version, version)
         if factor is None:
             return
-        _, a = self.late.then(held)
         guess = self.component.guess
         if guess is not None and held.labels is not None:
-            wrong = (guess(a.detach(), held.labels) - g * len(g)).square().mean()
-            learnt.add("guess", wrong)
+            seen = self.late.then(held)[1].detach() if held.seen is None else held.seen
+            learnt.add("guess", (guess(seen, held.labels) - g * len(g)).square().mean())
         else:
             share = 1.0 if self.method.gradient_reach == "full" else 1.0 / self.staleness.together
+            _, a = self.late.then(held)
             learnt.add("activation", scaled(pull(a, g), factor * share), self.loss.activation, late=True)
 
 

@@ -43,13 +43,15 @@ def adamw(settings: Optimiser, component: Component) -> torch.optim.Optimizer:
 
 
 def sgd(settings: Optimiser, component: Component) -> torch.optim.Optimizer:
-    """Stochastic gradient descent with momentum, fused."""
+    """Stochastic gradient descent with momentum; fused, which torch does only if every weight has a gradient from the
+    first step on, as a model of gradients has not.
+    """
     return torch.optim.SGD(
         component.parameters(),
         lr=settings.lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
-        fused=True,
+        fused=component.guess is None,
     )
 
 

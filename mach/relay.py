@@ -93,9 +93,10 @@ class Relay:
         """Whether the examination that we began is over."""
         return self._round not in self._rounds or not self.children
 
-    def begin(self, version: int, *, ask: bool = True, pulse: Callable[[], None] = lambda: None) -> None:
-        """Component 0 begins an examination, unless one runs; the others wait for questions. Takes no time of its own,
-        so `pulse` is not called.
+    def begin(self, version: int, *, ask: bool = True, pulse: Callable[[], None] | None = None) -> None:
+        """Component 0 begins an examination, unless one runs; the others wait for questions.
+
+        `pulse`, as of an `Exam`, is not needed: no part takes longer than a step.
         """
         if not self.draws or not ask or not self.done:
             return

@@ -7,7 +7,7 @@ that the fault has fired, and falls ill in the middle of its step.
 import ctypes
 import os
 import resource
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from configs.tree import Model
 from mach.component import Component
 from mach.networks.mlp import mlp as healthy
+from mach.networks.place import Place
 
 
 def hang() -> None:
@@ -44,16 +44,16 @@ AILMENTS: Mapping[str, Callable[[], Any]] = {
 }
 
 
-def mlp(model: Model, sample_shape: tuple[int, ...], classes: int, children: Sequence[str]) -> Component:
-    component = healthy(model, sample_shape, classes, children)
+def mlp(place: Place) -> Component:
+    component = healthy(place)
     note = Path(os.environ["AILING"]) / str(os.getpid())
 
-    def activation(self: Component, x: Tensor) -> Tensor:
+    def activation(self: Component, *come: Tensor) -> Tensor:
         if note.exists():
             ailment = AILMENTS[note.read_text()]
             note.unlink()
             ailment()
-        return Component.activation(self, x)
+        return Component.activation(self, *come)
 
     component.activation = MethodType(activation, component)  # type: ignore[method-assign]
     return component

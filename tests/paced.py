@@ -6,19 +6,18 @@ few steps, on a slow machine as on a fast one.
 
 import os
 import time
-from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from configs.tree import Model
 from mach.component import Component
 from mach.networks.mlp import mlp as plain
+from mach.networks.place import Place
 
 
-def mlp(model: Model, sample_shape: Sequence[int], classes: int, children: Sequence[str]) -> Component:
+def mlp(place: Place) -> Component:
     """The networks of `mlp`; the head, which every step trains once or twice, sleeps half of $PACE_S each time."""
-    component = plain(model, sample_shape, classes, children)
+    component = plain(place)
     pause_s = float(os.environ["PACE_S"]) / 2
 
     def pause(head: nn.Module, inputs: object) -> None:

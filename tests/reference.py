@@ -4,6 +4,7 @@ At step t every component draws its batch t. Every child answers its parents' ba
 version t, its students standing in for its own children. Then every component makes one step on
 
     L = w_child · CE(head(joiner(a, d)), y) + w_student · CE(head(joiner(a, s)), y) + w_distill · distill(s, d)
+        + w_logits · T²·KL(softmax(z_d/T) ‖ softmax(z_s/T))     of takd: z_d the child's logits, z_s ours over students
         + w_late · Σ over parents ⟨e(x), g⟩     x, g: the parent's batch t−1 and its ∂L/∂d of that step
 
 and keeps ∂L/∂d of every child's target d for the child's step t+1. Without children L is the student's term alone,
@@ -42,10 +43,14 @@ def train(config: Config, steps: int) -> list[dict[str, Tensor]]:
         batches = [next(order) for order in orders]
         with torch.no_grad():
             answers = {(i, j): alone(networks[j], batches[i].inputs) for i in everybody for j in children[i]}
+            logits = {edge: networks[edge[1]].head(e) for edge, e in answers.items()}
         owed: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         for i in everybody:
             targets = {name_of(j): answers[i, j].clone().requires_grad_() for j in children[i]}
             total = own_loss(config, networks[i], batches[i], targets)
+            if config.loss.logits > 0:
+                for j in children[i]:
+                    total = total + config.loss.logits * taught(config, networks[i], batches[i], logits[i, j])
             late = [paid[k, i] for k in parents[i] if (k, i) in paid]
             if late and config.loss.late > 0:
                 pulled = torch.stack([(alone(networks[i], x) * g).sum() for x, g in late]).sum()
@@ -77,6 +82,14 @@ def own_loss(config: Config, network: Component, batch: Batch, targets: dict[str
     distance = torch.stack([distill(config, s[name], targets[name].detach()) for name in s]).sum()
     weight = config.loss
     return weight.child * with_targets + weight.student * with_students + weight.distill * distance
+
+
+def taught(config: Config, network: Component, batch: Batch, z_d: Tensor) -> Tensor:
+    """The logits over the students against the child's, both at temperature T (arXiv 1902.03393)."""
+    t = config.loss.temperature
+    p_d = (z_d / t).softmax(dim=1)
+    log_s = (network.head(alone(network, batch.inputs)) / t).log_softmax(dim=1)
+    return t**2 * (p_d * (p_d.log() - log_s)).sum(dim=1).mean()
 
 
 def distill(config: Config, s: Tensor, d: Tensor) -> Tensor:

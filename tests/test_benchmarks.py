@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 
 def last_line(*words: str) -> dict:
     done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=120)
@@ -55,3 +57,12 @@ def test_the_checkpoint_benchmark_writes_some_and_prints_its_ratio_last() -> Non
     assert found["ratio"] > 0
     assert found["checkpoints"] > 0
     assert found["bytes"] > 100_000
+
+
+@pytest.mark.slow
+def test_the_recovery_benchmark_kills_and_sees_everybody_back() -> None:
+    found = last_line("benchmarks.recovery", "--rounds", "1", "--seconds", "3", "--kill", "1/s", "--json")
+    assert found["kills"] == found["restarts"] == 3
+    assert found["lost"] == []
+    assert 0 < found["restart_s"]["p50"] <= found["restart_s"]["max"]
+    assert found["peers_rate_ratio"] > 0

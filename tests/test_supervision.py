@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import ailing
@@ -52,6 +53,7 @@ def test_only_the_killed_one_begins_anew_and_its_neighbours_meet_it_again(launch
     assert run.end() == 130, run.output
 
 
+@pytest.mark.chaos
 def test_every_ailment_is_named_and_survived(launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AILING", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(Path(ailing.__file__).parent), prepend=os.pathsep)
@@ -100,16 +102,40 @@ def test_a_restart_that_was_asked_for(launch: Launch) -> None:
     assert mach("restart", run.name, "c1", *words).returncode == 2
 
 
+@pytest.mark.chaos
 def test_a_run_directory_that_vanishes_is_made_anew_and_nobody_stops(launch: Launch) -> None:
     run = launch("--components", "2", *ENDLESS)
     before = rows(run.until(well_under_way))
     shutil.rmtree(run.directory)
     after = rows(run.until(lambda status: rows(status)["c0"]["step"] > before["c0"]["step"] + 50))
     assert [row["pid"] for row in after.values()] == [row["pid"] for row in before.values()]
+    run.directory.rename(run.directory.with_name("aside"))
+    run.directory.write_text("in the way")
+    assert run.process.stdout is not None
+    line = next(line for line in run.process.stdout if "cannot be written" in line)
+    assert line.startswith("mach: ")
+    run.directory.unlink()
+    assert next(line for line in run.process.stdout if "mach: " in line).endswith("can be written again\n"), "said once"
+    after = rows(run.until(lambda status: rows(status)["c0"]["step"] > after["c0"]["step"] + 50))
     assert (run.directory / "config.yaml").exists()
     os.kill(after["c1"]["pid"], signal.SIGKILL)
     run.until(lambda status: back(status, "c1"))
     assert (run.directory / "logs" / "c1.2.log").exists()
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end() == 130, run.output
+
+
+def test_a_killed_forkserver_takes_all_components_along_and_they_all_begin_anew(launch: Launch) -> None:
+    run = launch("--components", "2", *ENDLESS)
+    before = rows(run.until(well_under_way))
+    helper = psutil.Process(before["c0"]["pid"]).parent()
+    assert helper is not None
+    assert helper.ppid() == run.process.pid
+    helper.kill()
+    after = rows(run.until(lambda status: back(status, "c0") and back(status, "c1")))
+    for name in ("c0", "c1"):
+        assert wait_gone(before[name]["pid"])
+        assert "forkserver" in after[name]["failure"]["reason"]
     run.process.send_signal(signal.SIGTERM)
     assert run.end() == 130, run.output
 

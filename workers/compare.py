@@ -28,7 +28,8 @@ from workers.commands import run_quietly
 from workers.curves import Point
 from workers.report import Report, Spread
 from workers.rundir import RunDir
-from workers.simulate import effort_of, simulate
+from workers.simulate import simulate
+from workers.spent import effort_of
 from workers.status import Status
 from workers.timing import Timing
 

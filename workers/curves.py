@@ -11,6 +11,8 @@ from rich.table import Table
 
 MARKS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 """Accuracies whose times are shown where no target is given."""
+MARKS_BITS = (6.0, 5.0, 4.0, 3.5, 3.0, 2.75, 2.5, 2.25, 2.0)
+"""The same in bits, for data that are judged by them."""
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +36,7 @@ Curves = Mapping[str, Sequence[Point]]
 
 
 class Reached(msgspec.Struct, frozen=True, kw_only=True):
-    """When components reached an accuracy, in seconds; the times are of those that did."""
+    """When components reached a mark, in seconds; the times are of those that did."""
 
     mark: float
     by: int
@@ -45,20 +47,23 @@ class Reached(msgspec.Struct, frozen=True, kw_only=True):
     last_s: float | None
 
 
-def time_to(mark: float, curve: Iterable[Point], kind: str = "student") -> float | None:
-    """Seconds until a component's accuracy was first at least `mark`; `kind` is `student` or `child`."""
+def time_to(mark: float, curve: Iterable[Point], kind: str = "student", *, bits: bool = False) -> float | None:
+    """Seconds until a component was first at `mark`: at least such an accuracy, or at most so many bits.
+
+    `kind` is `student` or `child`.
+    """
     for point in curve:
-        value = getattr(point, kind)
-        if value is not None and value >= mark:
+        value = getattr(point, f"{kind}_bits" if bits else kind)
+        if value is not None and (value <= mark if bits else value >= mark):
             return point.seconds
     return None
 
 
-def reached(curves: Curves, marks: Sequence[float] = MARKS, kind: str = "student") -> list[Reached]:
+def reached(curves: Curves, marks: Sequence[float], kind: str = "student", *, bits: bool = False) -> list[Reached]:
     """One row a mark."""
     rows = []
     for mark in marks:
-        found = [time_to(mark, curve, kind) for curve in curves.values()]
+        found = [time_to(mark, curve, kind, bits=bits) for curve in curves.values()]
         times = sorted(time for time in found if time is not None)
         rows.append(
             Reached(
@@ -73,11 +78,12 @@ def reached(curves: Curves, marks: Sequence[float] = MARKS, kind: str = "student
     return rows
 
 
-def table(rows: Mapping[str, Sequence[Reached]], clock: str) -> Table:
+def table(rows: Mapping[str, Sequence[Reached]], clock: str, *, bits: bool = False) -> Table:
     """The rows by kind, on a screen; marks that nobody reached are left out, but the lowest."""
     shown = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("time to accuracy", "with", "reached by", f"first, {clock}", "median", "last"):
-        shown.add_column(name, justify="left" if name in ("time to accuracy", "with") else "right")
+    what = "time to bits" if bits else "time to accuracy"
+    for name in (what, "with", "reached by", f"first, {clock}", "median", "last"):
+        shown.add_column(name, justify="left" if name in (what, "with") else "right")
     for kind, marks in rows.items():
         for row in marks:
             if row.by or row is marks[0]:

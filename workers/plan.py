@@ -12,7 +12,7 @@ import msgspec
 
 from configs.errors import ConfigError
 from configs.tree import Bus, Config
-from mach.graph import children_of, name_of, parents_of
+from mach.graph import Adjacency, children_of, name_of, parents_of, path_to
 
 FOREVER_MS = 10**9
 """The time-out of an edge in lock-step: there an answer is waited for, however late."""
@@ -78,6 +78,8 @@ def make_plan(
         raise ConfigError("train.minutes: in lock-step everybody takes the same steps; use train.steps (--steps)")
     if config.bus.activation == "indices" and config.data.noise > 0.0:
         raise ConfigError("bus.activation: indices: samples with noise have none; set data.noise=0 or send inputs")
+    if config.wiring == "stream":
+        check_stream(config, children, lockstep=lockstep)
     for index, override in config.components.items():
         if not 0 <= index < config.n_components:
             raise ConfigError(
@@ -106,6 +108,17 @@ def make_plan(
             for i in range(config.n_components)
         ),
     )
+
+
+def check_stream(config: Config, children: Adjacency, *, lockstep: bool) -> None:
+    """Raise a ConfigError for what stream wiring cannot be combined with."""
+    for index in range(config.n_components):
+        path_to(index, children)
+    if lockstep:
+        raise ConfigError(
+            "--lockstep: keeps the components of skip wiring in step; leave it out: in stream wiring recipe=backprop "
+            "takes one batch forward through everybody and back before the next"
+        )
 
 
 def is_stub(config: Config, index: int) -> bool:

@@ -33,7 +33,7 @@ from workers.rundir import RunDir
 MODULES = {"trainer": "workers.trainer", "stub": "workers.stub"}
 """Where the body of each kind of process lives: `run(plan, name, control)`."""
 PRELOAD = [
-    *("torch", "torch._dynamo", "numpy", "zmq", "safetensors.torch", *MODULES.values()),
+    *("workers.tether", "torch", "torch._dynamo", "numpy", "zmq", "safetensors.torch", *MODULES.values()),
     *("tensorboard.compat.proto.event_pb2", "tensorboard.compat.proto.summary_pb2"),
     "tensorboard.summary.writer.record_writer",
 ]

@@ -35,8 +35,9 @@ def simulation(config: Config, timing: Timing, *, lockstep: bool, target: float 
                 outcome = simulate(config, timing, directory, lockstep=lockstep, watcher=watcher)
         else:
             outcome = simulate(config, timing, directory, lockstep=lockstep)
-    marks = curves.MARKS if target is None else (target,)
-    times = {kind: curves.reached(outcome.curves, marks, kind) for kind in ("student", "child")}
+    bits = outcome.symbols
+    marks = (curves.MARKS_BITS if bits else curves.MARKS) if target is None else (target,)
+    times = {kind: curves.reached(outcome.curves, marks, kind, bits=bits) for kind in ("student", "child")}
     if as_json:
         document = msgspec.to_builtins(outcome) | {"time_to": msgspec.to_builtins(times)}
         print(msgspec.json.format(msgspec.json.encode(document)).decode())
@@ -50,7 +51,7 @@ def print_outcome(outcome: Outcome, times: dict[str, list[curves.Reached]]) -> N
     """The table of `mach status`, the times, the digest."""
     terminal = screen.console()
     terminal.print(screen.tables(outcome.status, terminal.width))
-    terminal.print(curves.table(times, "virtual s"))
+    terminal.print(curves.table(times, "virtual s", bits=outcome.symbols))
     terminal.print(f"digest {outcome.digest}: the same for the same configuration, timing and machine", style="dim")
 
 

@@ -10,6 +10,7 @@ directory.
 """
 
 import hashlib
+import io
 import math
 import time
 from collections import Counter
@@ -23,7 +24,6 @@ import torch
 from bus.virtual import Actor
 from configs.errors import RunError
 from configs.tree import Config
-from mach.effort import Effort
 from mach.learner import Step
 from mach.state import State
 from workers.curves import Point
@@ -37,7 +37,8 @@ from workers.stage import Stage
 from workers.status import ComponentStatus, Status
 from workers.stub import live as live_as
 from workers.timing import Timing
-from workers.trainer import Life, Trainer
+from workers.trainer import Life
+from workers.turns import Trainer
 
 LOOK_S = 0.25
 """Real seconds between two looks of somebody who watches."""
@@ -57,6 +58,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """As of `mach status`; seconds are virtual, process numbers 0."""
     curves: dict[str, list[Point]]
     """Every examination, by component."""
+    symbols: bool
+    """Whether the data are symbols, which are judged by bits, others by accuracy."""
     versions: dict[str, dict[str, dict[int, int]]]
     """Staleness at use, whole run: component → `target` or `gradient` → versions → how often."""
     digest: str
@@ -66,14 +69,13 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 class Orders(Control):
     """The end of a process's pair that a simulated life holds: the simulation is its supervisor."""
 
-    def __init__(self, name: str, simulation: "Simulation") -> None:
+    def __init__(self, simulation: "Simulation") -> None:
         self.incarnation = 1
-        self.name = name
         self.simulation = simulation
 
     def send(self, report: Report) -> None:
         """Tell the simulation."""
-        self.simulation.reports[self.name] = report
+        self.simulation.take(report)
 
     def orders(self) -> set[str]:
         """`release` as soon as every trainer has done its steps, as the supervisor orders it."""
@@ -156,16 +158,6 @@ class Examined(Life):
             )
 
 
-class Counted(Examined):
-    """A life whose multiply-adds are counted while it trains."""
-
-    def train(self) -> None:
-        """Train, and count."""
-        self.effort = Effort()
-        with self.effort:
-            super().train()
-
-
 class Simulation:
     """One run. `run` once, then `outcome`."""
 
@@ -189,9 +181,10 @@ class Simulation:
         self.lives: dict[str, Examined] = {}
         self.diaries: dict[str, Diary] = {}
         self._kind = kind
+        self._training: set[str] = set()
         self._ended_s = 0.0
+        self._log: TextIO = io.StringIO()
         RunDir(directory).make()
-        self._log = RunDir(directory).launcher_log.open("w", encoding="utf-8")  # what all of them say
         for process in self.stage.plan.processes:
             if process.kind == "trainer":
                 self._add_trainer(process)
@@ -199,19 +192,26 @@ class Simulation:
                 self._add_stub(process)
 
     def run(self, watcher: Watcher | None = None) -> None:
-        """From the start to the end of every life."""
+        """From the start to the end of every life; what they say goes to logs/launcher.log."""
         torch.set_num_threads(self.stage.config.threads)
         actors: list[Actor] = [*self.stage.fibres.values(), Watchdog(self)]
         actors += [] if watcher is None else [Observer(self, watcher)]
-        try:
-            self.stage.bus.run(actors)
-        finally:
-            self.stage.close()
-            self._log.close()
+        log = RunDir(Path(self.stage.plan.directory)).launcher_log
+        with log.open("w", encoding="utf-8") as self._log:
+            try:
+                self.stage.bus.run(actors)
+            finally:
+                self.stage.close()
+
+    def take(self, report: Report) -> None:
+        """What a component says about itself."""
+        self.reports[report.component] = report
+        if report.state == "finished":
+            self._training.discard(report.component)
 
     def all_done(self) -> bool:
         """Whether every trainer has done its steps."""
-        return all(name in self.reports and self.reports[name].state == "finished" for name in self.trainers)
+        return not self._training
 
     def over(self) -> bool:
         """Whether every body has come to its end, or was killed."""
@@ -244,6 +244,7 @@ class Simulation:
         return Outcome(
             timing=self.stage.timing,
             status=self.status(),
+            symbols=self.stage.dataset.symbols > 0,
             curves={name: life.curve for name, life in self.lives.items()},
             versions={
                 name: {kind: dict(sorted(ages.items())) for kind, ages in diary.versions.items()}
@@ -266,8 +267,9 @@ class Simulation:
 
     def _add_trainer(self, process: ProcessPlan) -> None:
         mailbox = self.stage.mailbox(process)
+        self._training.add(process.name)
         diary = self.diaries[process.name] = Diary(self.stage, process.name)
-        orders = Orders(process.name, self)
+        orders = Orders(self)
         trainer = self.trainers[process.name] = self.stage.trainer(process, mailbox)
 
         def body() -> None:
@@ -285,7 +287,7 @@ class Simulation:
         mailbox = self.stage.mailbox(process)
         stub = self.stage.stub(process, mailbox)
         mailbox.counts.faults = self.stage.faults[process.name]
-        diary, orders = Diary(self.stage, process.name), Orders(process.name, self)
+        diary, orders = Diary(self.stage, process.name), Orders(self)
 
         def body() -> None:
             try:
@@ -365,22 +367,3 @@ def simulate(
     simulation = Simulation(config, timing, directory, lockstep=lockstep)
     simulation.run(watcher)
     return simulation.outcome()
-
-
-def effort_of(config: Config, timing: Timing, folder: Path, *, lockstep: bool = False) -> float:
-    """Multiply-adds of all components together, a step of component 0 and a sample of its batch.
-
-    Counted between two short simulations of which one is twice as long, so that what the beginning costs is not in it.
-    """
-    steps = 8 + 4 * math.ceil((timing.latency_s + timing.jitter_s) / min(map(min, timing.compute_s)))
-    totals = []
-    for length in (steps, 2 * steps):
-        train = msgspec.structs.replace(config.train, steps=length, minutes=None)
-        never = msgspec.structs.replace(config.evaluate, every_steps=10 * steps)
-        short = msgspec.structs.replace(config, train=train, evaluate=never)
-        simulation = Simulation(short, timing, folder / f"effort-{length}", lockstep=lockstep, kind=Counted)
-        simulation.run()
-        lives = [life for life in simulation.lives.values() if isinstance(life, Counted)]
-        totals.append(sum(life.effort.multiply_adds for life in lives))
-    size = min(config.train.batch_size, len(simulation.stage.dataset.train_labels))
-    return (totals[1] - totals[0]) / steps / size

@@ -27,7 +27,8 @@ from mach.learner import Step
 from workers.plan import ProcessPlan, bus_of, make_plan
 from workers.stub import Stub, faults_of
 from workers.timing import Timing
-from workers.trainer import Trainer, assemble
+from workers.trainer import assemble
+from workers.turns import Trainer
 
 
 class Paced(Trainer):

@@ -178,7 +178,7 @@ def find_run(runs: Path, name: str | None) -> RunDir:
 
 
 def exit_code_of(status: Status) -> int:
-    """0 healthy, finished, or stopped on request; 1 degraded: a component failed or stalled; 2 failed."""
+    """0 healthy, finished, or stopped on request; 1 degraded: a component failed, stalled or restarts; 2 failed."""
     if status.state == "failed":
         return 2
-    return 1 if any(row.state in ("failed", "stalled") for row in status.components) else 0
+    return 1 if any(row.state in ("failed", "stalled", "restarting") for row in status.components) else 0

@@ -181,6 +181,7 @@ class Supervisor:
 
     def _start(self, process: ProcessPlan, incarnation: int, now: float) -> Attempt:
         """Begin one life of a component."""
+        warm()  # the forkserver may have been killed, too
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         plan = msgspec.json.encode(self.plan)
         try:

@@ -13,8 +13,6 @@ import pytest
 
 from conftest import Launched
 
-pytestmark = pytest.mark.chaos
-
 Launch = Callable[..., Launched]
 Row = dict[str, Any]
 ENDLESS = ("--minutes", "5", "--set", "report.every_ms=100")
@@ -51,6 +49,8 @@ def ended(run: Launched) -> None:
     assert run.end() == 130, run.output
 
 
+@pytest.mark.slow
+@pytest.mark.chaos
 def test_one_that_is_stopped_is_found_named_and_begins_anew(launch: Launch) -> None:
     run = launch("--components", "3", *ENDLESS, "--set", "supervise.stalled_ms=1500")
     before = run.until(well_under_way)
@@ -79,6 +79,8 @@ def hit_before(status: Row, fired: Row) -> Row:
     return found
 
 
+@pytest.mark.slow
+@pytest.mark.chaos
 def test_slow_and_stopped_for_a_while_is_no_failure_and_an_interrupt_continues_everybody(launch: Launch) -> None:
     run = launch("--components", "3", *ENDLESS, "--set", "supervise.stalled_ms=60000")
     before = run.until(well_under_way)
@@ -99,6 +101,8 @@ def test_slow_and_stopped_for_a_while_is_no_failure_and_an_interrupt_continues_e
     ended(run)
 
 
+@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_run_without_components_to_hit_is_refused(launch: Launch) -> None:
     run = launch("--components", "2", "--steps", "20")
     assert run.end() == 0, run.output

@@ -54,3 +54,12 @@ def test_embeddings_and_imitations_keep_their_scale() -> None:
     for embedding in (component.embed(a, component.imitate(a)), component.imitate(a)["c1"]):
         assert embedding.mean(dim=1).abs().max() < 1e-5
         assert (embedding.var(dim=1, correction=0) - 1).abs().max() < 1e-3
+
+
+def test_a_residual_join_adds_the_mean_of_the_targets() -> None:
+    torch.manual_seed(0)
+    component = build(Model(embedding=E), (5,), 3, ("c1", "c2"))
+    a, d = torch.randn(B, 5), {name: torch.randn(B, E) for name in ("c1", "c2")}
+    plain = component.embed(a, d)
+    component.residual = True
+    assert torch.equal(component.embed(a, d), plain + (d["c1"] + d["c2"]) / 2)

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 import reference
 from configs.load import load
 from configs.tree import Config
-from mach.assemble import learner_of
+from mach import assemble
+from mach.assemble import component_of, learner_of
 from mach.data import Batches
 from mach.data import load as load_data
 from mach.graph import children_of, name_of, parents_of
@@ -98,3 +100,19 @@ def test_the_comparison_would_notice_a_difference() -> None:
     for change in ("loss.late=0.5", "loss.distill=0.5", "loss.student=0.5", "loss.child=0.5", "seed=4"):
         other = reference.train(load("digits", (*base, change), RECIPES), 3)
         assert any(not torch.equal(plain[0][name], other[0][name]) for name in plain[0]), change
+
+
+def test_takd_in_lockstep_equals_the_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ("recipe=takd", "n_components=3", "seed=3", "train.batch_size=32", "loss.temperature=3", "data.noise=0")
+    config = load("digits", settings, RECIPES)
+    plain = load_data(config.data)
+    exact = replace(plain, train_inputs=plain.train_inputs.double(), test_inputs=plain.test_inputs.double())
+    monkeypatch.setattr(reference, "load", lambda data: exact)
+    monkeypatch.setitem(globals(), "load_data", lambda data: exact)
+    for module in (reference, assemble):
+        monkeypatch.setattr(module, "component_of", lambda *place: component_of(*place).double())
+    expected, found = reference.train(config, 50), house(config, 50)
+    without = reference.train(load("digits", (*settings, "loss.logits=0"), RECIPES), 50)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) <= 1e-6
+    assert float((without[0]["joiner.0.weight"] - expected[0]["joiner.0.weight"]).abs().max()) > 1e-3

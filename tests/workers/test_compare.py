@@ -90,6 +90,31 @@ def test_the_readings_are_those_of_the_saved_weights(tmp_path: Path) -> None:
     assert torch.isfinite(torch.tensor(result.readings["full"].bits))
 
 
+@pytest.mark.parametrize("name", ["mach", "mach-stream", "dgl"])
+def test_what_component_0_finds_of_itself_over_the_bus_is_what_is_read_off_its_weights(
+    tmp_path: Path, name: str
+) -> None:
+    from mach.data import load as load_data
+    from workers.compare import recipe
+
+    seen: list[Status] = []
+
+    class Kept(Virtual):
+        def run(self, config: Config, directory: Path) -> tuple[Status, dict[str, list[Point]]]:
+            status, curves = super().run(config, directory)
+            seen.append(status)
+            return status, curves
+
+    once = config(name, 0, "evaluate.every_steps=1000")
+    found = recipe(once, load_data(once.data), Kept(virtual().timing), tmp_path / "run", 1.0)
+    examined = seen[0].components[0].accuracy
+    assert examined.step == 12
+    assert examined.student == pytest.approx(found.readings["student"].accuracy)
+    assert examined.student_bits == pytest.approx(found.readings["student"].bits, abs=1e-4)
+    if name != "mach":  # its child and the last one have not moved since the last batch went through them
+        assert examined.full == pytest.approx(found.readings["full"].accuracy, abs=0.03)
+
+
 def test_backpropagation_over_the_bus_is_the_plain_loop(tmp_path: Path) -> None:
     from mach import controls
     from mach.data import load as load_data

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from workers.curves import Point, reached, table, time_to
+from workers.curves import MARKS, Point, reached, table, time_to
 
 CURVES = {
     "c0": [Point(seconds=1, step=10, student=0.5), Point(seconds=2, step=20, student=0.96, child=0.9)],
@@ -27,8 +27,18 @@ def test_components_that_never_got_there_are_not_in_the_times() -> None:
 def test_the_table_leaves_out_what_nobody_reached() -> None:
     console = Console(width=120)
     with console.capture() as printed:
-        console.print(table({"student": reached(CURVES), "child": reached({"c0": []})}, "virtual s"))
+        console.print(table({"student": reached(CURVES, MARKS), "child": reached({"c0": []}, MARKS)}, "virtual s"))
     text = printed.get()
     assert "95 %" in text
     assert "98 %" not in text
     assert "0/1" in text
+
+
+def test_bits_are_better_when_fewer() -> None:
+    curve = [Point(seconds=s, step=s, student=0.1, student_bits=b) for s, b in ((1, 4.0), (2, 3.0), (3, 2.0))]
+    assert time_to(3.0, curve, bits=True) == 2
+    assert time_to(1.0, curve, bits=True) is None
+    console = Console(width=120)
+    with console.capture() as printed:
+        console.print(table({"student": reached({"c0": curve}, (3.0,), bits=True)}, "virtual s", bits=True))
+    assert "time to bits" in printed.get()

@@ -243,6 +243,21 @@ def test_one_that_is_whole_and_does_not_fit_is_refused(keepers: Any) -> None:
         keepers().go_on(refuse, 0.0)
 
 
+def test_a_checkpoint_names_the_configuration_it_was_made_under(
+    keepers: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = ("components.1.stub.latency_ms=2", "optimiser.lr=0.1")
+    first = keepers(*settings)
+    save(first, 10, state_of(10), 0.0)
+    first.close()
+    same = keepers(*settings)
+    assert went_on(same) == [10]
+    same.close()
+    assert "another configuration" not in capfd.readouterr().out
+    assert went_on(keepers("components.1.stub.latency_ms=2", "optimiser.lr=0.2")) == [10]
+    assert "another configuration" in capfd.readouterr().out
+
+
 def test_a_common_step_is_the_one_gone_on_from(keepers: Any) -> None:
     first = keepers()
     for version in (10, 20):

@@ -57,6 +57,8 @@ def test_a_plan_survives_json() -> None:
         (("train.minutes=1",), True, "train.minutes"),
         (("graph=[[1],[2]]",), False, "adjacency"),
         (("n_components=2", "graph=[[1],[1]]"), False, "row 1"),
+        (("recipe=dgl", "graph=ring"), False, "graph: in stream wiring"),
+        (("recipe=backprop",), True, "--lockstep: keeps"),
     ],
 )
 def test_what_cannot_be_run_is_refused_with_a_sentence(settings: tuple[str, ...], lockstep: bool, words: str) -> None:

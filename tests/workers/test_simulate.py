@@ -16,7 +16,7 @@ from workers.rundir import RunDir
 from workers.simulate import Outcome, simulate
 from workers.status import Status
 from workers.timing import Timing, timing_of
-from workers.trainer import Trainer
+from workers.turns import Trainer
 
 pytestmark = pytest.mark.usefixtures("leaks")
 

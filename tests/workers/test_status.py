@@ -132,6 +132,9 @@ def test_the_newest_run_is_the_default_and_names_are_helped_with(tmp_path: Path)
         find_run(tmp_path / "nowhere", None)
 
 
+KINDS = ("student", "child", "full")
+
+
 def test_the_json_has_exactly_the_documented_fields() -> None:
     document = msgspec.to_builtins(status())
     assert list(document) == [field.name for field in msgspec.structs.fields(Status)]

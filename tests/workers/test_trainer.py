@@ -14,7 +14,8 @@ from mach.messages import Activation, Age, Gradient, Letter, Message, Target
 from mach.recipes import RECIPES
 from mach.state import Copies
 from workers.plan import make_plan
-from workers.trainer import Trainer, assemble
+from workers.trainer import assemble
+from workers.turns import Trainer
 
 CONFIG = load("digits", ("n_components=3", "graph=chain", "train.batch_size=8"), RECIPES)
 E = CONFIG.model.embedding

@@ -1,0 +1,195 @@
+"""A learner at its mailbox: a thin shell that carries messages between the two.
+
+`Trainer.turn` is one turn of a component that never waits (law 1); `lockstep_turn` is its twin that waits for
+every message. Both call the same ask, answer, keep and step: there is no second implementation of the method.
+Knows no socket and no file, and also runs on the virtual bus.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import assert_never
+
+from bus.mailbox import Mailbox
+from mach import state as pack
+from mach.data import Batches
+from mach.evaluate import Exam
+from mach.learner import Learner, Step
+from mach.messages import Activation, Batch, Gradient, Letter, Target
+from mach.relay import Relay
+
+WAIT_S = 0.1
+"""Longest wait for a letter while there is nothing to train: orders of the supervisor are read in between."""
+
+
+class Trainer:
+    """A learner at its mailbox."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        mailbox: Mailbox,
+        batches: Batches,
+        *,
+        children: Sequence[str],
+        parents: Sequence[str],
+        exam: Exam | Relay | None = None,
+    ) -> None:
+        self.learner = learner
+        self.mailbox = mailbox
+        self.batches = batches
+        self.children = tuple(children)
+        self.parents = tuple(parents)
+        self.exam = exam
+        self.early: list[Letter] = []
+        """Lock-step only: letters of the next turn, from peers that are one step ahead."""
+        self.paid = True
+        """Lock-step only: whether the parents' gradients of our last answers are at hand."""
+
+    def turn(self) -> Step | None:
+        """One optimiser step with what is at hand. Waits for nobody (law 1).
+
+        None, after a wait at the mailbox, if there is nothing to train on yet: in stream wiring nothing has come.
+        """
+        self.take(self.mailbox.receive())  # 1 read what has come, if anything
+        examined = {child for child in self.children if self.examine(child)}
+        batch = self.next_batch(examined)
+        if batch is not None:
+            for child in self.children:  # 2 ask ahead, while the window has room
+                if child not in examined and self.mailbox.room(child):
+                    self.mailbox.send(child, self.learner.ask(batch, child))
+        step = self.learner.step(batch, self.mailbox.now())  # 3 learn: from an answered batch, else with the student
+        if step is None:
+            self.take(self.mailbox.receive(WAIT_S))
+            return None
+        self.pay(step)  # 4 a tensor that came owes its gradient (law 3)
+        return step
+
+    def next_batch(self, examined: Collection[str]) -> Batch | None:
+        """Drawn, or in stream wiring what came from a parent.
+
+        None if nothing came, or if a learner that has to wait for the answer could not send it on.
+        """
+        if self.learner.waits_for_answers and (
+            self.learner.full or any(child in examined or not self.mailbox.room(child) for child in self.children)
+        ):
+            return None
+        stream = self.learner.stream
+        return next(self.batches) if stream is None or stream.draws else stream.next()
+
+    def examine(self, child: str) -> bool:
+        """Put the next question of an examination, if there is one and room for it."""
+        if not self.mailbox.room(child):
+            return False
+        question = self.question(child)
+        return question is not None and self.mailbox.send(child, question)
+
+    def lockstep_turn(self, interrupted: Callable[[], bool]) -> Step | None:
+        """The same step, every message waited for: this batch's target from every child, and from every parent
+        this step's activation and the gradient of the answer before. None if `interrupted` said so meanwhile.
+        """
+        batch = next(self.batches)
+        unasked = set(self.children)
+        due = self.due_letters()
+        while due or unasked:
+            if interrupted():
+                return None
+            for child in [child for child in self.children if child in unasked and self.mailbox.room(child)]:
+                self.mailbox.send(child, self.learner.ask(batch, child))
+                unasked.remove(child)
+            self.take_due(due, wait_s=WAIT_S if due else 0.0)
+        step = self.learner.step(batch, self.mailbox.now())
+        if step is not None:
+            self.pay(step)
+        self.paid = not self.parents
+        return step
+
+    def settle(self, interrupted: Callable[[], bool]) -> bool:
+        """Lock-step: take the gradients of the last step, so that nothing is under way that the next one needs.
+
+        Every parent pays right after its own step, so nobody waits in a circle. False if `interrupted` said so.
+        """
+        due: set[tuple[str, type]] = set() if self.paid else {(parent, Gradient) for parent in self.parents}
+        while due:
+            if interrupted():
+                return False
+            self.take_due(due, WAIT_S)
+        self.paid = True
+        return True
+
+    def state(self) -> pack.State:
+        """What a later life needs to go on from here, by reference: between two turns, in lock-step when settled."""
+        state = pack.State()
+        state.add("learner", self.learner.state(self.mailbox.now()))
+        state.add("batches", self.batches.state())
+        state.add("generators", pack.of_generators(self.learner.device))
+        return state
+
+    def restore(self, state: pack.State) -> None:
+        """Go on from there (DataError: it does not fit)."""
+        self.learner.restore(state.under("learner"), self.mailbox.now())
+        self.batches.restore(state.under("batches"))
+        pack.into_generators(self.learner.device, state.under("generators"))
+
+    def serve(self, wait_s: float) -> None:
+        """Answer parents without training, and carry on with an examination."""
+        self.take(self.mailbox.receive(wait_s))
+        for child in self.children:
+            while self.examine(child):
+                pass
+
+    def take(self, letters: Iterable[Letter]) -> None:
+        """Answer what was asked, keep what was answered."""
+        answers: list[tuple[str, Target]] = []
+        for letter in letters:
+            match letter.message:
+                case Activation(owes=False) as asked if isinstance(self.exam, Relay):
+                    answers += self.exam.take(letter.sender, asked)
+                case Activation() as asked:  # law 2: the student answers for our own child
+                    answer = self.learner.answer(letter.sender, asked, self.mailbox.now())
+                    if answer is not None:
+                        answers.append((letter.sender, answer))
+                case Target() as target if self.exam is not None and self.exam.owns(target):
+                    answers += self.exam.keep(letter.sender, target)
+                case Target() | Gradient():
+                    self.learner.keep(letter, self.mailbox.now())
+                case _:
+                    assert_never(letter.message)
+        for parent, answer in answers:  # together: code and buffers of the bus are warm after the first
+            self.mailbox.send(parent, answer)
+
+    def dropped(self) -> dict[str, int]:
+        """Messages that reached the learner and were not used: of no use to it, or remembered by it no more."""
+        return {"unfit": self.learner.unfit.total(), "forgotten": self.learner.forgotten.total()}
+
+    def pay(self, step: Step) -> None:
+        """Return what is owed for the tensors that this step was trained on."""
+        for peer, message in step.owed:
+            self.mailbox.send(peer, message)
+
+    def question(self, child: str) -> Activation | None:
+        """The next part of a running examination for `child`, if any."""
+        if self.exam is None or not self.exam.has(child, self.mailbox.now()):
+            return None
+        return self.exam.ask(child, self.mailbox.now())
+
+    def due_letters(self) -> set[tuple[str, type]]:
+        """Lock-step: the (sender, kind of message) that this turn waits for."""
+        due: set[tuple[str, type]] = {(child, Target) for child in self.children}
+        due |= {(parent, Activation) for parent in self.parents}
+        if not self.paid:
+            due |= {(parent, Gradient) for parent in self.parents}
+        return due
+
+    def take_due(self, due: set[tuple[str, type]], wait_s: float) -> None:
+        """Lock-step: take the letters of this turn, put those of the next one aside."""
+        come, self.early = self.early, []
+        if not any((letter.sender, type(letter.message)) in due for letter in come):
+            come += self.mailbox.receive(wait_s)
+        for letter in come:
+            key = (letter.sender, type(letter.message))
+            if key in due:
+                due.remove(key)
+                self.take([letter])
+            elif isinstance(letter.message, Activation) and not letter.message.owes:
+                self.take([letter])  # a peer that is done already examines us
+            else:
+                self.early.append(letter)
