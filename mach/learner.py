@@ -16,13 +16,14 @@ Shapes: B batch, E embedding, K classes. Times are seconds of the caller's clock
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from configs.tree import Loss, Method
+from configs.tree import Probes as ProbeSettings
 from configs.tree import Staleness as StalenessSettings
 from mach.component import Component
 from mach.descent import Descent
@@ -31,6 +32,7 @@ from mach.late import WAYS, Held, Recompute
 from mach.lesson import Arrived, Late, Learnt, Lesson, Teacher, owed
 from mach.memory import Memory, fits
 from mach.messages import Activation, Age, Batch, Gradient, Letter, Target
+from mach.probes import Probes
 from mach.staleness import Staleness
 from mach.state import State
 from mach.stream import Stream
@@ -52,6 +54,8 @@ class Step:
     gradient_ages: list[Age]
     updated: bool = True
     """Whether the optimiser took its step; False while gradients are gathered for one."""
+    probes: Mapping[str, float] = field(default_factory=dict)
+    """What `mach/probes.py` measured in this step, if anything was due."""
 
 
 class Learner:
@@ -72,6 +76,7 @@ class Learner:
         staleness: StalenessSettings | None = None,
         stream: Stream | None = None,
         average: float = 0.0,
+        probes: ProbeSettings | None = None,
     ) -> None:
         """`sample_shape` is that of one input. `schedule` maps the version to the learning rate; None leaves the
         optimiser's own. `children` are those that are asked, if others than the component has students for.
@@ -92,9 +97,12 @@ class Learner:
         self.staleness = Staleness(staleness or StalenessSettings())
         self.late: Recompute = WAYS[self.staleness.settings.late](component, self.staleness)
         judges = self.method.heads == "every" or not self.children
-        self.teacher = Teacher(
-            component, loss, self.method, self.late, self.staleness, judges=judges, stream=stream is not None
-        )
+
+        def teacher_of(net: Component, late: Recompute, staleness: Staleness) -> Teacher:
+            return Teacher(net, loss, self.method, late, staleness, judges=judges, stream=stream is not None)
+
+        self.teacher = teacher_of(component, self.late, self.staleness)
+        self.probes = Probes(probes or ProbeSettings(), component, teacher_of, self.memory.remembers)
         every = self.method.update_every
         self.descent = Descent(
             component, optimiser, self.late, self.staleness, schedule=schedule, update_every=every, average=average
@@ -206,6 +214,7 @@ class Learner:
         if not lessons:
             return None
         version, learnt, late = self.version, Learnt(), self._next_late()
+        probed = self.probes.take(lessons, late, version)
         for lesson in lessons:
             self.teacher.teach(lesson, learnt, version)
         self.teacher.pull_late(late, learnt, version)
@@ -225,6 +234,7 @@ class Learner:
             target_ages=[self.memory.age(each, now) for each in arrived if self.method.targets != "none"],
             gradient_ages=ages,
             updated=self.version > version,
+            probes=probed,
         )
 
     def state(self, now: float) -> State:
