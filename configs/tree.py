@@ -142,6 +142,9 @@ class Optimiser(Node, frozen=True):
     weight_decay: NonNegative = 1e-2
     momentum: Share = 0.9
     """For `sgd`."""
+    separate_late: bool = False
+    """Late gradients, of parents and of children, keep moments apart from the own loss's: a second optimiser of the
+    same kind steps along them, after the first and without decay of the weights."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     """How the rate falls from `lr` to a hundredth of it over `train.steps` (constant when a run is timed)."""
     warmup_steps: Annotated[int, Meta(ge=0)] = 0

@@ -17,6 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import torch
@@ -77,11 +78,12 @@ class Learner:
         stream: Stream | None = None,
         average: float = 0.0,
         probes: ProbeSettings | None = None,
+        apart: torch.optim.Optimizer | None = None,
     ) -> None:
         """`sample_shape` is that of one input. `schedule` maps the version to the learning rate; None leaves the
         optimiser's own. `children` are those that are asked, if others than the component has students for.
         `stream`: where batches come from in stream wiring; None is skip wiring. `average`: decay of the moving average
-        of the weights that is examined, 0 for none.
+        of the weights that is examined, 0 for none. `apart`: a second optimiser, of late gradients alone.
         """
         self.component = component
         self.optimiser = optimiser
@@ -97,15 +99,12 @@ class Learner:
         self.staleness = Staleness(staleness or StalenessSettings())
         self.late: Recompute = WAYS[self.staleness.settings.late](component, self.staleness)
         judges = self.method.heads == "every" or not self.children
-
-        def teacher_of(net: Component, late: Recompute, staleness: Staleness) -> Teacher:
-            return Teacher(net, loss, self.method, late, staleness, judges=judges, stream=stream is not None)
-
-        self.teacher = teacher_of(component, self.late, self.staleness)
+        teacher_of = partial(Teacher, loss=loss, method=self.method, judges=judges, stream=stream is not None)
+        self.teacher = teacher_of(component, late=self.late, staleness=self.staleness)
         self.probes = Probes(probes or ProbeSettings(), component, teacher_of, self.memory.remembers)
         every = self.method.update_every
         self.descent = Descent(
-            component, optimiser, self.late, self.staleness, schedule=schedule, update_every=every, average=average
+            component, optimiser, self.late, self.staleness, schedule, update_every=every, average=average, apart=apart
         )
         self._lessons = LESSONS["skip" if stream is None else self.method.gradient_reach]
         self._at_hand: tuple[Batch, Held] | None = None

@@ -38,7 +38,8 @@ ON_GRADIENTS = ("weight_gap", "fresh", "agreement")
 PATIENCE = 64
 """Versions after which old weights are given up that nobody's gradient is late of."""
 
-TeacherOf = Callable[[Component, Recompute, Staleness], Teacher]
+TeacherOf = Callable[..., Teacher]
+"""(component, late=way, staleness=policies) → the learner's way from lessons to terms, for such a component."""
 Gradients = Sequence[Tensor | None]
 """Of every parameter, in their order; None where a term does not reach it."""
 
@@ -128,8 +129,8 @@ class Probes:
     def __init__(
         self, settings: Settings, component: Component, teacher_of: TeacherOf, gone: Callable[[int], bool]
     ) -> None:
-        """`teacher_of` makes the learner's way from lessons to terms, for a copy of its component. `gone`: whether
-        something that was made by the weights of a version is out, so that a gradient may be late of them.
+        """`gone`: whether something that was made by the weights of a version is out, so that a gradient may be late of
+        them.
         """
         self.settings = settings
         self.component = component
@@ -165,7 +166,7 @@ class Probes:
     def teacher_of(self, net: Component) -> Teacher:
         """For a copy: every gradient counts as it came, whatever staleness policies there are."""
         plain = Staleness(StalenessSettings())
-        return self._teacher_of(net, Recompute(net, plain), plain)
+        return self._teacher_of(net, late=Recompute(net, plain), staleness=plain)
 
     def _is_due(self, name: str, version: int) -> bool:
         return bool(getattr(self.settings, name)) and version >= self._due.get(name, 0)
