@@ -26,6 +26,8 @@ class Counts:
     dropped: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     """Of a mailbox whose messages meet faults on purpose (`bus/faults.py`): those that fired, by kind."""
+    bytes: Counter[str] = field(default_factory=Counter)
+    """Of the messages sent, by peer: header and tensors as the codec left them, whichever lane they took."""
 
 
 @dataclass(frozen=True, slots=True)

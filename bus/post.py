@@ -245,6 +245,7 @@ class EdgeMailbox:
             return self._refuse(Fate.UNREACHABLE)
         edge.sequence += 1
         self.counts.sent[_KINDS[type(message)]] += 1
+        self.counts.bytes[edge.peer] += sum(map(len, frames))
         return True
 
     def _say(self, edge: Edge, kind: Kind) -> bool:

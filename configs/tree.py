@@ -142,10 +142,38 @@ class Optimiser(Node, frozen=True):
     weight_decay: NonNegative = 1e-2
     momentum: Share = 0.9
     """For `sgd`."""
+    separate_late: bool = False
+    """Late gradients, of parents and of children, keep moments apart from the own loss's: a second optimiser of the
+    same kind steps along them, after the first and without decay of the weights."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     """How the rate falls from `lr` to a hundredth of it over `train.steps` (constant when a run is timed)."""
     warmup_steps: Annotated[int, Meta(ge=0)] = 0
     """First the rate rises evenly to `lr` for so many steps."""
+
+
+class Probes(Node, frozen=True):
+    """What is measured besides ages (`mach/probes.py`). None changes a weight; those that cost a pass are off."""
+
+    every_steps: Positive = 100
+    """Versions from one time to the next, of those that cost a pass."""
+    weight_gap: bool = False
+    """RMS of w_t − w_{t−τ} when a gradient is τ versions late. Holds one copy of the weights, as `fresh` does."""
+    fresh: bool = False
+    """A late gradient against what it would be at today's weights: cosine, and ratio of the norms."""
+    agreement: bool = False
+    """Cosine of a parent's, and of a child's, late gradient with the own loss's."""
+    cka: bool = False
+    """Linear CKA of a child's embedding and ours."""
+    r2: bool = False
+    """R² of a student."""
+    reliance: bool = False
+    """What the loss rises by with a child zeroed, and with a child shuffled across the batch, in nats."""
+    salience: bool = False
+    """What a child is worth to us, by four measures (`mach/salience.py`)."""
+    bytes: bool = True
+    """Bytes sent to every neighbour over samples trained on."""
+    idle: bool = True
+    """Share of the time spent with nothing to train on."""
 
 
 class Train(Node, frozen=True):
@@ -288,6 +316,7 @@ class Config(Node, frozen=True):
     optimiser: Optimiser = Optimiser()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    probes: Probes = Probes()
     checkpoint: Checkpoint = Checkpoint()
     bus: Bus = Bus()
     report: Report = Report()

@@ -16,7 +16,7 @@ from mach.networks import made, place_of
 from mach.networks.fit import activation_shape
 from mach.networks.guess import Guess
 from mach.networks.place import Place
-from mach.optimisers import optimiser_of, schedule_of
+from mach.optimisers import optimiser_of, optimiser_of_late, schedule_of
 from mach.relay import Relay
 from mach.seeds import seed_of
 from mach.stream import Incoming, Stream
@@ -55,6 +55,8 @@ def learner_of(
         stream=stream_of(config, index, dataset),
         average=config.evaluate.average,
         symbols=dataset.symbols,
+        probes=config.probes,
+        apart=optimiser_of_late(config.optimiser, component),
     )
 
 

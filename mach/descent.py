@@ -26,8 +26,10 @@ class Descent:
         schedule: Callable[[int], float] | None,
         update_every: int,
         average: float = 0.0,
+        apart: torch.optim.Optimizer | None = None,
     ) -> None:
-        """`average`: decay of a moving average of the weights, 0 for none.
+        """`average`: decay of a moving average of the weights, 0 for none. `apart`: steps along late gradients alone,
+        after `optimiser`, which then has the own ones; each keeps its moments.
 
         `schedule` maps the version to the learning rate; None leaves the optimiser's own.
         """
@@ -37,6 +39,9 @@ class Descent:
         self.staleness = staleness
         self.schedule = schedule
         self.update_every = update_every
+        self.apart = apart
+        self.late_gathered: list[Tensor] = []
+        """Of every parameter, what `apart` will step along; [] for nothing."""
         self.average: AveragedModel | None = None
         """The moving average of the weights, for examinations."""
         if average > 0.0:
@@ -57,11 +62,12 @@ class Descent:
         if own is None and late is None:
             return
         if self.schedule is not None:
-            for group in self.optimiser.param_groups:
-                group["lr"] = self.schedule(self.version)
+            for optimiser in (self.optimiser, self.apart):
+                for group in () if optimiser is None else optimiser.param_groups:
+                    group["lr"] = self.schedule(self.version)
         if self.gathered == 0:
             self.optimiser.zero_grad(set_to_none=True)
-        if self.staleness.corrects and late is not None:
+        if late is not None and (self.staleness.corrects or self.apart is not None):
             self._correct(own, late)
         else:
             terms = [term for term in (own, late) if term is not None]
@@ -76,8 +82,11 @@ class Descent:
         torch.autograd.backward(total, retain_graph=self.late.keeps_graphs)
 
     def _correct(self, own: Tensor | None, late: Tensor) -> None:
-        """A pass for either kind: policies on the weights see late gradients alone, and the own one beside them."""
-        carried = taken(self.component) if self.gathered else None
+        """A pass for either kind: policies on the weights see late gradients alone, and the own one beside them.
+
+        Late ones go to `late_gathered` where they have an optimiser of their own, else to the same place.
+        """
+        carried = taken(self.component) if any(each.grad is not None for each in self.component.parameters()) else []
         mine: list[Tensor] = []
         if own is not None:
             torch.autograd.backward(own, retain_graph=True)
@@ -85,9 +94,13 @@ class Descent:
             mine = taken(self.component)
         self._back(late)
         corrected = [self.staleness.correct(part, known) for part, known in self.late.parts(mine)]
-        sums = [part for part in (carried, mine, *corrected) if part]
-        for parameter, *rows in zip(self.component.parameters(), *sums, strict=True):
-            parameter.grad = torch.stack(rows).sum(dim=0)
+        if self.apart is None:
+            total = added(carried, mine, *corrected)
+        else:
+            total, self.late_gathered = added(carried, mine), added(self.late_gathered, *corrected)
+        if total:
+            for parameter, gradient in zip(self.component.parameters(), total, strict=True):
+                parameter.grad = gradient
 
     def _update(self) -> None:
         """The optimiser's step, down the mean of what was gathered."""
@@ -97,8 +110,19 @@ class Descent:
                     parameter.grad /= self.gathered
         self.late.stepping()
         self.optimiser.step()
+        if self.apart is not None and self.late_gathered:
+            for parameter, gradient in zip(self.component.parameters(), self.late_gathered, strict=True):
+                parameter.grad = gradient / self.gathered
+            self.apart.step()
+            self.late_gathered = []
         if self.average is not None:
             self.average.update_parameters(self.component)
         self.gathered = 0
         self.version += 1
         self.late.stepped(self.version)
+
+
+def added(*parts: list[Tensor]) -> list[Tensor]:
+    """The sum of gradients of every parameter, of those parts that are there; [] if none is."""
+    there = [part for part in parts if part]
+    return [torch.stack(rows).sum(dim=0) for rows in zip(*there, strict=True)]

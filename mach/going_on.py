@@ -5,6 +5,7 @@ and answers given are left out, and so is what children answered: their edges be
 """
 
 from collections import deque
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -18,12 +19,17 @@ from mach.lesson import Late
 from mach.memory import Memory
 from mach.state import State, tensor_of
 
+APART = "gathered_late"
+"""Where late gradients are kept that an optimiser of their own has not stepped along yet."""
+
 
 def state_of(descent: Descent, memory: Memory, now: float) -> State:
     """By reference: training goes on to change these tensors."""
     state = State()
     state.add("component", pack.of_module(descent.component))
     state.add("optimiser", pack.of_optimiser(descent.optimiser))
+    if descent.apart is not None:
+        state.add("apart", pack.of_optimiser(descent.apart))
     if descent.average is not None:
         state.add("average", pack.of_module(descent.average))
     late = list(memory.late)
@@ -37,6 +43,10 @@ def state_of(descent: Descent, memory: Memory, now: float) -> State:
         for name, parameter in descent.component.named_parameters():
             if parameter.grad is not None:
                 state.tensors[f"gathered/{name}"] = parameter.grad
+        names = (name for name, _ in descent.component.named_parameters())
+        state.tensors.update(
+            {f"{APART}/{name}": each for name, each in zip(names, descent.late_gathered, strict=False)}
+        )
     return state
 
 
@@ -49,14 +59,16 @@ def restore(descent: Descent, memory: Memory, state: State, now: float, input_sh
     own, optimiser = state.under("component"), state.under("optimiser")
     pack.check_module(descent.component, own)
     pack.check_optimiser(descent.optimiser, optimiser)
+    apart = state.under("apart")
+    if descent.apart is not None:
+        pack.check_optimiser(descent.apart, apart, "apart")
     late = deque(
         _late(descent.component, state, number, now, input_shape) for number in range(len(state.values["late"]))
     )
     parameters = dict(descent.component.named_parameters())
-    gathered = state.under("gathered")
-    for name, tensor in gathered.tensors.items():
-        if name not in parameters or parameters[name].shape != tensor.shape or parameters[name].dtype != tensor.dtype:
-            raise DataError(f"gathered/{name}: is the gradient of no weight of the configuration's")
+    gathered, late_gathered = state.under("gathered"), state.under(APART)
+    _check_gradients("gathered", gathered, parameters)
+    _check_gradients(APART, late_gathered, parameters)
     average = state.under("average")
     if descent.average is not None and average.tensors:
         pack.check_module(descent.average, average)
@@ -64,10 +76,22 @@ def restore(descent: Descent, memory: Memory, state: State, now: float, input_sh
     pack.into_module(descent.component, own)
     if optimiser.values["kind"] == type(descent.optimiser).__name__:
         pack.into_optimiser(descent.optimiser, optimiser)
+    if descent.apart is not None and apart.values.get("kind") == type(descent.apart).__name__:
+        pack.into_optimiser(descent.apart, apart)
     for name, tensor in gathered.tensors.items():
         parameters[name].grad = tensor.to(parameters[name].device, copy=True)  # to be added to
+    if descent.apart is not None and late_gathered.tensors.keys() == parameters.keys():
+        there = late_gathered.tensors
+        descent.late_gathered = [there[name].to(each.device, copy=True) for name, each in parameters.items()]
     memory.late = late
     descent.go_on(state.values["version"], gathered.values.get("count", 0))
+
+
+def _check_gradients(what: str, gathered: State, parameters: Mapping[str, Tensor]) -> None:
+    """Raise a DataError unless every one belongs to a parameter, of its shape and dtype."""
+    for name, tensor in gathered.tensors.items():
+        if name not in parameters or parameters[name].shape != tensor.shape or parameters[name].dtype != tensor.dtype:
+            raise DataError(f"{what}/{name}: is the gradient of no weight of the configuration's")
 
 
 def _late(component: Component, state: State, number: int, now: float, input_shape: torch.Size) -> Late:

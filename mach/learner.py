@@ -15,13 +15,15 @@ Shapes: B batch, E embedding, K classes. Times are seconds of the caller's clock
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from configs.tree import Loss, Method
+from configs.tree import Probes as ProbeSettings
 from configs.tree import Staleness as StalenessSettings
 from mach.component import Component
 from mach.descent import Descent
@@ -30,6 +32,7 @@ from mach.late import WAYS, Held, Recompute
 from mach.lesson import Arrived, Late, Learnt, Lesson, Teacher, owed
 from mach.memory import Memory, fits
 from mach.messages import Activation, Age, Batch, Gradient, Letter, Target
+from mach.probes import Probes
 from mach.sound import finite, whole
 from mach.staleness import Staleness
 from mach.state import State
@@ -52,6 +55,8 @@ class Step:
     gradient_ages: list[Age]
     updated: bool = True
     """Whether the optimiser took its step; False while gradients are gathered for one."""
+    probes: Mapping[str, float] = field(default_factory=dict)
+    """What `mach/probes.py` measured in this step, if anything was due."""
 
 
 class Learner:
@@ -73,11 +78,13 @@ class Learner:
         stream: Stream | None = None,
         average: float = 0.0,
         symbols: int = 0,
+        probes: ProbeSettings | None = None,
+        apart: torch.optim.Optimizer | None = None,
     ) -> None:
-        """`sample_shape` is that of one input; `symbols`: of how many it is made, if not of quantities. `schedule`
-        maps the version to the learning rate; None leaves the optimiser's own. `children` are those that are asked,
-        if others than the component has students for. `stream`: where batches come from in stream wiring; None is
-        skip wiring. `average`: decay of the moving average of the weights that is examined, 0 for none.
+        """`sample_shape` is that of one input; `symbols`: of how many it is made, if not of quantities. `schedule` maps
+        the version to the learning rate, None leaves the optimiser's own. `children`: those that are asked, if others
+        than the component has students for. `stream`: where batches come from in stream wiring, None is skip wiring.
+        `average`: decay of the moving average of the weights that is examined. `apart`: of late gradients alone.
         """
         self.component = component
         self.optimiser = optimiser
@@ -94,12 +101,12 @@ class Learner:
         self.staleness = Staleness(staleness or StalenessSettings())
         self.late: Recompute = WAYS[self.staleness.settings.late](component, self.staleness)
         judges = self.method.heads == "every" or not self.children
-        self.teacher = Teacher(
-            component, loss, self.method, self.late, self.staleness, judges=judges, stream=stream is not None
-        )
+        teacher_of = partial(Teacher, loss=loss, method=self.method, judges=judges, stream=stream is not None)
+        self.teacher = teacher_of(component, late=self.late, staleness=self.staleness)
+        self.probes = Probes(probes or ProbeSettings(), component, teacher_of, self.memory.remembers)
         every = self.method.update_every
         self.descent = Descent(
-            component, optimiser, self.late, self.staleness, schedule=schedule, update_every=every, average=average
+            component, optimiser, self.late, self.staleness, schedule, update_every=every, average=average, apart=apart
         )
         self._lessons = LESSONS["skip" if stream is None else self.method.gradient_reach]
         self._at_hand: tuple[Batch, Held] | None = None
@@ -209,6 +216,7 @@ class Learner:
         if not lessons:
             return None
         version, learnt, late = self.version, Learnt(), self._next_late()
+        probed = self.probes.take(lessons, late, version)
         for lesson in lessons:
             self.teacher.teach(lesson, learnt, version)
         self.teacher.pull_late(late, learnt, version)
@@ -228,6 +236,7 @@ class Learner:
             target_ages=[self.memory.age(each, now) for each in arrived if self.method.targets != "none"],
             gradient_ages=ages,
             updated=self.version > version,
+            probes=probed,
         )
 
     def state(self, now: float) -> State:

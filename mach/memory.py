@@ -65,6 +65,11 @@ class Memory:
             self.forgotten["gradient"] += 1
         return held
 
+    def remembers(self, version: int) -> bool:
+        """Whether something that was asked or answered at this version of ours may still come back."""
+        every = (*self._asked.values(), *self._answered.values())
+        return any(held.version == version for each in every for held in each.values())
+
     def keep_late(self, late: Late) -> None:
         """For the next step."""
         self.late.append(late)

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +36,17 @@ def optimiser_of(settings: Optimiser, component: Component) -> torch.optim.Optim
         ConfigError: this torch has no such optimiser.
     """
     return OPTIMISERS[settings.name](settings, component)
+
+
+def optimiser_of_late(settings: Optimiser, component: Component) -> torch.optim.Optimizer | None:
+    """A second one for late gradients alone, where they keep moments of their own; the first one decays the weights.
+
+    Raises:
+        ConfigError: as `optimiser_of`.
+    """
+    if not settings.separate_late:
+        return None
+    return optimiser_of(msgspec.structs.replace(settings, weight_decay=0.0), component)
 
 
 def adamw(settings: Optimiser, component: Component) -> torch.optim.Optimizer:

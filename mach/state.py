@@ -115,14 +115,14 @@ def into_optimiser(optimiser: torch.optim.Optimizer, state: State) -> None:
     optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
-def check_optimiser(optimiser: torch.optim.Optimizer, state: State) -> None:
-    """Raise a DataError unless every moment belongs to a parameter and has its shape, or is one number."""
+def check_optimiser(optimiser: torch.optim.Optimizer, state: State, what: str = "optimiser") -> None:
+    """Raise a DataError unless every moment of `what` belongs to a parameter and has its shape, or is one number."""
     parameters = dict(enumerate(parameters_of(optimiser)))
     for name, tensor in state.tensors.items():
         number, _, key = name.partition("/")
         parameter = parameters.get(int(number)) if number.isdecimal() else None
         if not key or parameter is None or (tensor.ndim and tensor.shape != parameter.shape):
-            raise DataError(f"optimiser/{name} {tuple(tensor.shape)} belongs to no parameter of the configuration's")
+            raise DataError(f"{what}/{name} {tuple(tensor.shape)} belongs to no parameter of the configuration's")
 
 
 def parameters_of(optimiser: torch.optim.Optimizer) -> Iterator[Tensor]:

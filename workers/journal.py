@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from bus.mailbox import Counts, EdgeView, Mailbox
+from mach import probes
 from mach.evaluate import Accuracy
 from mach.learner import Step
 from mach.messages import Age
@@ -87,15 +88,18 @@ class Journal:
         self.incarnation = incarnation
         self.run = RunDir(Path(plan.directory))
         self.every_s = plan.config.report.every_ms / 1000
-        self.steps = self.samples = self.child_steps = self._before = 0
+        self.settings = plan.config.probes
+        self.steps = self.samples = self.child_steps = self._before = self._samples_before = 0
         self.target, self.gradient = Tally(), Tally()
         self._losses: dict[str, list[Tensor]] = {}
+        self._probes: dict[str, float] = {}
         self._trend: deque[float] = deque(maxlen=2 * TREND)
         self._since: tuple[float, int] | None = None
         self._rate: float | None = None
         self._stepped = (0.0, 0.0)  # when the first and the newest step ended
         self._step_ms: deque[float] = deque(maxlen=RECENT)
         self._noted_at: float | None = None
+        self._began = math.inf
         self._latest = Losses()
         self._born: float | None = None
         self._events: Events | None = None
@@ -103,12 +107,13 @@ class Journal:
 
     def begin(self, now: float) -> None:
         """The first step begins."""
-        self._noted_at = now
+        self._began = self._noted_at = now
 
     def go_on(self, steps: int, samples: int, child_steps: int) -> None:
         """Count on from an earlier life; rates are of this one."""
         self.steps = self._before = steps
-        self.samples, self.child_steps = samples, child_steps
+        self.samples = self._samples_before = samples
+        self.child_steps = child_steps
 
     def note(self, step: Step, now: float) -> None:
         """Take note of one step; losses stay on their device until the next report."""
@@ -122,6 +127,7 @@ class Journal:
         self.child_steps += step.on_child
         self.target.add(step.target_ages)
         self.gradient.add(step.gradient_ages)
+        self._probes |= step.probes
         for name, value in step.losses.items():
             self._losses.setdefault(name, []).append(value)
 
@@ -138,8 +144,13 @@ class Journal:
         reason: str = "",
         dropped: Mapping[str, int] | None = None,
         checkpoint: Checkpoint | None = None,
+        policies: Mapping[str, int] | None = None,
+        waited_s: float = 0.0,
     ) -> Report:
-        """Make the report and write it down; `dropped`, by reason, are drops that the mailbox does not know."""
+        """Make the report and write it down; `dropped`, by reason, are drops that the mailbox does not know.
+
+        `policies`: what they did, by name. `waited_s`: of this life's training, with nothing to train on.
+        """
         self._born = now if self._born is None else self._born
         edges = mailbox.edges()
         report = Report(
@@ -159,7 +170,10 @@ class Journal:
             accuracy=accuracies(accuracy),
             child_steps=self.child_steps,
             child_share=self.child_steps / self.steps if self.steps else None,
-            staleness=Staleness(target=self.target.spread(), gradient=self.gradient.spread()),
+            staleness=Staleness(
+                target=self.target.spread(), gradient=self.gradient.spread(), policies=dict(policies or {})
+            ),
+            probes=self._probes | self._always(mailbox.counts, waited_s),
             checkpoint=checkpoint or Checkpoint(),
             window=window(edges),
             messages=messages(mailbox.counts, dropped or {}),
@@ -181,6 +195,16 @@ class Journal:
         elif self._since is not None and now > self._since[0] and self.steps > self._since[1]:
             self._rate = round((self.steps - self._since[1]) / (now - self._since[0]), 2)
         return self._rate
+
+    def _always(self, counts: Counts, waited_s: float) -> dict[str, float]:
+        """Probes that cost no pass: bytes a sample to every peer, and the idle share up to the newest step."""
+        found: dict[str, float] = {}
+        if self.settings.bytes:
+            rates = probes.bytes_per_sample(counts.bytes, self.samples - self._samples_before)
+            found |= {f"bytes/{peer}": rate for peer, rate in rates.items()}
+        if self.settings.idle and self._noted_at is not None and self._noted_at > self._began:
+            found["idle"] = probes.idle_share(waited_s, self._noted_at - self._began)
+        return found
 
     def _new_losses(self) -> Losses:
         """Means over the steps since the last report; those of the last steps, once there are no more."""

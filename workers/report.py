@@ -68,6 +68,9 @@ class Staleness(Record):
     """Of children's targets: newest version heard minus the one that answered; time since the activation left."""
     gradient: Spread = msgspec.field(default_factory=Spread)
     """Of parents' late gradients: own version minus the one that answered; time since the answer left."""
+    policies: dict[str, int] = msgspec.field(default_factory=dict)
+    """What policies did in this life, by name: gradients that `bound` refused or `clip` changed, and so on
+    (`mach/staleness.py`, `Staleness.counts`)."""
 
 
 class Window(Record):
@@ -137,6 +140,8 @@ class Report(Record):
     child_share: float | None = None
     """`child_steps` over all steps."""
     staleness: Staleness = msgspec.field(default_factory=Staleness)
+    probes: dict[str, float] = msgspec.field(default_factory=dict)
+    """The newest of every probe that is on and had something to tell, by `probe/part` (`mach/probes.py`)."""
     checkpoint: Checkpoint = msgspec.field(default_factory=Checkpoint)
     window: Window = msgspec.field(default_factory=Window)
     messages: Messages = msgspec.field(default_factory=Messages)

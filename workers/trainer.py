@@ -202,8 +202,10 @@ class Life:
         """Write and send what there is to say."""
         mailbox = self.trainer.mailbox
         now, dropped = mailbox.now(), self.trainer.dropped()
-        saved = self.keeper.record(now)
-        self.control.send(self.journal.report(now, mailbox, self.accuracy, state, reason, dropped, saved))
+        saved, did = self.keeper.record(now), self.trainer.learner.staleness.counts
+        waited_s = self.trainer.waited_s
+        report = self.journal.report(now, mailbox, self.accuracy, state, reason, dropped, saved, did, waited_s)
+        self.control.send(report)
 
 
 def rate(accuracy: float | None, bits: float | None) -> str:

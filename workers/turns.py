@@ -43,6 +43,8 @@ class Trainer:
         """Lock-step only: letters of the next turn, from peers that are one step ahead."""
         self.paid = True
         """Lock-step only: whether the parents' gradients of our last answers are at hand."""
+        self.waited_s = 0.0
+        """Spent waiting for letters with nothing to train on."""
 
     def turn(self) -> Step | None:
         """One optimiser step with what is at hand. Waits for nobody (law 1).
@@ -58,10 +60,17 @@ class Trainer:
                     self.mailbox.send(child, self.learner.ask(batch, child))
         step = self.learner.step(batch, self.mailbox.now())  # 3 learn: from an answered batch, else with the student
         if step is None:
-            self.take(self.mailbox.receive(WAIT_S))
+            self.take(self.wait(WAIT_S))
             return None
         self.pay(step)  # 4 a tensor that came owes its gradient (law 3)
         return step
+
+    def wait(self, wait_s: float) -> list[Letter]:
+        """Letters that there are, or that come within that time, which counts as idle."""
+        before = self.mailbox.now()
+        letters = self.mailbox.receive(wait_s)
+        self.waited_s += self.mailbox.now() - before
+        return letters
 
     def next_batch(self, examined: Collection[str]) -> Batch | None:
         """Drawn, or in stream wiring what came from a parent.
@@ -183,7 +192,7 @@ class Trainer:
         """Lock-step: take the letters of this turn, put those of the next one aside."""
         come, self.early = self.early, []
         if not any((letter.sender, type(letter.message)) in due for letter in come):
-            come += self.mailbox.receive(wait_s)
+            come += self.wait(wait_s)
         for letter in come:
             key = (letter.sender, type(letter.message))
             if key in due:

@@ -206,6 +206,9 @@ def test_ask_answer_pay(world: World) -> None:
     assert (paid.message.of_version, paid.message.gradient.tolist()) == (11, (X + 2).tolist())
     assert parent.counts.sent == {"activation": 1, "gradient": 1} == child.counts.received
     assert child.counts.sent == {"target": 1} == parent.counts.received
+    for counts, peer, messages in ((parent.counts, "c1", 2), (child.counts, "c0", 1)):
+        assert set(counts.bytes) == {peer}
+        assert 0 < counts.bytes[peer] - messages * X.nbytes < messages * 500, "the tensors, and a header each"
     assert not parent.counts.dropped
     assert not child.counts.dropped
     assert not parent.send("c1", Gradient(7, 11, X)), "paid twice"

@@ -93,6 +93,35 @@ def test_on_disk_and_back_changes_no_bit(
     assert any(name.startswith("learner/optimiser/0/") for name in ours)
 
 
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd", "nadam"])
+@pytest.mark.parametrize("every", [1, 2])
+def test_moments_apart_and_late_gradients_gathered_for_them_go_on(
+    make: Callable[..., Alone], optimiser: str, every: int
+) -> None:
+    settings = (f"optimiser.name={optimiser}", "optimiser.separate_late=true", f"method.update_every={every}")
+    whole, first, second = make(*settings), make(*settings), make(*settings)
+    whole.learner.step(next(whole.batches), 0.0)  # an own gradient without a late one
+    first.learner.step(next(first.batches), 0.0)
+    expected, found = whole.steps(24), first.steps(12)
+    second.restore(Copies().take(first.state()))
+    found += second.steps(12)
+    assert torch.equal(torch.stack(found), torch.stack(expected))
+    ours, theirs = second.state().tensors, whole.state().tensors
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert any(name.startswith("learner/apart/0/") for name in ours)
+    assert any(name.startswith("learner/gathered_late/") for name in ours) == (every == 2)
+
+
+def test_moments_apart_begin_anew_where_there_were_none(make: Callable[..., Alone]) -> None:
+    first, second, third = make(), make("optimiser.separate_late=true"), make()
+    first.steps(3)
+    second.restore(Copies().take(first.state()))
+    second.steps(2)
+    third.restore(Copies().take(second.state()))
+    assert (second.learner.version, third.learner.version) == (5, 5)
+
+
 def test_an_epoch_and_its_noise_go_on_where_they_were(dataset: Dataset) -> None:
     whole = Batches(dataset, 500, seed=1, noise=0.3)  # two batches an epoch
     expected = [next(whole) for _ in range(7)]
@@ -131,6 +160,8 @@ SPOILERS: dict[str, Callable[[State], None]] = {
     r"head.*float32 \(2": lambda state: _map(state, "learner/component/head", lambda tensor: tensor[:2]),
     "belongs to no parameter": lambda state: _map(state, "learner/optimiser/0/exp_avg", lambda tensor: tensor[:2]),
     "optimiser/99/x": lambda state: state.tensors.update({"learner/optimiser/99/x": torch.zeros(())}),
+    "apart/99/x": lambda state: state.tensors.update({"learner/apart/99/x": torch.zeros(())}),
+    "gathered_late/x": lambda state: state.tensors.update({"learner/gathered_late/x": torch.zeros(())}),
     "late/0/gradient is missing": lambda state: state.tensors.__delitem__("learner/late/0/gradient"),
     "late/0: inputs": lambda state: _map(state, "learner/late/0/inputs", lambda tensor: tensor[:, :3]),
 }
@@ -145,7 +176,7 @@ def _map(state: State, prefix: str, change: Callable[[Tensor], Tensor]) -> None:
 
 @pytest.mark.parametrize("said", SPOILERS)
 def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(make: Callable[..., Alone], said: str) -> None:
-    first, second = make(), make()
+    first, second = (make("optimiser.separate_late=true") for _ in range(2))
     first.steps(3)
     second.steps(1)
     spoilt = Copies().take(first.state())

@@ -4,6 +4,7 @@ import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -244,3 +245,26 @@ def test_records_can_be_read_after_the_disk_was_full(desk: Desk) -> None:
     desk.report(step_of(), after=1.0)
     assert desk.lines()[-1].step == 4
     assert [point.step for point in desk.events().Scalars("rate")][-1] == 4
+
+
+def test_probes_and_policies_are_in_the_report_the_metrics_and_tensorboard(desk: Desk) -> None:
+    first = replace(step_of(), probes={"r2/c1": 0.5, "fresh/cosine": 0.75})
+    desk.journal.begin(desk.now)
+    desk.report(first)
+    desk.mailbox.counts.bytes.update({"c1": 6400})
+    desk.now += 3.0
+    desk.journal.note(replace(step_of(), probes={"r2/c1": 0.25}), desk.now)
+    did = {"bound": 3, "clip": 1}
+    report = desk.journal.report(desk.now, desk.mailbox, None, "training", policies=did, waited_s=0.75)  # type: ignore[arg-type]
+    told = {"r2/c1": 0.25, "fresh/cosine": 0.75, "bytes/c1": 100.0, "idle": 0.25}
+    assert report.probes == told, "the newest of each"
+    assert report.staleness.policies == did
+    assert (desk.lines()[-1].probes, desk.lines()[-1].staleness.policies) == (told, did)
+    drawn = set(desk.events().Tags()["scalars"])
+    assert {f"probes/{name}" for name in told} | {"staleness/policies/bound", "staleness/policies/clip"} <= drawn
+
+
+def test_bytes_a_sample_are_of_this_life(desk: Desk) -> None:
+    desk.journal.go_on(9, 1000, 0)
+    desk.mailbox.counts.bytes.update({"c1": 320})
+    assert desk.report(step_of()).probes["bytes/c1"] == 10.0

@@ -141,3 +141,34 @@ def test_a_run_that_waits_for_itself_is_given_up(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Trainer, "turn", wait)
     with pytest.raises(RunError, match=r"stands still since 0 s .*c0 at step 0"):
         run(tmp_path, config("bus.timeout_ms=1000000"), timing())
+
+
+PROBES = ("weight_gap", "fresh", "agreement", "cka", "r2", "reliance", "salience")
+STREAM = {"weight_gap/rms", "weight_gap/versions", "fresh/cosine", "fresh/norm_ratio", "agreement/child"}
+TARGETS = {f"{part}/c1" for part in ("cka", "r2", "reliance/zeroed", "reliance/shuffled", "salience/pruning")}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        ("mach", TARGETS | {"salience/weight/c1", "salience/integrated/own"}),
+        ("mach-stream", STREAM | TARGETS),
+        ("ddg", STREAM - {"agreement/child"}),
+        ("dni", {"weight_gap/rms"}),
+    ],
+)
+def test_probes_change_no_bit_of_a_run_and_are_in_its_reports(tmp_path: Path, recipe: str, told: set[str]) -> None:
+    settings = (f"recipe={recipe}", "graph=chain", "probes.every_steps=10")
+    on = [f"probes.{name}=true" for name in PROBES]
+    off = ("probes.bytes=false", "probes.idle=false")
+    probed = run(tmp_path, config(*settings, *on), timing(), "on")
+    plain = run(tmp_path, config(*settings, *off), timing(), "off")
+    assert probed.digest == plain.digest
+    assert [row.probes for row in plain.status.components] == [{}, {}, {}]
+    rows = {row.component: row.probes for row in probed.status.components}
+    assert told | {"bytes/c1", "idle"} <= set(rows["c0"])
+    assert rows["c0"]["idle"] <= (0.0 if recipe in ("mach", "mach-stream", "dni") else 0.9)
+    if recipe != "mach":
+        assert rows["c2"]["idle"] > 0.0, "it waits for its first batch"
+    if recipe in ("mach", "mach-stream"):
+        assert "agreement/parent" in rows["c1"]

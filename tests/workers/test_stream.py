@@ -203,8 +203,12 @@ def test_a_component_with_nothing_to_train_on_waits_at_its_mailbox_and_makes_no_
         return receive(wait_s)
 
     door.receive = listening  # type: ignore[method-assign]
+    door.now = lambda: sum(waits)  # type: ignore[method-assign]
     assert chain.trainers[1].turn() is None
     assert waits == [0.0, WAIT_S]
+    assert chain.trainers[1].waited_s == pytest.approx(WAIT_S), "and that is known as idle time"
+    chain.trainers[0].turn()
+    assert chain.trainers[0].waited_s == 0.0
 
 
 def test_a_batch_that_came_is_trained_on_once_and_the_source_waits_for_nobody() -> None:
