@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,9 +26,17 @@ def commands() -> list[list[str]]:
     return [each[1:] for each in words if each[:1] == ["mach"]]
 
 
-LAUNCHES = [words for words in commands() if words[0] == "launch"]
-(KEYS,) = [words for words in commands() if words[0] == "keys"]
-OTHERS = [words for words in commands() if words[0] not in ("launch", "keys")]
+def named(*names: str) -> list[list[str]]:
+    """Of these commands, as the README writes them."""
+    return [words for words in commands() if words[0] in names]
+
+
+LAUNCHES = named("launch")
+(KEYS,) = named("keys")
+AFTERWARDS = named("status", "logs", "stop", "runs", "doctor", "resume")
+LIVE = named("restart", "chaos")
+IN_VIRTUAL_TIME = named("simulate", "compare")
+SHORT = ("--components", "2", "--steps", "6", "--set", "evaluate.every_steps=6")
 
 
 def test_the_readme_leads_with_set_up_training_and_tests() -> None:
@@ -35,7 +44,8 @@ def test_the_readme_leads_with_set_up_training_and_tests() -> None:
     assert first.strip() == 'pip install -e ".[dev]" && mach launch --components 4'
     assert second.strip() == "pytest"
     assert len(LAUNCHES) >= 5
-    assert {words[0] for words in OTHERS} == {"status", "logs", "stop", "runs", "doctor"}
+    assert len(LAUNCHES) + 1 + len(AFTERWARDS) + len(LIVE) + len(IN_VIRTUAL_TIME) == len(commands())
+    assert {words[0] for words in commands()} == set(cli.commands)
     assert KEYS == ["keys", "new", "mykeys"]
 
 
@@ -53,13 +63,33 @@ def test_every_launch_in_the_readme_is_a_plan(
     assert "# plan of run" in result.output
 
 
-def test_the_other_commands_of_the_readme_work_on_a_real_run(launch: Callable[..., Launched]) -> None:
+def test_the_commands_of_the_readme_work_on_a_run_that_has_ended(launch: Callable[..., Launched]) -> None:
     run = launch("--components", "2", "--steps", "30", "--set", "report.every_ms=100")
     assert run.end() == 0, run.output
-    for words in OTHERS:
+    for words in AFTERWARDS:
         done = mach(*words, "--runs", str(run.runs))
         assert done.returncode == 0, (words, done.stdout, done.stderr)
         assert done.stdout
+
+
+def test_the_commands_of_the_readme_work_on_a_run_that_goes_on(launch: Callable[..., Launched]) -> None:
+    fast = ("report.every_ms=100", "checkpoint.every_s=0.5")
+    settings = [word for each in fast for word in ("--set", each)]
+    run = launch("--components", "3", "--steps", "100000", *settings)
+    run.until(lambda status: all(row["checkpoint"]["step"] for row in status["components"]))
+    for words in LIVE:
+        done = mach(*words, *(("--seconds", "3") if words[0] == "chaos" else ()), "--runs", str(run.runs))
+        assert done.returncode == 0, (words, done.stdout, done.stderr)
+        assert done.stdout
+    run.process.send_signal(signal.SIGINT)
+    assert run.end() == 130, run.output
+
+
+@pytest.mark.parametrize("words", IN_VIRTUAL_TIME, ids=" ".join)
+def test_the_commands_of_the_readme_work_in_virtual_time(words: list[str]) -> None:
+    result = CliRunner().invoke(cli, [*words, *SHORT])
+    assert result.exit_code == 0, result.output
+    assert "c1" in result.output or "backprop" in result.output
 
 
 def test_the_example_of_the_readme_passes(pytester: pytest.Pytester) -> None:
