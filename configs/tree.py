@@ -57,8 +57,9 @@ class Model(Node, frozen=True):
     """Hidden widths of the joiner, which maps (activation, target) to the embedding."""
     student: tuple[Positive, ...] = (256,)
     """Hidden widths of a student, which maps the activation to an imitation of the child's embedding."""
-    join: Literal["concat", "residual"] = "concat"
-    """What a component makes of its activation and its children's targets: f([a, d]), or f([a, d]) + d."""
+    join: Literal["concat", "residual", "sum", "mean"] = "concat"
+    """What a component makes of its activation and its children's targets: f([a, d]); f([a, d]) + d; or f([a, d]) with
+    logits that are the sum, or the mean, of its own and of all below it (on a graph without cycles)."""
     blocks: Positive = 2
     """Residual blocks of a component's section, in `conv` and `transformer`."""
     channels: Positive = 32

@@ -239,5 +239,5 @@ class Relay:
         if child not in self.component.students:
             return True
         with torch.no_grad():
-            s: Tensor = self.component.students[child](question.a)
+            s = self.component.imitation(child, question.a)
         return s.shape == target.embedding.shape and target.embedding.is_floating_point()
