@@ -104,6 +104,10 @@ class Method(Node, frozen=True):
     """A local model guesses the gradient of the activation at once, and learns from the true one when it comes."""
     context: bool = False
     """In `stream` wiring, x travels along with the activation, and every encoder gets both."""
+    depth: Annotated[int, Meta(ge=0, le=63)] = 0
+    """In `skip` wiring, how many levels below a child its answers shall come from: it asks its own children first, and
+    answers when they have, or without them after a part of `bus.timeout_ms`. The answer comes later; nobody waits.
+    Less than `bus.window`: questions that go deeper leave places to those that go less deep."""
     update_every: Positive = 1
     """The gradients of so many batches are averaged for one optimiser step."""
 

@@ -54,6 +54,7 @@ def learner_of(
         staleness=config.staleness,
         stream=stream_of(config, index, dataset),
         average=config.evaluate.average,
+        patience_s=config.bus.timeout_ms / 1000,
     )
 
 

@@ -2,7 +2,8 @@
 
     ask     a batch goes to a child as an activation: the raw x in skip wiring, encoder(x) and the labels in stream
     answer  a parent's activation is answered with an embedding, the student standing in for our own child;
-            in stream wiring it is a batch to be trained on first, and the step that does so answers it
+            one that shall come from further down, when that child has answered (`mach/deep.py`); in stream wiring
+            it is a batch to be trained on first, and the step that does so answers it
     keep    a child's answer, or a parent's late gradient, waits for the next step
     step    one optimiser step on what `mach/lesson.py` makes of the batches whose turn it is (LESSONS)
 
@@ -25,10 +26,11 @@ from torch import Tensor
 from configs.tree import Loss, Method
 from configs.tree import Staleness as StalenessSettings
 from mach.component import Component
+from mach.deep import Deep
 from mach.descent import Descent
 from mach.going_on import restore, state_of
-from mach.late import WAYS, Held, Recompute
-from mach.lesson import Arrived, Late, Learnt, Lesson, Teacher, owed
+from mach.late import WAYS, Held, Recompute, Told
+from mach.lesson import Arrived, Late, Learnt, Lesson, Teacher, owed, passed_on
 from mach.memory import Memory, fits
 from mach.messages import Activation, Age, Batch, Gradient, Letter, Target
 from mach.staleness import Staleness
@@ -72,11 +74,12 @@ class Learner:
         staleness: StalenessSettings | None = None,
         stream: Stream | None = None,
         average: float = 0.0,
+        patience_s: float = 2.0,
     ) -> None:
         """`sample_shape` is that of one input. `schedule` maps the version to the learning rate; None leaves the
         optimiser's own. `children` are those that are asked, if others than the component has students for.
         `stream`: where batches come from in stream wiring; None is skip wiring. `average`: decay of the moving average
-        of the weights that is examined, 0 for none.
+        of the weights that is examined, 0 for none. `patience_s`: how long a parent waits for an answer.
         """
         self.component = component
         self.optimiser = optimiser
@@ -89,6 +92,7 @@ class Learner:
         self.children = component.children_names if children is None else tuple(children)
         self.window = window
         self.memory = Memory(self.children, window)
+        self.deep = Deep(component.children_names, window, self.memory.capacity, patience_s)
         self.staleness = Staleness(staleness or StalenessSettings())
         self.late: Recompute = WAYS[self.staleness.settings.late](component, self.staleness)
         judges = self.method.heads == "every" or not self.children
@@ -148,7 +152,8 @@ class Learner:
         for name in self.children if child is None else (child,):
             self.memory.ask(name, held)
         if self.stream is None:
-            return Activation(batch.id, self.version, batch.inputs, indices=batch.indices)
+            depth = self.method.depth
+            return Activation(batch.id, self.version, batch.inputs, indices=batch.indices, depth=depth)
         _, a = self.late.forward(held)
         self._sent = a.shape[1:]
         x = (batch.inputs if self.stream.draws else batch.context) if self.method.context else None
@@ -158,33 +163,40 @@ class Learner:
     def answer(self, parent: str, asked: Activation, now: float) -> Target | None:
         """Our embedding of a parent's activation, today, with students in place of our own children (law 2).
 
-        None if there is none: inputs of another shape, or not finite, which are counted as unfit; or, in stream
-        wiring, a batch that now waits for its turn to be trained on.
+        None if there is none: inputs of another shape, or not finite, which are counted as unfit; or not yet: one that
+        shall come from further down (see `due`); in stream wiring a batch that waits for its turn to be trained on.
         """
         if self.stream is not None:
             trouble = self.stream.admit(parent, asked)
             if trouble is not None:
                 (self.unfit if trouble == "unfit" else self.forgotten)["activation"] += 1
             return None
-        held, e, z = None, None, None
-        if asked.inputs.shape[1:] == self.sample_shape and self.component.takes(asked.inputs):
-            x = asked.inputs.to(self.device, None if self.component.tokens else self.dtype)
-            held = Held(asked.id, (x,), None, parent, self.version, now)
-            net, e = self.late.answer(held)
-            with torch.no_grad():
-                e = e.detach()
-                z = net.classify(e) if self.method.targets == "logits" else None
-        if held is None or e is None or not math.isfinite(float(e.sum())):  # what is not finite in x is not in e
+        if asked.inputs.shape[1:] != self.sample_shape or not self.component.takes(asked.inputs):
             self.unfit["activation"] += 1
             return None
-        if asked.owes:
-            held.shape = e.shape
-            self.memory.answer(parent, held)
-        return Target(asked.id, self.version, e, logits=z)
+        x = asked.inputs.to(self.device, None if self.component.tokens else self.dtype)
+        held = Held(asked.id, (x,), None, parent, self.version, now)
+        if self.deep.wants(asked) and math.isfinite(float(x.sum())):
+            self.deep.begin(parent, asked, held, now)
+            return None
+        return self._answer(asked, held)
+
+    def due(self, now: float) -> list[tuple[str, Target]]:
+        """Answers that can be given now: they were to come from further down, and have, or have taken too long."""
+        answers = []
+        for errand in self.deep.due(now):
+            errand.held.version, errand.held.at = self.version, now
+            answer = self._answer(errand.asked, errand.held)
+            if answer is not None:
+                answers.append((errand.parent, answer))
+        return answers
 
     def keep(self, letter: Letter, now: float) -> None:
         """Put a target or a late gradient by for the next step; one that nobody remembers is counted."""
+        self.deep.back(letter.sender, letter.message.id)
         match letter.message:
+            case Target() as target if self.deep.owns(target):
+                self._be_told(letter.sender, target)
             case Target() as target:
                 held = self.memory.asked(letter.sender, target)
                 if held is not None and self._answers(letter.sender, held, target):
@@ -221,7 +233,7 @@ class Learner:
             samples=sum(len(held.come[0]) for held in own),
             losses={name: value.detach() for name, value in learnt.losses.items()},
             on_child=bool(arrived),
-            owed=self._owed(arrived, own, learnt, version, now),
+            owed=[*self._owed(arrived, own, learnt, version, now), *passed_on(late)],
             target_ages=[self.memory.age(each, now) for each in arrived if self.method.targets != "none"],
             gradient_ages=ages,
             updated=self.version > version,
@@ -266,6 +278,33 @@ class Learner:
                 self.staleness.counts["accumulate"] += 1
                 break
         return answered
+
+    def _answer(self, asked: Activation, held: Held) -> Target | None:
+        """Our embedding, today; None, and counted, if it is not finite: what is not finite in x is not in e."""
+        net, e = self.late.answer(held)
+        with torch.no_grad():
+            e = e.detach()
+            z = net.classify(e) if self.method.targets == "logits" else None
+        if not math.isfinite(float(e.sum())):
+            self.unfit["activation"] += 1
+            return None
+        if asked.owes and held.sender is not None:
+            held.shape = e.shape
+            self.memory.answer(held.sender, held)
+        return Target(asked.id, self.version, e, logits=z)
+
+    def _be_told(self, child: str, target: Target) -> None:
+        """A child's answer to what a parent wanted to be asked on."""
+        self.memory.hear(child, target)
+        held = self.deep.held(child, target)
+        if held is None:
+            self.memory.forgotten["target"] += 1
+        elif not fits(target.embedding, self._shape_of(child, held)):
+            self.unfit["target"] += 1
+        else:
+            d = target.embedding.to(self.device, self.dtype).detach().requires_grad_()
+            held.told[child] = Told(target.id, target.version, d)
+            self.deep.keep(child, target)
 
     def _next_late(self) -> list[Late]:
         late = self.memory.next_late(self.staleness.together)

@@ -70,7 +70,7 @@ class Life:
         save_weights(learner.component, run.weights(self.process.name), about)
         self.say("stopped; weights are saved" if stopped else "has done its steps; weights are saved")
         if not stopped:
-            self.trainer.mailbox.bye()
+            self.trainer.leave()
             self.serve_parents()
         self.report("stopped" if stopped else "finished", "asked to stop" if stopped else "")
 
