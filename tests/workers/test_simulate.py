@@ -65,6 +65,16 @@ def test_who_watches_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert seen[0].state == "training"
 
 
+def test_an_examination_that_runs_at_the_end_of_a_stream_gives_way_to_the_final_one(tmp_path: Path) -> None:
+    late = config("recipe=mach-stream", "evaluate.every_steps=37")  # the whole way takes longer than three steps
+    outcome = run(tmp_path, late, timing("20ms"))
+    for row in outcome.status.components:
+        assert row.accuracy is not None
+        assert row.accuracy.step == 40
+        assert row.accuracy.full is not None
+        assert [point.step for point in outcome.curves[row.component]] == [40]
+
+
 def test_everybody_finishes_examines_and_saves(tmp_path: Path) -> None:
     outcome = run(tmp_path, config(), timing())
     assert outcome.status.state == "finished"
