@@ -1,6 +1,13 @@
-"""The supervisor's clock: monotonic, and fair to components while the launcher itself was away."""
+"""The supervisor's clock: monotonic, and fair to components while the launcher itself was away; who is an orphan."""
 
-from workers.supervisor import AWAY_S, Clock
+from pathlib import Path
+
+from configs.tree import Supervise
+from fakes import Life
+from workers.member import Member
+from workers.plan import ProcessPlan
+from workers.rundir import RunDir
+from workers.supervisor import AWAY_S, Clock, orphans
 
 
 class FakeTime:
@@ -30,3 +37,27 @@ def test_time_in_which_the_launcher_was_stopped_is_nobodys_silence() -> None:
     time.now += 0.25
     assert clock.look() == AWAY_S + 0.25
     assert clock.elapsed_s() == 3600.25
+
+
+def test_an_orphan_is_who_has_parents_that_have_all_ended_for_good(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "r")
+    run.make()
+    parents = {"c0": (), "c1": ("c0",), "c2": ("c0", "c1"), "c3": ("c2",)}
+    members, lives = [], {}
+    for index, (name, above) in enumerate(parents.items()):
+        life = lives[name] = Life()
+        life.attempt.plan = ProcessPlan(
+            name=name, index=index, kind="trainer", device="cpu", children=(), parents=above
+        )
+        members.append(Member(lambda _, __, life=life: life.attempt, 1, Supervise(), run, 0.0, mends=True))
+    assert orphans(members) == []
+    members[0].over = "failed"
+    assert [member.name for member in orphans(members)] == ["c1"]
+    members[1].over = "finished"
+    assert [member.name for member in orphans(members)] == ["c1", "c2"]
+    for _ in range(2):
+        members[2].orphan()
+    assert lives["c2"].orders() == ["orphaned"]
+    assert members[2].over is None
+    for life in lives.values():
+        life.close()
