@@ -30,10 +30,10 @@ from mach.descent import Descent
 from mach.going_on import restore, state_of
 from mach.late import WAYS, Held, Recompute
 from mach.lesson import Arrived, Late, Learnt, Lesson, Teacher, owed
-from mach.memory import Memory, fits
+from mach.memory import Memory
 from mach.messages import Activation, Age, Batch, Gradient, Letter, Target
 from mach.probes import Probes
-from mach.sound import finite, whole
+from mach.sound import finite, fits, whole
 from mach.staleness import Staleness
 from mach.state import State
 from mach.stream import Stream
@@ -261,7 +261,8 @@ class Learner:
         come: tuple[Tensor, ...] = (x,)
         if batch.sender is not None:  # a parent's activation: its gradient is owed
             x = x.to(self.dtype).detach().requires_grad_(self.method.gradient_reach != "none")
-            come = (x,) if batch.context is None else (x, batch.context.to(self.device))
+            raw = batch.context
+            come = (x,) if raw is None else (x, raw.to(self.device, self.dtype if raw.is_floating_point() else None))
         held = Held(batch.id, come, y, batch.sender, self.version, 0.0)
         self._at_hand = (batch, held)
         return held
@@ -330,6 +331,8 @@ class Learner:
         if good and target.gradient is not None:
             due = self.stream is not None and wanted.gradient_reach != "none" and self._sent is not None
             good = due and fits(target.gradient, torch.Size((rows, *(self._sent or ()))))
+        elif target.gradient is None and self.waits_for_answers:  # nothing would ever be learnt of the batch
+            good = False
         if not good:
             self.unfit["target"] += 1
         return good
