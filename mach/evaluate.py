@@ -19,6 +19,7 @@ from mach.component import Component
 from mach.data.dataset import Dataset
 from mach.losses import cross_entropy
 from mach.messages import Activation, Target
+from mach.sound import fits
 
 EXAM_IDS = 1 << 48
 """Ids from here up are an examination's: a data source would need centuries to count this far."""
@@ -136,11 +137,11 @@ class Exam:
         asked, part = self._asked.pop(target.id, ("", -1))
         if asked != child or part not in self._open[child]:
             return []  # of an earlier examination, or answered twice
-        if target.embedding.shape != self.component.target_shape(child, self.inputs[part]):
-            return []  # of another network than ours expects: as good as no answer
+        if not fits(target.embedding, self.component.target_shape(child, self.inputs[part])):
+            return []  # of another network than ours expects, or one that diverged: as good as no answer
         self._open[child].remove(part)
         answers = self._answers[part]
-        answers[child] = target.embedding.to(self.labels[part].device)
+        answers[child] = target.embedding.to(self.labels[part].device, next(self.component.parameters()).dtype)
         if len(answers) == len(self.children):
             self._score += self._judge(self.inputs[part], self.labels[part], answers)
             del self._answers[part]

@@ -73,7 +73,8 @@ class Recompute:
         self.version = 0
         self._before: list[Tensor] | None = None
         self._ahead: tuple[int, Component] | None = None
-        self._cached: list[Held] = []
+        self._cached: weakref.WeakSet[Held] = weakref.WeakSet()
+        """A batch that nobody remembers any more takes its graph along, even if no backward pass is ever made."""
 
     def answer(self, held: Held) -> tuple[Component, Tensor]:
         """(network, e) of a batch that only a parent shall get something of: e [B, E] over our students."""
@@ -93,7 +94,7 @@ class Recompute:
         """Today's network, and a with its graph: computed once between two steps."""
         if held.a is None:
             held.net, held.a = self.component, self.component.activation(*held.come)
-            self._cached.append(held)
+            self._cached.add(held)
         return self.component, held.a
 
     def then(self, held: Held) -> tuple[Component, Tensor]:

@@ -32,11 +32,11 @@ from mach.descent import Descent
 from mach.going_on import restore, state_of
 from mach.late import WAYS, Held, Recompute, Told
 from mach.lesson import Arrived, Late, Learnt, Lesson, Teacher, owed, passed_on
-from mach.memory import Memory, fits
+from mach.memory import Memory
 from mach.messages import Activation, Age, Batch, Gradient, Letter, Target
 from mach.probes import Probes
 from mach.sieve import Sieve
-from mach.sound import finite
+from mach.sound import finite, fits
 from mach.staleness import Staleness
 from mach.state import State
 from mach.stream import Stream
@@ -280,7 +280,8 @@ class Learner:
         come: tuple[Tensor, ...] = (x,)
         if batch.sender is not None:  # a parent's activation: its gradient is owed
             x = x.to(self.dtype).detach().requires_grad_(self.method.gradient_reach != "none")
-            come = (x,) if batch.context is None else (x, batch.context.to(self.device))
+            raw = batch.context
+            come = (x,) if raw is None else (x, raw.to(self.device, self.dtype if raw.is_floating_point() else None))
         held = Held(batch.id, come, y, batch.sender, self.version, 0.0)
         self._at_hand = (batch, held)
         return held

@@ -7,13 +7,9 @@ nothing that we remember is counted and dropped. Knows what each thing is of, an
 from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 from mach.late import Held
 from mach.lesson import Arrived, Late
 from mach.messages import Age, Gradient, Target
-from mach.sound import finite
 
 MEMORY = 4
 """Batches asked, answers given and late gradients kept of one neighbour, in windows: what comes when its batch or
@@ -31,7 +27,7 @@ class Memory:
         self.unneeded = 0
         """Gradients that came while we only answer, after our last step."""
         self.unfit: Counter[str] = Counter()
-        """Messages whose tensor has another shape than it must have, or is not finite, by kind: never trained on, so
+        """Messages whose tensor is not what it must be (`mach/sound.py`), or is missing, by kind: never trained on, so
         that a neighbour that diverged or runs another network ruins only itself."""
         self.arrived: deque[Arrived] = deque()
         self.late: deque[Late] = deque()
@@ -109,11 +105,6 @@ class Memory:
     def _trim(self, memory: OrderedDict[int, Held]) -> None:
         while len(memory) > self.capacity:
             memory.popitem(last=False)
-
-
-def fits(tensor: Tensor, shape: torch.Size | None) -> bool:
-    """Whether a tensor that came may be trained on."""
-    return tensor.shape == shape and tensor.is_floating_point() and finite(tensor)
 
 
 def _order(late: Late) -> tuple[int, str]:

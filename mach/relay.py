@@ -12,10 +12,9 @@ the number of parts. With several children the first one's logits are the deepes
 Shapes: N samples of the test set, B batch, K classes. Of a sequence every place counts.
 """
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +23,7 @@ from mach.component import Component
 from mach.data.dataset import Dataset
 from mach.evaluate import EXAM_IDS, Accuracy, Score, score
 from mach.messages import Activation, Target
+from mach.sound import fits
 
 
 @dataclass(slots=True, eq=False)
@@ -80,7 +80,8 @@ class Relay:
         self.labels = torch.split(dataset.test_labels, batch_size)
         self.count = dataset.test_labels.numel()
         self.result: Accuracy | None = None
-        """The newest that is complete; of the component that draws also the newest with the students alone."""
+        """The newest that is complete; of the component that draws and judges, `student` is the newest with students
+        alone, whether or not anybody answers."""
         self._rounds: OrderedDict[int, _Round] = OrderedDict()
         self._questions: OrderedDict[int, _Question] = OrderedDict()
         self._todo: list[int] = []
@@ -91,24 +92,25 @@ class Relay:
     @property
     def done(self) -> bool:
         """Whether the examination that we began is over."""
-        return self._round not in self._rounds or not self.children
+        return self._round not in self._rounds
 
     def begin(self, version: int, *, ask: bool = True, pulse: Callable[[], None] | None = None) -> None:
-        """Component 0 begins an examination if `ask`, in place of one of another version that runs; the others wait for
-        questions.
+        """Component 0 is judged with its students at once and, if `ask`, begins an examination of the chain, in place
+        of one of another version that runs; the others wait for questions.
 
-        `pulse`, as of an `Exam`, is not needed: no part takes longer than a step.
+        `pulse` is called after every part that is judged at once, as of an `Exam`.
         """
-        if not self.draws or not ask or (not self.done and self._round == version):
+        if not self.draws or (ask and not self.done and self._round == version):
+            return
+        if self.judges:
+            self._judge_alone(version, pulse)
+        if not ask or not self.children:
             return
         self._rounds.pop(self._round, None)
         self._questions.clear()
         self._round = version
         self._rounds[version] = _Round()
         self._todo = list(range(len(self.inputs)))
-        if not self.children:
-            for part in self._todo:
-                self._question(part, version, None, self._activation(part, None))
 
     def has(self, child: str, now: float) -> bool:
         """Whether there is something to ask `child` now."""
@@ -135,9 +137,7 @@ class Relay:
         """A parent's question; what it gets at once, if we have no children to ask."""
         part = (asked.id - EXAM_IDS) % len(self.inputs)
         shape = torch.Size((len(self.inputs[part]), *(self.incoming or ())))
-        if self.incoming is None or asked.id < EXAM_IDS or asked.inputs.shape != shape:
-            return []
-        if not asked.inputs.is_floating_point() or not math.isfinite(float(asked.inputs.sum())):
+        if self.incoming is None or asked.id < EXAM_IDS or not fits(asked.inputs, shape):
             return []
         self._rounds.setdefault(asked.version, _Round())
         question = self._question(part, asked.version, parent, self._activation(part, asked.inputs), asked.id)
@@ -159,15 +159,32 @@ class Relay:
         answer = self._answer(question)
         return [] if question.parent is None else [(question.parent, answer)]
 
+    def _judge_alone(self, version: int, pulse: Callable[[], None] | None) -> None:
+        """All parts with the students; without children this is what the whole network says, too."""
+        alone = Score()
+        for part, y in enumerate(self.labels):
+            z = self._alone(self._activation(part, None))
+            alone += score(z, y.to(z.device))
+            if pulse is not None:
+                pulse()
+        student, bits = alone.right / self.count, alone.bits / self.count
+        before = self.result if self.children else Accuracy(student, None, version, full=student, full_bits=bits)
+        if before is None:
+            before = Accuracy(student, None, version)
+        self.result = replace(before, student=student, student_bits=bits, step=version)
+
+    def _alone(self, a: Tensor) -> Tensor:
+        """Logits over the students' imitations."""
+        with torch.no_grad():
+            return self.component.classify(self.component.embed(a, self.component.imitate(a)))
+
     def _question(self, part: int, round: int, parent: str | None, a: Tensor, id: int | None = None) -> _Question:
         if id is None:
             id = EXAM_IDS + self._asked * len(self.inputs) + part
             self._asked += 1
         question = _Question(id, round, part, parent, a, list(self.children))
-        if self.judges:
-            with torch.no_grad():
-                z = self.component.classify(self.component.embed(a, self.component.imitate(a)))
-            self._note("student", question, z)
+        if self.judges and parent is not None:
+            self._note("student", question, self._alone(a))
         if self.children:
             self._questions[id] = question
             while len(self._questions) > 2 * len(self.inputs):
@@ -190,7 +207,8 @@ class Relay:
             d = {name: question.answers[name].embedding.to(a.device, a.dtype) for name in s}
             e = component.embed(a, {**s, **d})
             z = component.classify(e)
-        deep = question.answers[self.children[0]].logits if self.children else z
+            told = question.answers[self.children[0]].logits if self.children else z
+            deep = None if told is None else told.to(a.device, a.dtype)
         if d and self.judges:
             self._note("child", question, z)
         if deep is not None:
@@ -213,7 +231,7 @@ class Relay:
         full = sum(scores.full.values(), Score())
         student = sum(scores.student.values(), Score()) if self.judges else full
         child = sum(scores.child.values(), Score()) if len(scores.child) == parts else None
-        self.result = Accuracy(
+        result = Accuracy(
             student.right / self.count,
             None if child is None else child.right / self.count,
             round,
@@ -222,6 +240,10 @@ class Relay:
             full.right / self.count,
             full.bits / self.count,
         )
+        if self.draws and self.judges and self.result is not None:  # judged alone already, when it began or later
+            alone = self.result
+            result = replace(result, student=alone.student, student_bits=alone.student_bits, step=alone.step)
+        self.result = result
 
     def _ask_again(self, now: float) -> None:
         """Component 0 puts questions that nobody answered back on the list."""
@@ -235,12 +257,12 @@ class Relay:
     def _fits(self, child: str, target: Target, question: _Question) -> bool:
         """Whether the answer is one: logits, and the embedding where we have a student for it."""
         y, z = self.labels[question.part], target.logits
-        if z is None or z.dim() != y.dim() + 1 or z.shape[:-1] != y.shape or not z.is_floating_point():
+        if z is None or z.dim() != y.dim() + 1 or z.shape[-1] <= int(y.max()):
             return False
-        if z.shape[-1] <= int(y.max()):
+        if not fits(z, torch.Size((*y.shape, z.shape[-1]))):
             return False
         if child not in self.component.students:
             return True
         with torch.no_grad():
             s = self.component.imitation(child, question.a)
-        return s.shape == target.embedding.shape and target.embedding.is_floating_point()
+        return fits(target.embedding, s.shape)

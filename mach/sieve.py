@@ -12,9 +12,8 @@ from torch import Tensor
 from configs.tree import Method
 from mach.component import Component
 from mach.late import Held
-from mach.memory import fits
 from mach.messages import Target
-from mach.sound import finite, whole
+from mach.sound import finite, fits, whole
 
 
 class Sieve:
@@ -55,6 +54,8 @@ class Sieve:
         if good and target.gradient is not None:
             due = wanted.gradient_reach != "none" and self.sent is not None
             good = due and fits(target.gradient, torch.Size((len(held.come[0]), *(self.sent or ()))))
+        elif target.gradient is None and wanted.gradient_reach == "full" and self.sent is not None:
+            good = False  # nothing would ever be learnt of the batch
         return good
 
     def embedding(self, child: str, held: Held, target: Target) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mach.messages import Activation, Batch
-from mach.sound import finite, whole
+from mach.sound import finite, fits, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,11 @@ class Incoming:
     """X are symbols 0 … symbols − 1; 0: quantities."""
 
     def fits(self, asked: Activation) -> bool:
-        """Whether every tensor is there, of its shape and kind, and finite."""
+        """Whether every tensor is there, of its shape and kind, and may be used."""
         a, y, x = asked.inputs, asked.labels, asked.context
         return (
             _shaped(a, len(a) if a.dim() else 0, self.activation)
-            and a.is_floating_point()
-            and finite(a)
+            and fits(a, a.shape)
             and y is not None
             and _shaped(y, len(a), self.labels)
             and whole(y, self.classes)
@@ -50,7 +49,7 @@ class Incoming:
             return False
         if self.symbols:
             return whole(x, self.symbols)
-        return x.is_floating_point() and finite(x)
+        return x.is_floating_point() and finite(x.float())  # what networks get is float32
 
 
 class Stream:

@@ -169,3 +169,26 @@ def test_the_student_can_be_measured_while_an_examination_runs_on() -> None:
 
 def test_a_training_answer_is_not_the_examinations() -> None:
     assert not exam_of("c1").owns(Target(3, 0, torch.zeros(PART, E)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float8_e5m2], ids=str)
+def test_answers_of_another_precision_are_judged(dtype: torch.dtype) -> None:
+    exam = exam_of("c1")
+    exam.begin(0)
+    for asked in ask_all(exam, "c1", 0.0):
+        exam.keep("c1", Target(asked.id, 0, true_embedding(asked, "c1").to(dtype)))
+    assert exam.done
+    assert exam.result is not None
+    told = torch.tanh(dataset().test_inputs @ torch.ones(5, E)) * 3
+    assert exam.result.child == pytest.approx(accuracy(exam.component, {"c1": told.to(dtype).float()}))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e300, 1e30])
+def test_an_answer_of_one_that_diverged_is_none(value: float) -> None:
+    exam = exam_of("c1")
+    exam.begin(0)
+    asked = ask_all(exam, "c1", 0.0)
+    for each in asked:
+        exam.keep("c1", Target(each.id, 0, torch.full((len(each.inputs), E), value, dtype=torch.float64)))
+    assert not exam.done
+    assert len(ask_all(exam, "c1", 2.0)) == len(asked)  # asked again

@@ -26,6 +26,9 @@ def activation(id: int = 0, **changed: object) -> Activation:
         {"inputs": torch.zeros(0, 5), "labels": torch.zeros(0, dtype=torch.int64)},
         {"inputs": torch.zeros(B, 5, dtype=torch.int64)},
         {"inputs": torch.full((B, 5), math.nan)},
+        {"inputs": torch.full((B, 5), 1e300, dtype=torch.float64)},
+        {"inputs": torch.full((B, 5), 1e30)},
+        {"inputs": torch.full((B, 5), math.nan).to(torch.float8_e5m2)},
         {"labels": None},
         {"labels": torch.zeros(B)},
         {"labels": torch.zeros(B, dtype=torch.bool)},
@@ -54,6 +57,22 @@ def test_what_does_not_fit_is_refused(changed: dict[str, object]) -> None:
 def test_context_of_symbols_must_be_symbols(context: torch.Tensor | None, fits: bool) -> None:
     asked = Activation(0, 0, torch.zeros(B, 2, 5), torch.zeros(B, 2, dtype=torch.int64), context=context)
     assert TEXT.fits(asked) is fits
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "fits"),
+    [
+        (1e30, torch.float32, True),  # x may be in any unit
+        (1e30, torch.float64, True),
+        (1e300, torch.float64, False),  # infinite as soon as it is cast
+        (math.nan, torch.float8_e5m2, False),
+    ],
+)
+def test_context_of_quantities_must_be_finite_when_it_is_used(value: float, dtype: torch.dtype, fits: bool) -> None:
+    context = torch.zeros(B, 2, dtype=torch.float64)
+    context[1, 1] = value
+    incoming = Incoming((5,), (), K, context=(2,))
+    assert incoming.fits(activation(context=context.to(dtype))) is fits
 
 
 def test_batches_come_in_order_with_their_sender_and_the_oldest_makes_room() -> None:

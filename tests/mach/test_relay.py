@@ -144,6 +144,105 @@ def test_an_examination_of_the_same_version_goes_on() -> None:
     assert (second.id - first.id) % len(relays[0].inputs) == 1  # the next part, not the first again
 
 
+def started(relay: Relay, version: int) -> int:
+    """Begin; how many parts were judged at once."""
+    parts: list[int] = []
+    relay.begin(version, pulse=lambda: parts.append(1))
+    return len(parts)
+
+
+def test_the_deepest_component_of_all_is_judged_at_once() -> None:
+    config = load("digits", ("recipe=mach-stream", "n_components=1", "train.batch_size=64"), RECIPES)
+    dataset = load_data(config.data)
+    learner = learner_of(config, 0, [], dataset, CPU)
+    relay = exam_of(config, learner, dataset)
+    assert isinstance(relay, Relay)
+    net = learner.component
+    for version in (3, 5):
+        assert started(relay, version) == len(relay.inputs)
+        with torch.no_grad():
+            whole = accuracy(net.classify(net.embed(net.activation(dataset.test_inputs), {})), dataset)
+        assert relay.done
+        assert relay.result is not None
+        assert (relay.result.step, relay.result.child) == (version, None)
+        assert relay.result.student == relay.result.full == pytest.approx(whole)
+        assert relay.result.student_bits == relay.result.full_bits
+        assert not relay._rounds
+
+
+def test_component_0_is_judged_with_its_students_though_nobody_answers() -> None:
+    components, relays, dataset = chain_of("mach-stream")
+    net, relay = components[0], relays[0]
+    assert started(relay, 3) == len(relay.inputs)
+    with torch.no_grad():
+        a = net.activation(dataset.test_inputs)
+        alone = accuracy(net.classify(net.embed(a, net.imitate(a))), dataset)
+    assert not relay.done
+    assert relay.result is not None
+    assert (relay.result.step, relay.result.child, relay.result.full) == (3, None, None)
+    assert relay.result.student == pytest.approx(alone)
+    assert started(relay, 3) == 0  # that one runs
+    for version in range(4, 20):
+        started(relay, version)
+    assert len(relay._rounds) == 1
+
+
+def test_until_a_new_examination_is_complete_the_answers_of_the_old_one_stand() -> None:
+    components, relays, _ = chain_of("mach-stream")
+    examine(relays)
+    old = relays[0].result
+    assert old is not None
+    with torch.no_grad():
+        for parameter in components[0].parameters():
+            parameter.mul_(0.5)
+    relays[0].begin(9, ask=False)
+    assert relays[0].done
+    new = relays[0].result
+    assert new is not None
+    assert (new.step, new.child, new.full, new.full_bits) == (9, old.child, old.full, old.full_bits)
+    assert new.student_bits != old.student_bits
+
+
+def test_without_heads_of_their_own_students_are_not_judged() -> None:
+    _, relays, _ = chain_of("ddg")
+    assert started(relays[0], 3) == 0
+    assert relays[0].result is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float8_e5m2], ids=str)
+def test_questions_and_answers_of_another_precision_are_judged(dtype: torch.dtype) -> None:
+    _, relays, _ = chain_of("mach-stream")
+    relays[0].begin(0)
+    asked = relays[0].ask("c1", 0.0)
+    assert asked is not None
+    assert relays[1].take("c0", Activation(asked.id, 0, asked.inputs.to(dtype), owes=False)) == []
+    on = relays[1].ask("c2", 0.0)
+    assert on is not None
+    ((_, last),) = relays[2].take("c1", Activation(on.id, 0, on.inputs.to(dtype), owes=False))
+    assert last.logits is not None
+    told = Target(last.id, 0, last.embedding.to(dtype), logits=last.logits.to(dtype))
+    ((parent, answer),) = relays[1].keep("c2", told)
+    assert parent == "c0"
+    assert answer.logits is not None
+    assert answer.logits.dtype == answer.embedding.dtype == torch.float32
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e300, 1e30])
+def test_numbers_of_one_that_diverged_are_no_questions_and_no_answers(value: float) -> None:
+    _, relays, _ = chain_of("mach-stream")
+    relays[0].begin(0)
+    asked = relays[0].ask("c1", 0.0)
+    assert asked is not None
+    bad = torch.full(asked.inputs.shape, value, dtype=torch.float64)
+    assert relays[1].take("c0", Activation(asked.id, 0, bad, owes=False)) == []
+    assert not relays[1].has("c2", 0.0)
+    e, z = torch.zeros(64, 64, dtype=torch.float64), torch.zeros(64, 10, dtype=torch.float64)
+    assert relays[0]._fits("c1", Target(asked.id, 0, e, logits=z), relays[0]._questions[asked.id])
+    for answer in (Target(asked.id, 0, e + value, logits=z), Target(asked.id, 0, e, logits=z + value)):
+        assert relays[0].keep("c1", answer) == []
+        assert asked.id in relays[0]._questions
+
+
 def test_questions_and_answers_that_do_not_fit_are_no_questions_and_no_answers() -> None:
     _, relays, _ = chain_of("mach-stream")
     relays[0].begin(0)

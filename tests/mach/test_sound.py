@@ -1,4 +1,4 @@
-"""What may be used: no NaN, no infinity, no symbol that there is not; and everything else, however large."""
+"""What may be used: no NaN, no infinity, no symbol that there is not; x however large, what others computed if not."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bus.tensors import DTYPES
-from mach.sound import finite, whole
+from mach.sound import LARGEST, finite, fits, whole
 
 FLOATS = [dtype for dtype in DTYPES.values() if dtype.is_floating_point]
 WHOLE = [dtype for dtype in DTYPES.values() if not dtype.is_floating_point and dtype != torch.bool]
@@ -43,3 +43,36 @@ def test_symbols_are_whole_and_there(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.bool], ids=str)
 def test_anything_else_is_no_symbol(dtype: torch.dtype) -> None:
     assert not whole(torch.zeros(3).to(dtype), 10)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_what_a_neighbour_computed_fits_by_shape_and_kind_and_has_no_nan(dtype: torch.dtype) -> None:
+    assert fits(torch.ones(3, 4).to(dtype), torch.Size((3, 4)))
+    assert fits(torch.empty(0, 4).to(dtype), torch.Size((0, 4)))
+    assert not fits(torch.ones(3, 4).to(dtype), torch.Size((4, 3)))
+    assert not fits(torch.ones(3, 4).to(dtype), None)
+    for at in range(12):
+        bad = torch.ones(12)
+        bad[at] = math.nan
+        assert not fits(bad.view(3, 4).to(dtype), torch.Size((3, 4)))
+
+
+@pytest.mark.parametrize("dtype", WHOLE, ids=str)
+def test_symbols_are_nothing_that_a_neighbour_computes(dtype: torch.dtype) -> None:
+    assert not fits(torch.zeros(3, dtype=dtype), torch.Size((3,)))
+
+
+@pytest.mark.parametrize("value", [math.inf, 1e300, 1e30, 2 * LARGEST])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_one_number_that_is_too_large_is_found(value: float, sign: int, dtype: torch.dtype) -> None:
+    bad = torch.zeros(8, 8, dtype=torch.float64)
+    bad[5, 6] = sign * value
+    assert not fits(bad.to(dtype), bad.shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_many_numbers_are_not_too_large_because_their_norm_is(dtype: torch.dtype) -> None:
+    many = torch.full((64, 64), min(LARGEST, torch.finfo(dtype).max), dtype=dtype)
+    assert not float(torch.linalg.vector_norm(many)) <= LARGEST
+    assert fits(many, many.shape)
