@@ -285,7 +285,7 @@ def stop(run: RunDir, number: signal.Signals) -> str:
             raise RunError(f"run {run.name}: the launcher (pid {status.launcher_pid}) did not end; try mach stop --now")
     finally:
         os.close(launcher)
-    return f"run {run.name} is stopped"
+    return f"run {run.name} has {ended(read(run))}"
 
 
 def restart(run: RunDir, component: str) -> str:

@@ -198,7 +198,10 @@ class Launcher:
     """The launcher's process, to wait on."""
 
     def __init__(self, status: Status) -> None:
-        self._descriptor = os.pidfd_open(status.launcher_pid)
+        try:
+            self._descriptor = os.pidfd_open(status.launcher_pid)
+        except ProcessLookupError:
+            raise RunError(f"run {status.run} has just ended; there is nothing to be hit") from None
 
     def ended(self, interrupts: Interrupts, within_s: float) -> bool:
         """Wait: whether it has ended, or we are to end."""
