@@ -155,7 +155,8 @@ class Probes:
                 return net[0]
 
             found = self._of_old_weights(today, lessons, late, version)
-            if self._is_due("agreement", version):
+            come = bool(late) or any(each.target.gradient is not None for lesson in lessons for each in lesson.arrived)
+            if come and self._is_due("agreement", version):
                 found |= self._told("agreement", self._agreement(today(), lessons, late, version), version)
             told = next((each for each in lessons if each.arrived and self.component.students), None)
             for name, probe in ON_CHILDREN.items():
@@ -172,9 +173,8 @@ class Probes:
         return bool(getattr(self.settings, name)) and version >= self._due.get(name, 0)
 
     def _told(self, name: str, values: Mapping[str, float], version: int) -> dict[str, float]:
-        """Under the probe's name; it is due again later, if there was something to tell."""
-        if values:
-            self._due[name] = version + self.settings.every_steps
+        """Under the probe's name; it is due again later, even if it had nothing to tell of what was at hand."""
+        self._due[name] = version + self.settings.every_steps
         return {f"{name}/{part}": value for part, value in values.items()}
 
     def _of_old_weights(

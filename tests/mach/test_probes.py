@@ -214,6 +214,16 @@ def test_a_probe_is_due_again_after_its_steps_and_waits_for_something_to_tell() 
     assert told == [True, False, False, True, False, False, True]
 
 
+def test_a_probe_with_nothing_to_say_of_what_is_at_hand_is_not_tried_in_every_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learner = learner_with(replace_with(reliance=True, every_steps=3))
+    tried: list[int] = []
+    monkeypatch.setitem(probes.ON_CHILDREN, "reliance", lambda *_: tried.append(learner.version) or {})  # type: ignore[arg-type]
+    assert not any(turn(learner, id, 9).probes for id in range(7))
+    assert tried == [0, 3, 6]
+
+
 def test_old_weights_that_no_gradient_is_late_of_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "PATIENCE", 3)
     learner = learner_with(replace_with(weight_gap=True))
