@@ -101,7 +101,8 @@ class Learner:
         judges = self.method.heads == "every" or not self.children
         teacher_of = partial(Teacher, loss=loss, method=self.method, judges=judges, stream=stream is not None)
         self.teacher = teacher_of(component, late=self.late, staleness=self.staleness)
-        self.probes = Probes(probes or ProbeSettings(), component, teacher_of, self.memory.remembers)
+        expects = partial(self.memory.expects, asked=stream is not None)
+        self.probes = Probes(probes or ProbeSettings(), component, teacher_of, expects)
         every = self.method.update_every
         self.descent = Descent(
             component, optimiser, self.late, self.staleness, schedule, update_every=every, average=average, apart=apart
