@@ -30,6 +30,7 @@ from bus.lane import LaneTransport
 from bus.mailbox import Parcel, Peer, Transport
 from bus.memory import Pool
 from bus.post import EdgeMailbox
+from bus.strangers import Strangers
 from bus.wire import INLINE_CAP, TENSORS_CAP, Frame, Frames, Reason, Rejected
 from configs.errors import RunError
 from configs.tree import Bus
@@ -100,11 +101,13 @@ class ZmqTransport:
         self._host, self._tcp = bus.host, bus.transport == "tcp"
         keys = None if bus.keys is None else load(Path(bus.keys))
         self._context = zmq.Context()
+        self._context.setsockopt(zmq.RCVHWM, 0)  # also of monitors: a full one would stop the I/O thread
         # else the thread that a send wakes takes the core of the one that trains, for as long as a time slice
         self._context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_BATCH)
         self._guard = None if keys is None else Guard(self._context, keys)
         self._poller = zmq.Poller()
         self._router: Socket | None = None
+        self._strangers: Strangers | None = None
         self._endpoint = ""
         address.announce(directory, name, incarnation)
         if self._parents:
@@ -141,11 +144,14 @@ class ZmqTransport:
     def receive(self) -> list[Parcel]:
         """What has come. An empty mailbox costs one look at all sockets; so does every message of one."""
         parcels: list[Parcel] = []
-        ready, self._ready = self._ready or zmq.zmq_poll(self._poller.sockets, 0), []
+        ready, self._ready = self._ready or self._look(0), []
+        if self._strangers is not None and ready and ready[-1][0] is self._strangers.monitor:
+            ready.pop()
+            parcels += [(STRANGER, Rejected(Reason.HUNG_UP))] * self._strangers.gone()
         while ready and len(parcels) < AT_ONCE:
             for socket, _ in ready:
                 child = self._asked.get(socket)
-                peer = self._parent(socket.recv(_DONTWAIT)) if child is None else child
+                peer = self._caller(socket) if child is None else child
                 parcels.append((peer, _frames(socket, self._pool, self._max_bytes)))
             ready = zmq.zmq_poll(self._poller.sockets, 0)
         if self._guard is not None:
@@ -154,8 +160,13 @@ class ZmqTransport:
 
     def wait(self, seconds: float) -> bool:
         """Wait for a first message, at most this long."""
-        self._ready = zmq.zmq_poll(self._poller.sockets, math.ceil(seconds * 1000))
+        self._ready = self._look(math.ceil(seconds * 1000))
         return True
+
+    def _look(self, timeout_ms: int) -> list[tuple[Any, int]]:
+        """What is readable: messages, and last the news of who has come and gone at the door."""
+        door = [] if self._strangers is None else [(self._strangers.monitor, zmq.POLLIN)]
+        return zmq.zmq_poll([*self._poller.sockets, *door], timeout_ms)
 
     def reach(self, child: str, *, anew: bool = False) -> bool:
         """Connect if the child has published an endpoint since the last look, and over tcp also anew."""
@@ -189,6 +200,8 @@ class ZmqTransport:
         self._context.term()
 
     def _close(self, socket: Socket, linger_ms: int) -> None:
+        if socket is self._router and self._strangers is not None:
+            self._strangers.close()
         if self._guard is not None:
             self._guard.release(socket)
         socket.close(linger=linger_ms)
@@ -203,6 +216,8 @@ class ZmqTransport:
     def _bind(self, transport: str, path: Path) -> None:
         self._router = self._socket(zmq.ROUTER)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # else an answer to a parent that left vanishes, "sent"
+        if self._guard is None:
+            self._strangers = Strangers(self._router)
         self._router.bind(f"ipc://{path}" if transport == "ipc" else f"tcp://{self._host}:0")
         self._endpoint = self._router.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
         self._endpoint = self._endpoint.replace("//0.0.0.0:", "//127.0.0.1:")  # every address: also this one
@@ -254,6 +269,16 @@ class ZmqTransport:
                 self._identities.clear()
             identity = self._identities[parent] = f"{parent.name}:{parent.incarnation}".encode()
         return identity
+
+    def _caller(self, router: Socket) -> Peer:
+        """Who has sent the message that waits at our door; its next frame is its own first one."""
+        if self._strangers is None or not self._strangers.there:
+            return self._parent(router.recv(_DONTWAIT))
+        frame = router.recv(_DONTWAIT, copy=False)
+        peer = self._parent(frame.bytes)
+        if peer is not STRANGER:
+            self._strangers.know(frame)
+        return peer
 
     def _parent(self, identity: bytes) -> Peer:
         """Who is connected under this identity; strangers get a name that nobody has.

@@ -86,6 +86,7 @@ class Reason(StrEnum):
     SIZE = "bad-size"  # what shape, dtype and codec come to is not the length that came
     INDICES = "bad-indices"  # of samples that we do not hold
     KEY = "bad-key"  # a connection without the run's keys; not of a message
+    HUNG_UP = "hung-up"  # a stranger's connection that ended, as at a message that is too long; not of a message
     TICKET = "bad-ticket"  # for no slot of shared memory that we know
     STALE_SLOT = "stale-slot"  # whose content has gone already
 

@@ -54,6 +54,7 @@ def learner_of(
         staleness=config.staleness,
         stream=stream_of(config, index, dataset),
         average=config.evaluate.average,
+        symbols=dataset.symbols,
         probes=config.probes,
         apart=optimiser_of_late(config.optimiser, component),
     )

@@ -13,7 +13,6 @@ Source: method.md.
 Shapes: B batch, E embedding, K classes. Times are seconds of the caller's clock.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from mach.lesson import Arrived, Late, Learnt, Lesson, Teacher, owed
 from mach.memory import Memory, fits
 from mach.messages import Activation, Age, Batch, Gradient, Letter, Target
 from mach.probes import Probes
+from mach.sound import finite, whole
 from mach.staleness import Staleness
 from mach.state import State
 from mach.stream import Stream
@@ -77,13 +77,14 @@ class Learner:
         staleness: StalenessSettings | None = None,
         stream: Stream | None = None,
         average: float = 0.0,
+        symbols: int = 0,
         probes: ProbeSettings | None = None,
         apart: torch.optim.Optimizer | None = None,
     ) -> None:
-        """`sample_shape` is that of one input. `schedule` maps the version to the learning rate; None leaves the
-        optimiser's own. `children` are those that are asked, if others than the component has students for.
-        `stream`: where batches come from in stream wiring; None is skip wiring. `average`: decay of the moving average
-        of the weights that is examined, 0 for none. `apart`: a second optimiser, of late gradients alone.
+        """`sample_shape` is that of one input; `symbols`: of how many it is made, if not of quantities. `schedule` maps
+        the version to the learning rate, None leaves the optimiser's own. `children`: those that are asked, if others
+        than the component has students for. `stream`: where batches come from in stream wiring, None is skip wiring.
+        `average`: decay of the moving average of the weights that is examined. `apart`: of late gradients alone.
         """
         self.component = component
         self.optimiser = optimiser
@@ -92,6 +93,7 @@ class Learner:
         self.device = device
         self.dtype = next(component.parameters()).dtype
         self.sample_shape = torch.Size(sample_shape)
+        self.symbols = symbols
         self.stream = stream
         self.children = component.children_names if children is None else tuple(children)
         self.window = window
@@ -103,9 +105,8 @@ class Learner:
         self.teacher = teacher_of(component, late=self.late, staleness=self.staleness)
         expects = partial(self.memory.expects, asked=stream is not None)
         self.probes = Probes(probes or ProbeSettings(), component, teacher_of, expects)
-        every = self.method.update_every
         self.descent = Descent(
-            component, optimiser, self.late, self.staleness, schedule, update_every=every, average=average, apart=apart
+            component, optimiser, self.late, self.staleness, schedule, self.method.update_every, average, apart
         )
         self._lessons = LESSONS["skip" if stream is None else self.method.gradient_reach]
         self._at_hand: tuple[Batch, Held] | None = None
@@ -174,15 +175,16 @@ class Learner:
             if trouble is not None:
                 (self.unfit if trouble == "unfit" else self.forgotten)["activation"] += 1
             return None
-        held, e, z = None, None, None
-        if asked.inputs.shape[1:] == self.sample_shape and self.component.takes(asked.inputs):
-            x = asked.inputs.to(self.device, None if self.component.tokens else self.dtype)
-            held = Held(asked.id, (x,), None, parent, self.version, now)
-            net, e = self.late.answer(held)
-            with torch.no_grad():
-                e = e.detach()
-                z = net.classify(e) if self.method.targets == "logits" else None
-        if held is None or e is None or not math.isfinite(float(e.sum())):  # what is not finite in x is not in e
+        x = self._taken(asked.inputs)
+        if x is None:
+            self.unfit["activation"] += 1
+            return None
+        held = Held(asked.id, (x,), None, parent, self.version, now)
+        net, e = self.late.answer(held)
+        with torch.no_grad():
+            e = e.detach()
+            z = net.classify(e) if self.method.targets == "logits" else None
+        if not finite(e):  # numbers so large that the networks make infinities of them
             self.unfit["activation"] += 1
             return None
         if asked.owes:
@@ -304,6 +306,17 @@ class Learner:
             nothing = torch.empty(0, dtype=self.dtype)
             letters.append((held.sender, Target(held.id, version, nothing if e is None else e, gradient, z)))
         return letters
+
+    def _taken(self, x: Tensor) -> Tensor | None:
+        """A parent's inputs as our networks take them; None if they do not: of another shape or kind, not finite, no
+        symbols that there are. Networks that are bounded would make something finite of infinities.
+        """
+        if x.shape[1:] != self.sample_shape or not self.component.takes(x):
+            return None
+        if self.component.tokens:
+            return x.to(self.device) if whole(x, self.symbols) else None
+        x = x.to(self.device, self.dtype)
+        return x if finite(x) else None
 
     def _answers(self, child: str, held: Held, target: Target) -> bool:
         """Whether an answer has what the method wants of it, and nothing else; counted, if not."""

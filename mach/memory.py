@@ -4,7 +4,6 @@ Laws: bounded by the window, whatever neighbours do; every age is measured when 
 nothing that we remember is counted and dropped. Knows what each thing is of, and nothing of what is learnt from it.
 """
 
-import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from mach.late import Held
 from mach.lesson import Arrived, Late
 from mach.messages import Age, Gradient, Target
+from mach.sound import finite
 
 MEMORY = 4
 """Batches asked, answers given and late gradients kept of one neighbour, in windows: what comes when its batch or
@@ -112,8 +112,8 @@ class Memory:
 
 
 def fits(tensor: Tensor, shape: torch.Size | None) -> bool:
-    """Whether a tensor that came may be trained on; one sum finds every NaN and infinity."""
-    return tensor.shape == shape and tensor.is_floating_point() and math.isfinite(float(tensor.sum()))
+    """Whether a tensor that came may be trained on."""
+    return tensor.shape == shape and tensor.is_floating_point() and finite(tensor)
 
 
 def _order(late: Late) -> tuple[int, str]:

@@ -6,7 +6,6 @@ learner. Bounded: when a component falls behind, the newest batches are kept. Kn
 Shapes: B batch; the rest as `Incoming` says.
 """
 
-import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mach.messages import Activation, Batch
+from mach.sound import finite, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,10 @@ class Incoming:
         return (
             _shaped(a, len(a) if a.dim() else 0, self.activation)
             and a.is_floating_point()
-            and math.isfinite(float(a.sum()))
+            and finite(a)
             and y is not None
             and _shaped(y, len(a), self.labels)
-            and _counts(y, self.classes)
+            and whole(y, self.classes)
             and self._fits_context(x, len(a))
         )
 
@@ -49,8 +49,8 @@ class Incoming:
         if x is None or not _shaped(x, rows, self.context):
             return False
         if self.symbols:
-            return _counts(x, self.symbols)
-        return x.is_floating_point() and math.isfinite(float(x.sum()))
+            return whole(x, self.symbols)
+        return x.is_floating_point() and finite(x)
 
 
 class Stream:
@@ -85,11 +85,3 @@ class Stream:
 
 def _shaped(tensor: Tensor, rows: int, shape: tuple[int, ...]) -> bool:
     return rows > 0 and tensor.shape == torch.Size((rows, *shape))
-
-
-def _counts(tensor: Tensor, below: int) -> bool:
-    """Whether these are whole numbers from 0 to below − 1."""
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        return False
-    low, high = (int(each) for each in tensor.aminmax())  # as tensors, unsigned bytes wrap 256 round to 0
-    return low >= 0 and high < below

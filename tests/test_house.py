@@ -64,7 +64,9 @@ def test_the_core_knows_no_socket_process_thread_or_clock(name: str) -> None:
 def test_only_sockets_knows_zmq_and_no_floor_of_the_bus_knows_networks(name: str) -> None:
     modules = imported(ROOT / name)
     assert "torch.nn" not in modules
-    assert ("zmq" in {floor_of(module) for module in modules}) == (name in ("bus/sockets.py", "bus/curve.py"))
+    assert ("zmq" in {floor_of(module) for module in modules}) == (
+        name in ("bus/sockets.py", "bus/curve.py", "bus/strangers.py")
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,17 +1,22 @@
 """The main job on real processes, real sockets and real data."""
 
+import contextlib
+import itertools
 import json
 import os
 import signal
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+import zmq
 from safetensors.torch import load_file
 
-from bus import address
+from bus import address, curve, keys
 from configs.load import load
 from conftest import Launched, mach, wait_gone
 from mach.recipes import RECIPES
@@ -230,6 +235,23 @@ def test_a_run_over_tcp_with_keys_trains(launch: Launch, tmp_path: Path) -> None
     words = ("bus.transport=tcp", "bus.host=0.0.0.0", f"bus.keys={tmp_path / 'keys'}")
     run = launch("--components", "2", "--minutes", "5", *QUICK, *[word for each in words for word in ("--set", each)])
     run.until(lambda status: all(row["child_steps"] > 0 for row in status["components"]))
+    endpoint = address.endpoint_of(Path(json.loads((run.directory / "plan.json").read_text())["sockets"]), "c1")
+    assert endpoint is not None
+    mine, other = keys.load(tmp_path / "keys"), curve.new_keys()
+    with zmq.Context() as context, contextlib.ExitStack() as stack:
+        # no key; the pair of another run; a wrong key for the server; this run's public key, with another pair
+        for pair, server in ((None, b""), (other, other.public), (mine, other.public), (other, mine.public)):
+            stranger = stack.enter_context(context.socket(zmq.DEALER))
+            stranger.setsockopt(zmq.LINGER, 0)
+            stranger.setsockopt(zmq.RECONNECT_IVL, -1)  # each tries once
+            if pair is not None:
+                stranger.curve_publickey, stranger.curve_secretkey, stranger.curve_serverkey = *pair, server
+            stranger.connect(endpoint)
+            stranger.send(b"let me in")
+        run.until(lambda status: status["components"][1]["messages"]["dropped"].get("bad-key", 0) >= 4)
+    assert "bad-key 4" in mach("status", run.name, "--runs", str(run.runs)).stdout
+    assert run.component("c1")["messages"]["dropped"]["bad-key"] == 4
+    assert "bad-key" not in run.component("c0")["messages"]["dropped"]
     os.kill(run.process.pid, signal.SIGINT)
     assert run.end() == 130, run.output
 
@@ -242,3 +264,51 @@ def test_an_open_address_without_keys_is_refused_with_one_sentence(tmp_path: Pat
         assert done.stderr.count("\n") == 1
         assert "mach keys new DIR" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+FOREIGN = ("other-run", "bad-sender", "hung-up", "stale-incarnation", "unannounced", "bad-ticket")
+"""Reasons of what only somebody else can have sent."""
+
+
+def test_two_runs_of_one_user_at_once_never_touch(launch: Launch) -> None:
+    runs = [launch("--components", "2", "--steps", "600", *QUICK, name=name) for name in ("one", "other")]
+    assert [run.end() for run in runs] == [0, 0], [run.output for run in runs]
+    places = [Path(json.loads((run.directory / "plan.json").read_text())["sockets"]) for run in runs]
+    assert places[0] != places[1]
+    assert not any(place.exists() for place in places)
+    statuses = [run.status() for run in runs]
+    begins = [status["started_at"] for status in statuses]
+    ends = [status["started_at"] + status["elapsed_s"] for status in statuses]
+    assert max(begins) < min(ends), "they were not there at once"
+    for status in statuses:
+        for row in status["components"]:
+            assert (row["state"], row["step"]) == ("finished", 600)
+            assert row["child_steps"] > 0
+            assert not set(row["messages"]["dropped"]) & set(FOREIGN), row
+
+
+def test_no_message_of_a_finished_run_is_lost(launch: Launch) -> None:
+    """In a chain each kind of message goes one way over one edge: what one end sent, the other took or counts."""
+    run = launch("--components", "3", "--steps", "500", *QUICK, "--set", "graph=chain")
+    last_step_s = None
+    assert run.process.stdout is not None
+    for line in run.process.stdout:
+        run.lines.append(line)
+        file = run.directory / "status.json"
+        if file.exists() and all(row["step"] == 500 for row in json.loads(file.read_text())["components"]):
+            last_step_s = time.monotonic()
+            break
+    assert run.end() == 0, run.output
+    assert last_step_s is not None
+    print(f"the launcher ended {time.monotonic() - last_step_s:.2f} s after it heard of the last step of all")
+    rows = run.status()["components"]
+    for parent, child in itertools.pairwise(rows):
+        above, below = (Counter(row["messages"]["dropped"]) for row in (parent, child))
+        sent, came = parent["messages"]["sent"], child["messages"]["received"]
+        answers, taken = child["messages"]["sent"]["target"], parent["messages"]["received"]["target"]
+        assert sent["activation"] == came["activation"] > 0
+        assert sent["gradient"] == came["gradient"] + below["unasked"] > 0
+        assert sent["activation"] == taken + above["timeout"] + above["reset"] + above["bye"]
+        # answers to what was still asked at the end may be on their way when the parent says its last word
+        assert 0 <= answers - taken - above["late"] - above["closed"] <= above["bye"] <= 8
+        assert not (set(above) | set(below)) & {"lost", "duplicate", "reordered", "reset", "unannounced", *FOREIGN}

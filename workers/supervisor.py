@@ -10,6 +10,7 @@ component that fails, stops or restarts ends nobody else's training, but in lock
 own files may vanish: training goes on. Whatever happens, no process is left when it ends.
 """
 
+import atexit
 import os
 import select
 import shutil
@@ -18,7 +19,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from multiprocessing import forkserver, get_context
+from multiprocessing import current_process, forkserver, get_context
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -47,8 +48,16 @@ QUIET = {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP}
 
 
 def warm() -> None:
-    """Start the forkserver, which imports torch while the launcher still reads its configuration."""
+    """Start the forkserver, which imports torch while the launcher still reads its configuration.
+
+    Its socket lies in a directory like those of runs: removed at the exit, or, if this process is killed, by the
+    `sweep` of the next launch.
+    """
     get_context("forkserver").set_forkserver_preload(PRELOAD)
+    config: dict[str, str] = current_process()._config  # type: ignore[attr-defined]  # where `multiprocessing` looks
+    if "tempdir" not in config:
+        config["tempdir"] = str(address.make_directory())
+        atexit.register(address.remove, Path(config["tempdir"]))
     earlier = signal.pthread_sigmask(signal.SIG_BLOCK, QUIET)
     try:
         forkserver.ensure_running()

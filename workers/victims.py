@@ -265,7 +265,7 @@ def account(run: RunDir, spec: Spec, before: Status, chaos: Chaos, *, interrupte
         faults=chaos.fired,
         missed=sum(fault.kind != "slow" for fault in chaos.waiting),
         restarts=restarts,
-        restart_s=RestartTimes(p50=statistics.median(every), max=max(every), all=times) if every else None,
+        restart_s=RestartTimes(p50=round(statistics.median(every), 3), max=max(every), all=times) if every else None,
         lost={
             row.component: row.state
             for row in now.components

@@ -26,7 +26,7 @@ RUN = "0123456789abcdef"
 SAMPLES = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
 REASONS = {reason.value for reason in Reason} | {fate.value for fate in Fate}
 USUAL = settings(max_examples=2_000, deadline=None)
-NIGHTLY = settings(max_examples=20_000, deadline=None)
+NIGHTLY = settings(max_examples=10_000, deadline=None)
 
 
 class Inbox:
@@ -87,10 +87,11 @@ tensors = st.builds(
     st.lists(st.integers(0, 4), max_size=4),
 )
 indices = st.lists(st.integers(-1, 5), max_size=3).map(lambda found: torch.tensor(found, dtype=torch.int64))
+maybe = st.none() | tensors
 ids = st.integers(0, 3)
 messages = st.one_of(
-    st.builds(Activation, ids, ids, tensors, st.none() | tensors, st.booleans(), st.none() | indices),
-    st.builds(Target, ids, ids, tensors, st.none() | tensors),
+    st.builds(Activation, ids, ids, tensors, maybe, st.booleans(), st.none() | indices, maybe),
+    st.builds(Target, ids, ids, tensors, maybe, maybe),
     st.builds(Gradient, ids, ids, tensors),
 )
 controls = st.builds(
@@ -148,7 +149,7 @@ def test_every_message_has_one_end(stream: Stream) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("part", range(5))
+@pytest.mark.parametrize("part", range(10))
 @given(stream=streams)
 @NIGHTLY
 def test_every_message_has_one_end_all_night(part: int, stream: Stream) -> None:

@@ -57,8 +57,9 @@ def test_a_mishap_at_every_point_of_the_exchange_keeps_the_books_and_heals() -> 
         assert healed(line), told(word)
 
 
-def test_two_mishaps_at_every_two_near_points_of_the_exchange_keep_the_books_and_heal() -> None:
-    for word in exchanges_with(2, within=1):
+def test_two_mishaps_at_near_points_of_the_exchange_keep_the_books_and_heal() -> None:
+    """Every fourth choice; all of them, and those of points far apart, at night."""
+    for word in itertools.islice(exchanges_with(2, within=1), 0, None, 4):
         line = fresh()
         suffer(line, word)
         assert healed(line), told(word)

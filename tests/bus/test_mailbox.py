@@ -17,7 +17,7 @@ from bus.mailbox import EdgeView, Mailbox, Peer, Relay, Transport
 from bus.post import EdgeMailbox
 from bus.sockets import ZmqMailbox
 from bus.virtual import VirtualBus
-from bus.wire import Frames, Kind, Stamp
+from bus.wire import Frame, Frames, Kind, Stamp
 from configs.tree import Bus
 from mach.messages import Activation, Gradient, Letter, Target
 
@@ -38,6 +38,8 @@ class World:
         self.directory = directory
         self.virtual = VirtualBus(latency_s=0.002, jitter_s=0.002)
         self.boxes: list[EdgeMailbox] = []
+        self.slots: list[int] = []
+        """Generations of what was written into shared memory."""
         self.settings: dict[str, str | int] = {"window": W, "hello_ms": 40, "timeout_ms": 400}
         self.settings |= {
             "transport": "tcp" if kind in ("tcp", "curve") else "ipc",
@@ -112,6 +114,13 @@ def world(
         monkeypatch.setattr(lane, "FROM", -1)
     directory = address.make_directory()
     made = World(request.param, directory)
+    written = lane._write
+
+    def write(segment: lane.Segment, index: int, frames: list[Frame]) -> int:
+        made.slots.append(written(segment, index, frames))
+        return made.slots[-1]
+
+    monkeypatch.setattr(lane, "_write", write)
     if request.param == "curve":
         held = tmp_path_factory.mktemp("keys")
         keys.save(held, curve.new_keys())
@@ -279,6 +288,24 @@ def test_a_child_that_reads_nothing_is_sent_a_window_and_few_knocks(world: World
         parent.receive(0.02)
     assert relays[0].sent - before <= W + 8
     world.until(lambda: parent.room("c1"), parent, child)
+
+
+def test_only_the_lane_carries_tensors_in_slots_of_shared_memory_and_all_but_the_first(world: World) -> None:
+    parent, child = world.pair()
+    for id in range(20):
+        assert parent.send("c1", Activation(id, 0, X + id))
+        (asked,) = world.take(child)
+        assert torch.equal(asked.message.inputs, X + id)
+        assert child.send("c0", Target(id, 0, X - id))
+        (answer,) = world.take(parent)
+        assert torch.equal(answer.message.embedding, X - id)
+        assert parent.send("c1", Gradient(id, 0, X * id))
+        (paid,) = world.take(child)
+        assert torch.equal(paid.message.gradient, X * id)
+    # the first each way shows the receiver where the slots are, and the next may find that it has not said so yet
+    assert 60 - 2 * 2 <= len(world.slots) <= 60 - 2 if world.kind == "lane" else not world.slots
+    assert not parent.counts.dropped
+    assert not child.counts.dropped
 
 
 def test_bye_ends_the_asking_and_not_the_answering(world: World) -> None:
@@ -451,9 +478,9 @@ def test_a_message_from_nobody_we_know_is_refused(open_sockets: World) -> None:
         dealer.connect(endpoint)
         dealer.send_multipart(frames)
         dealer.close(linger=5000)
-    open_sockets.until(lambda: child.counts.dropped.total() == 3, child)
+    open_sockets.until(lambda: child.counts.dropped.total() == 6, child)  # three messages, and each hangs up
     context.term()
-    assert child.counts.dropped == {"bad-sender": 2, "other-run": 1}
+    assert child.counts.dropped == {"bad-sender": 2, "other-run": 1, "hung-up": 3}
     parent.send("c1", Activation(0, 0, X))
     assert len(open_sockets.take(child)) == 1
 

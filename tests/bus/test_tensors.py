@@ -32,7 +32,7 @@ def normal(shape: tuple[int, ...], seed: int, scale: float, dtype: torch.dtype =
 
 
 @given(shapes, st.integers(0, 2**31), st.sampled_from([1e-30, 1e-6, 1.0, 1e3]), st.sampled_from(sorted(HALF)))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_halves_are_as_near_as_the_table_says(shape: tuple[int, ...], seed: int, scale: float, codec: str) -> None:
     sent = normal(shape, seed, scale)
     got = through(sent, codec)
@@ -43,7 +43,7 @@ def test_halves_are_as_near_as_the_table_says(shape: tuple[int, ...], seed: int,
 
 
 @given(shapes, st.integers(0, 2**31), st.sampled_from([1e-30, 1.0, 1e30]), st.sampled_from(["float32", "float64"]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_int8_is_as_near_as_the_largest_of_the_row_allows(
     shape: tuple[int, ...], seed: int, scale: float, dtype: str
 ) -> None:

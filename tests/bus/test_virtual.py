@@ -115,12 +115,12 @@ def test_a_stopped_neighbour_gives_its_places_back_and_comes_back() -> None:
     workers = ring(bus)
     bus.run(workers, until_s=1.0)
     bus.stop("c1")
-    bus.run(workers, until_s=10.0)
+    bus.run(workers, until_s=5.0)
     assert workers[0].box.edges()["c1"][0].state == "silent"
     assert workers[0].box.counts.dropped["timeout"] == 2
     asked = workers[0].box.counts.sent["activation"]
     bus.resume("c1")
-    bus.run(workers, until_s=11.0)
+    bus.run(workers, until_s=6.0)
     assert workers[0].box.edges()["c1"][0].state == "open"
     assert workers[0].box.counts.sent["activation"] > asked + 50
 

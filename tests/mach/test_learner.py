@@ -395,7 +395,7 @@ def test_symbols_and_quantities_are_not_taken_for_each_other() -> None:
     torch.manual_seed(0)
     component = Component(nn.Embedding(9, 2), nn.Linear(2, 2), nn.Linear(2, K), {}, tokens=True)
     symbols = Learner(
-        component, torch.optim.SGD(component.parameters()), Loss(), window=W, device=CPU, sample_shape=(5,)
+        component, torch.optim.SGD(component.parameters()), Loss(), window=W, device=CPU, sample_shape=(5,), symbols=9
     )
     tokens = Activation(0, 0, torch.randint(9, (B, 5)))
     numbers = Activation(0, 0, torch.rand(B, 5))
@@ -405,3 +405,29 @@ def test_symbols_and_quantities_are_not_taken_for_each_other() -> None:
     answer = symbols.answer("c9", tokens, 0.0)
     assert answer is not None
     assert answer.embedding.shape == (B, 5, 2)
+    for none in (9, -1, 2**60):  # no symbol that there is
+        assert symbols.answer("c9", Activation(0, 0, torch.full((B, 5), none)), 0.0) is None
+    assert symbols.unfit == {"activation": 4}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_bounded_networks_hide_no_infinity(value: float) -> None:
+    """Of which they would make an answer like any other, to be trained on when its gradient comes."""
+    component = Component(nn.Hardtanh(), nn.Linear(5, 2), nn.Linear(2, K), {})
+    optimiser = torch.optim.SGD(component.parameters())
+    learner = Learner(component, optimiser, Loss(), window=W, device=CPU, sample_shape=(5,))
+    inputs = torch.zeros(B, 5)
+    inputs[2, 3] = value
+    assert math.isnan(value) or component.activation(inputs).isfinite().all()
+    assert learner.answer("c9", Activation(0, 0, inputs), 0.0) is None
+    assert learner.unfit == {"activation": 1}
+
+
+def test_a_target_of_a_kind_that_cannot_be_added_up_is_judged_like_any_other() -> None:
+    learner = learner_with("c1")
+    for id, value in enumerate((1.0, math.nan)):
+        learner.ask(batch(id))
+        embedding = torch.full((B, E), value).to(torch.float8_e5m2)
+        learner.keep(letter("c1", Target(id, 0, embedding), Age(0, 0.5)), 0.0)
+    assert learner.unfit == {"target": 1}
+    assert learner.step(batch(2), 0.0) is not None

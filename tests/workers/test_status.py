@@ -11,7 +11,7 @@ import pytest
 from bus import address
 from configs.errors import NoSuchRun, RunError
 from workers import screen
-from workers.report import Accuracies, Checkpoint, Losses, Spread, Staleness
+from workers.report import Accuracies, Checkpoint, Losses, Peer, Spread, Staleness
 from workers.rundir import RunDir
 from workers.status import ComponentStatus, Failure, Status, boot, exit_code_of, find_run, read, write
 
@@ -200,3 +200,39 @@ def test_checkpoints_show_their_age_and_their_trouble() -> None:
     assert "c0: the disk is full" in text
     assert "at 1,200" in text
     assert "…" not in text, "nothing is cut off"
+
+
+def shown(*rows: ComponentStatus) -> str:
+    console = screen.Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    with console.file:
+        console.print(screen.tables(status(components=list(rows)), 200))
+        return console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("end", "line"),
+    [
+        (Peer(role="child", state="silent", heard_s=7.7), "c0 → c1 silent for 8.2 s (unanswered)"),
+        (Peer(role="child", state="silent"), "c0 → c1 was never heard (unanswered)"),
+        (Peer(role="child", state="knocking", heard_s=3.0), "c0 → c1 knocks; last heard 3.5 s ago (unanswered)"),
+        (Peer(role="child", state="knocking"), "c0 → c1 was never heard (unanswered)"),
+        (Peer(role="child", state="closed", heard_s=1.0), "c0 → c1 closed 1.5 s ago, though both go on"),
+        (Peer(role="child", state="open", heard_s=9.0), None),
+        (Peer(role="parent", state="silent", heard_s=9.0), None),
+    ],
+)
+def test_an_edge_that_is_cut_is_said_below_the_tables(end: Peer, line: str | None) -> None:
+    text = shown(component(peers={"c1": [end]}, elapsed_s=60.0), component("c1"))
+    assert "c0 → c1" in text if line else "→" not in text
+    assert line is None or line in text
+
+
+def test_nothing_is_said_of_edges_at_the_start_or_to_a_peer_that_has_ended() -> None:
+    silent, knocking = Peer(role="child", state="silent", heard_s=9.0), Peer(role="child", state="knocking")
+    closed = Peer(role="child", state="closed", heard_s=9.0)
+    young = component(peers={"c1": [knocking]}, elapsed_s=2.0)
+    assert "→" not in shown(young, component("c1", state="starting"))
+    old = component(peers={"c1": [silent], "c2": [closed]}, elapsed_s=60.0)
+    assert "→" not in shown(old, component("c1", state="failed", exit_code=-9), component("c2", state="finished"))
+    done = component(state="finished", peers={"c1": [closed]}, elapsed_s=60.0)
+    assert "→" not in shown(done, component("c1"))
