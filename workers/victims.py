@@ -255,7 +255,10 @@ def returned(run: RunDir, before: Status, fired: list[Fired]) -> Mapping[str, bo
 
 def account(run: RunDir, spec: Spec, before: Status, chaos: Chaos, *, interrupted: bool) -> Account:
     """The story so far."""
-    now = read(run)
+    try:
+        now = read(run)
+    except RunError as error:
+        raise RunError(f"{error}; the faults were done, what came back of them is not known") from error
     earlier = {row.component: row for row in before.components}
     restarts = {row.component: row.restarts - earlier[row.component].restarts for row in now.components}
     times = {row.component: new_times(earlier[row.component], row) for row in now.components}
