@@ -2,7 +2,8 @@
 
     kind        says                    tensors
     hello       window, schema, heard   –
-    activation  id, version, owes       inputs, labels?, context?
+    activation  id, version, owes,      inputs, labels?, context?
+                depth
     target      id, version             embedding, gradient?, logits?
     gradient    id, version of target   gradient
     bye         –                       –
@@ -38,7 +39,7 @@ from bus.memory import Pool
 from bus.tensors import CODECS, NDIM_CAP, TYPES, Codec, Described
 from mach.messages import Activation, Gradient, Message, Target
 
-SCHEMA = 3
+SCHEMA = 4
 """Number of this wire format, agreed in HELLO."""
 INLINE_CAP = 1 << 16
 """Tensors of this many bytes together travel in frame 0. Longer ones are sent, and received, without a copy. A
@@ -111,6 +112,8 @@ class Preamble(NamedTuple):
     owes: bool = False
     indexed: bool = False
     """Whether an activation holds indices in place of inputs."""
+    depth: int = 0
+    """Of an activation: how many levels further down the answer shall come from."""
     window: int = 0
     """Of a parent's hello: W."""
     schema: int = 0
@@ -170,14 +173,16 @@ _PREAMBLE = struct.Struct("<4B I Q Q I I")
 _TENSOR = struct.Struct(f"<3B 5x {NDIM_CAP}Q")
 """dtype, dimensions, codec; sizes."""
 _MAGIC, _MASK_AT = b"MACH", _HEAD.size + 3
-_OWES, _INDEXED = 1, 2
+_OWES, _INDEXED, _DEPTH = 1, 2, 4
+"""Flags of an activation: two bits, and its depth in those above."""
+DEPTH_CAP = 63
 PREFIX = _HEAD.size + _PREAMBLE.size
 """Bytes of frame 0 before descriptions and tensors."""
 _KINDS = tuple(Kind)
 _CODES = {kind: code for code, kind in enumerate(_KINDS)}
 _ACTIVATION, _TARGET, _GRADIENT = (_CODES[kind] for kind in (Kind.ACTIVATION, Kind.TARGET, Kind.GRADIENT))
 _MASKS = tuple(range(1, 1 << len(TENSORS[kind]), 2) or (0,) for kind in _KINDS)
-_FLAGS = tuple(_OWES | _INDEXED if kind is Kind.ACTIVATION else 0 for kind in _KINDS)
+_FLAGS = tuple(255 if kind is Kind.ACTIVATION else 0 for kind in _KINDS)
 _SCHEMAS = tuple(SCHEMA if kind is Kind.HELLO else 0 for kind in _KINDS)
 _ENDS = tuple(PREFIX + mask.bit_count() * _TENSOR.size for mask in range(256))
 """Where the descriptions end, by mask."""
@@ -200,7 +205,8 @@ def encode(message: Message, stamp: Stamp, form: Form = PLAIN, cap: int = INLINE
     Tensors of more than `cap` bytes together become frames of their own.
 
     Raises:
-        ValueError: a tensor whose dtype may not travel, or with too many dimensions: the caller's mistake.
+        ValueError: a tensor whose dtype may not travel, or with too many dimensions; a depth above DEPTH_CAP: the
+            caller's mistake.
     """
     code, flags, codec, of, version, parts = _said(message, form)
     bit, mask = 1, 0
@@ -228,7 +234,9 @@ def _said(message: Message, form: Form) -> tuple[int, int, Codec, int, int, tupl
     """Code of the kind, flags, codec, id, version, and the tensors as in `TENSORS`."""
     match message:
         case Activation(id=of, version=version, inputs=inputs, labels=labels, context=context):
-            flags = _OWES if message.owes else 0
+            if not 0 <= message.depth <= DEPTH_CAP:
+                raise ValueError(f"activation {of}: depth {message.depth} is not from 0 to {DEPTH_CAP}")
+            flags = message.depth * _DEPTH + (_OWES if message.owes else 0)
             if form.indices and message.indices is not None:
                 flags |= _INDEXED
                 inputs, context = (message.indices, None) if context is None else (inputs, message.indices)
@@ -304,13 +312,13 @@ def message_of(header: Header, frames: Frames, pool: Pool, samples: Tensor | Non
     if preamble.kind is Kind.GRADIENT:
         return Gradient(of, version, bulk)
     if not preamble.indexed:
-        return Activation(of, version, bulk, extra, preamble.owes, context=third)
+        return Activation(of, version, bulk, extra, preamble.owes, context=third, depth=preamble.depth)
     indices = bulk if third is None else third
     rows = _rows(samples, indices)
     if rows is None:
         return Rejected(Reason.INDICES)
     inputs, context = (rows, None) if third is None else (bulk, rows)
-    return Activation(of, version, inputs, extra, preamble.owes, indices, context)
+    return Activation(of, version, inputs, extra, preamble.owes, indices, context, preamble.depth)
 
 
 @lru_cache(_REMEMBERED)
@@ -360,7 +368,7 @@ def _preamble(words: bytes, of_run: int) -> Preamble | Reason:
         lengths.append(length)
         end += length + (-length & 7)
     owes, indexed = bool(flags & _OWES), bool(flags & _INDEXED)
-    head = _KINDS[code], run, sender, incarnation, owes, indexed, window, schema, heard
+    head = _KINDS[code], run, sender, incarnation, owes, indexed, flags // _DEPTH, window, schema, heard
     return Preamble(*head, tuple(described), tuple(lengths), end)
 
 

@@ -57,8 +57,9 @@ class Model(Node, frozen=True):
     """Hidden widths of the joiner, which maps (activation, target) to the embedding."""
     student: tuple[Positive, ...] = (256,)
     """Hidden widths of a student, which maps the activation to an imitation of the child's embedding."""
-    join: Literal["concat", "residual"] = "concat"
-    """What a component makes of its activation and its children's targets: f([a, d]), or f([a, d]) + d."""
+    join: Literal["concat", "residual", "sum", "mean"] = "concat"
+    """What a component makes of its activation and its children's targets: f([a, d]); f([a, d]) + d; or f([a, d]) with
+    logits that are the sum, or the mean, of its own and of all below it (on a graph without cycles)."""
     blocks: Positive = 2
     """Residual blocks of a component's section, in `conv` and `transformer`."""
     channels: Positive = 32
@@ -103,6 +104,10 @@ class Method(Node, frozen=True):
     """A local model guesses the gradient of the activation at once, and learns from the true one when it comes."""
     context: bool = False
     """In `stream` wiring, x travels along with the activation, and every encoder gets both."""
+    depth: Annotated[int, Meta(ge=0, le=63)] = 0
+    """In `skip` wiring, how many levels below a child its answers shall come from: it asks its own children first, and
+    answers when they have, or without them after a part of `bus.timeout_ms`. The answer comes later; nobody waits.
+    Less than `bus.window`: questions that go deeper leave places to those that go less deep."""
     update_every: Positive = 1
     """The gradients of so many batches are averaged for one optimiser step."""
 

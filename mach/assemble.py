@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from configs.tree import Config
-from mach.component import Component
+from mach.component import Component, Tally
 from mach.data.dataset import Dataset
 from mach.evaluate import Exam
-from mach.graph import children_of, path_to
+from mach.graph import children_of, name_of, path_to, sizes_of
 from mach.learner import Learner
 from mach.memory import MEMORY
 from mach.networks import made, place_of
-from mach.networks.fit import activation_shape
+from mach.networks.fit import activation_shape, what_comes
 from mach.networks.guess import Guess
 from mach.networks.place import Place
 from mach.optimisers import optimiser_of, optimiser_of_late, schedule_of
@@ -57,6 +57,7 @@ def learner_of(
         symbols=dataset.symbols,
         probes=config.probes,
         apart=optimiser_of_late(config.optimiser, component),
+        patience_s=config.bus.timeout_ms / 1000,
     )
 
 
@@ -72,9 +73,37 @@ def component_of(config: Config, index: int, children: Sequence[str], dataset: D
         torch.manual_seed(seed_of(config.seed, index, "weights"))
         component = made(place)
         component.residual = config.model.join == "residual"
+        if runs_up(config):
+            component.tally = tally_of(config, component, place)
         if config.method.guess and config.wiring == "stream" and children:
             component.guess = Guess(activation_shape(component, place)[-1], dataset.classes)
     return component
+
+
+def runs_up(config: Config) -> bool:
+    """Whether logits run up the chain; without targets nothing is joined."""
+    return config.model.join in ("sum", "mean") and config.method.targets != "none"
+
+
+def target_width(config: Config, dataset: Dataset) -> int:
+    """Numbers of a target: of the embedding, and of the logits where they run up with it."""
+    return config.model.embedding + (dataset.classes if runs_up(config) else 0)
+
+
+def tally_of(config: Config, component: Component, place: Place) -> Tally:
+    """How a component's logits add to its children's; in a mean, every component below counts once.
+
+    Raises:
+        ConfigError: the graph has a cycle.
+    """
+    graph = children_of(config.graph, config.n_components)
+    sizes = {name_of(index): size for index, size in enumerate(sizes_of(graph))}
+    below = {child: sizes[child] if config.model.join == "mean" else 1 for child in place.children}
+    total = 1 + sum(below.values()) if config.model.join == "mean" else 1
+    with torch.no_grad():
+        a = component.activation(*what_comes(place))
+        width = component.embed(a, component.imitate(a)).shape[-1]
+    return Tally(place.classes, 1 / total, {child: size / total for child, size in below.items()}, width)
 
 
 def component_place(config: Config, index: int, children: Sequence[str], dataset: Dataset) -> Place:

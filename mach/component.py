@@ -7,12 +7,46 @@
 
 Shapes: B batch, T time, D features of an activation, E embedding, K classes. Written for samples with one label,
 [B, D] → [B, E] → [B, K]; where every place of a sequence has one, [B, T, D] → [B, T, E] → [B, T, K].
+
+Where logits run up the chain (`Tally`) an embedding ends in them, [B, E + K]: what a parent gets, imitates and owes a
+gradient for is then [e, z] as a whole, and its head adds to z.
 """
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+
+
+class Tally(nn.Module):
+    """Logits up the chain: z = w·head(e) + Σ_c w_c·z_c over the children c; a sum with weights 1, else a mean.
+
+    As deeply supervised stages add to what others said (arXiv 1706.04964 trains them one by one). What a student
+    imitates of a child's logits it reads off its imitation of the embedding: on logits, `mse` is the distillation of
+    arXiv 1312.6184.
+
+    Args:
+        classes: K.
+        own: w.
+        weights: w_c, by child.
+        width: E, of a student's imitation.
+    """
+
+    def __init__(self, classes: int, own: float, weights: Mapping[str, float], width: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.own = own
+        self.weights = dict(weights)
+        self.readouts = nn.ModuleDict({child: nn.Linear(width, classes) for child in weights})
+
+    def imitate(self, child: str, s: Tensor) -> Tensor:
+        """S [B, E] → [s, z_s] [B, E + K]."""
+        return torch.cat([s, self.readouts[child](s)], dim=-1)
+
+    def add(self, e: Tensor, z: Tensor, heard: Mapping[str, Tensor]) -> Tensor:
+        """E [B, E], our own logits z [B, K] and of every child its [B, K] → [e, z] [B, E + K]."""
+        terms = [self.own * z, *(weight * heard[child] for child, weight in self.weights.items())]
+        return torch.cat([e, torch.stack(terms).sum(dim=0)], dim=-1)
 
 
 class Component(nn.Module):
@@ -25,6 +59,7 @@ class Component(nn.Module):
         students: by child, a → an imitation of that child's embedding, [B, E].
         tokens: whether x are whole numbers that stand for symbols, and no quantities.
         residual: whether the mean of the targets is added to what the joiner gives: f([a, d]) + d.
+        tally: where logits run up the chain; then read E + K for E below.
         guess: where a recipe wants one, a model of the gradient of the activation (`mach/networks/guess.py`).
     """
 
@@ -37,6 +72,7 @@ class Component(nn.Module):
         *,
         tokens: bool = False,
         residual: bool = False,
+        tally: Tally | None = None,
         guess: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -46,6 +82,7 @@ class Component(nn.Module):
         self.students = nn.ModuleDict(dict(students))
         self.tokens = tokens
         self.residual = residual
+        self.tally = tally
         self.guess = guess
 
     @property
@@ -64,21 +101,32 @@ class Component(nn.Module):
 
     def imitate(self, a: Tensor) -> dict[str, Tensor]:
         """A [B, D] → s [B, E] of every student, by child."""
-        return {child: student(a) for child, student in self.students.items()}
+        return {child: self.imitation(child, a) for child in self.students}
+
+    def imitation(self, child: str, a: Tensor) -> Tensor:
+        """A [B, D] → s [B, E] of one student."""
+        s: Tensor = self.students[child](a)
+        return s if self.tally is None else self.tally.imitate(child, s)
 
     def target_shape(self, child: str, *come: Tensor) -> torch.Size:
         """What a target of `child` for such an input must look like: our student's imitation of it, [B, E]."""
         with torch.no_grad():
-            imitation: Tensor = self.students[child](self.activation(*(each[:1] for each in come)))
+            imitation = self.imitation(child, self.activation(*(each[:1] for each in come)))
         return torch.Size((len(come[0]), *imitation.shape[1:]))
 
     def embed(self, a: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """A [B, D] and a target or imitation [B, E] of every child → e [B, E]."""
         d = [targets[child] for child in self.students]
+        logits: list[Tensor] = []
+        if self.tally is not None:
+            logits = [each[..., -self.tally.classes :] for each in d]
+            d = [each[..., : -self.tally.classes] for each in d]
         e: Tensor = self.joiner(torch.cat([a, *d], dim=-1))
+        if self.tally is not None:
+            return self.tally.add(e, self.head(e), dict(zip(self.students, logits, strict=True)))
         return e + torch.stack(d).mean(dim=0) if self.residual and d else e
 
     def classify(self, e: Tensor) -> Tensor:
         """E [B, E] → z [B, K]."""
-        z: Tensor = self.head(e)
+        z: Tensor = self.head(e) if self.tally is None else e[..., -self.tally.classes :]
         return z

@@ -63,6 +63,24 @@ def path_to(index: int, children: Adjacency) -> tuple[int, ...]:
     return tuple(reversed(path[1:]))
 
 
+def sizes_of(children: Adjacency) -> tuple[int, ...]:
+    """How many components there are from each down, itself with them; one for every way that leads to it.
+
+    Raises:
+        ConfigError: a cycle, which has no end to count from.
+    """
+    sizes: dict[int, int] = {}
+    while len(sizes) < len(children):
+        ready = [i for i, own in enumerate(children) if i not in sizes and sizes.keys() >= set(own)]
+        if not ready:
+            raise ConfigError(
+                "graph: model.join sum and mean run up from the deepest component, and this graph has a cycle; "
+                "choose chain, or another join"
+            )
+        sizes |= {i: 1 + sum(sizes[j] for j in children[i]) for i in ready}
+    return tuple(sizes[i] for i in range(len(children)))
+
+
 def _checked(graph: Adjacency, n_components: int) -> Adjacency:
     if len(graph) != n_components:
         raise ConfigError(

@@ -15,13 +15,24 @@ import copy
 import weakref
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from mach.component import Component
 from mach.staleness import Correction, Staleness, ahead
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Told:
+    """What a child said about a batch that we asked on, for somebody else."""
+
+    id: int
+    """Of our question."""
+    version: int
+    """The child's, when it answered."""
+    d: Tensor  # [B, E] a leaf, whose gradient is owed
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -42,6 +53,13 @@ class Held:
     a: Tensor | None = None  # [B, D] with its graph in `net`
     e: Tensor | None = None  # [B, E] with its graph in `net`
     seen: Tensor | None = None  # [B, D] as it was, without a graph: what a guess was made from
+    told: dict[str, Told] = field(default_factory=dict)
+    """By child, what stands in our answer in place of its student's imitation."""
+
+    def join(self, net: Component, a: Tensor) -> Tensor:
+        """A [B, D] → e [B, E] over what children told, and students of all others."""
+        s = net.imitate(a)
+        return net.embed(a, {**s, **{child: told.d for child, told in self.told.items()}} if self.told else s)
 
 
 class Recompute:
@@ -61,8 +79,7 @@ class Recompute:
         """(network, e) of a batch that only a parent shall get something of: e [B, E] over our students."""
         with torch.no_grad():
             net = self._future() or self.component
-            a = net.activation(*held.come)
-            return net, net.embed(a, net.imitate(a))
+            return net, held.join(net, net.activation(*held.come))
 
     def forward(self, held: Held) -> tuple[Component, Tensor]:
         """(network, a) of a batch that a child shall get; by `predict` with weights of the future."""
@@ -86,7 +103,7 @@ class Recompute:
     def answered(self, held: Held) -> Tensor:
         """Where a parent's late gradient is pulled: e [B, E] over our students, with its graph."""
         net, a = self.then(held)
-        return net.embed(a, net.imitate(a))
+        return held.join(net, a)
 
     def used(self) -> None:
         """A backward pass was made, or weights changed: graphs on today's weights are of no more use."""
@@ -148,7 +165,7 @@ class Stash(Recompute):
         """The same, and the graph is kept."""
         net, a = self.forward(held)
         with torch.enable_grad():
-            held.e = net.embed(a, net.imitate(a))
+            held.e = held.join(net, a)
         return net, held.e
 
     def answered(self, held: Held) -> Tensor:

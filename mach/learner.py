@@ -2,7 +2,8 @@
 
     ask     a batch goes to a child as an activation: the raw x in skip wiring, encoder(x) and the labels in stream
     answer  a parent's activation is answered with an embedding, the student standing in for our own child;
-            in stream wiring it is a batch to be trained on first, and the step that does so answers it
+            one that shall come from further down, when that child has answered (`mach/deep.py`); in stream wiring
+            it is a batch to be trained on first, and the step that does so answers it
     keep    a child's answer, or a parent's late gradient, waits for the next step
     step    one optimiser step on what `mach/lesson.py` makes of the batches whose turn it is (LESSONS)
 
@@ -26,14 +27,16 @@ from configs.tree import Loss, Method
 from configs.tree import Probes as ProbeSettings
 from configs.tree import Staleness as StalenessSettings
 from mach.component import Component
+from mach.deep import Deep
 from mach.descent import Descent
 from mach.going_on import restore, state_of
-from mach.late import WAYS, Held, Recompute
-from mach.lesson import Arrived, Late, Learnt, Lesson, Teacher, owed
+from mach.late import WAYS, Held, Recompute, Told
+from mach.lesson import Arrived, Late, Learnt, Lesson, Teacher, owed, passed_on
 from mach.memory import Memory, fits
 from mach.messages import Activation, Age, Batch, Gradient, Letter, Target
 from mach.probes import Probes
-from mach.sound import finite, whole
+from mach.sieve import Sieve
+from mach.sound import finite
 from mach.staleness import Staleness
 from mach.state import State
 from mach.stream import Stream
@@ -60,7 +63,19 @@ class Step:
 
 
 class Learner:
-    """One component's training."""
+    """One component's training.
+
+    Args:
+        window: W, most activations a parent may have unanswered on one edge.
+        sample_shape: of one input.
+        schedule: maps the version to the learning rate; None leaves the optimiser's own.
+        children: those that are asked, if others than the component has students for.
+        stream: where batches come from in stream wiring; None is skip wiring.
+        average: decay of the moving average of the weights that is examined, 0 for none.
+        symbols: of how many an input is made, 0 for quantities.
+        apart: an optimiser of late gradients alone.
+        patience_s: how long a parent waits for an answer.
+    """
 
     def __init__(
         self,
@@ -80,24 +95,20 @@ class Learner:
         symbols: int = 0,
         probes: ProbeSettings | None = None,
         apart: torch.optim.Optimizer | None = None,
+        patience_s: float = 2.0,
     ) -> None:
-        """`sample_shape` is that of one input; `symbols`: of how many it is made, if not of quantities. `schedule` maps
-        the version to the learning rate, None leaves the optimiser's own. `children`: those that are asked, if others
-        than the component has students for. `stream`: where batches come from in stream wiring, None is skip wiring.
-        `average`: decay of the moving average of the weights that is examined. `apart`: of late gradients alone.
-        """
         self.component = component
         self.optimiser = optimiser
-        self.loss = loss
         self.method = method or Method()
         self.device = device
         self.dtype = next(component.parameters()).dtype
-        self.sample_shape = torch.Size(sample_shape)
-        self.symbols = symbols
         self.stream = stream
         self.children = component.children_names if children is None else tuple(children)
         self.window = window
         self.memory = Memory(self.children, window)
+        self.sieve = Sieve(component, self.method, device, sample_shape, symbols)
+        capacity, on = self.memory.capacity, self.method.depth > 0
+        self.deep = Deep(component.children_names, window, capacity, patience_s, on=on)
         self.staleness = Staleness(staleness or StalenessSettings())
         self.late: Recompute = WAYS[self.staleness.settings.late](component, self.staleness)
         judges = self.method.heads == "every" or not self.children
@@ -110,8 +121,6 @@ class Learner:
         )
         self._lessons = LESSONS["skip" if stream is None else self.method.gradient_reach]
         self._at_hand: tuple[Batch, Held] | None = None
-        self._shapes: dict[str, torch.Size] = {}
-        self._sent: torch.Size | None = None
 
     @property
     def version(self) -> int:
@@ -157,9 +166,10 @@ class Learner:
         for name in self.children if child is None else (child,):
             self.memory.ask(name, held)
         if self.stream is None:
-            return Activation(batch.id, self.version, batch.inputs, indices=batch.indices)
+            depth = self.method.depth
+            return Activation(batch.id, self.version, batch.inputs, indices=batch.indices, depth=depth)
         _, a = self.late.forward(held)
-        self._sent = a.shape[1:]
+        self.sieve.sent = a.shape[1:]
         x = (batch.inputs if self.stream.draws else batch.context) if self.method.context else None
         indices = None if x is None else batch.indices
         return Activation(batch.id, self.version, a.detach(), batch.labels, indices=indices, context=x)
@@ -167,39 +177,48 @@ class Learner:
     def answer(self, parent: str, asked: Activation, now: float) -> Target | None:
         """Our embedding of a parent's activation, today, with students in place of our own children (law 2).
 
-        None if there is none: inputs of another shape, or not finite, which are counted as unfit; or, in stream
-        wiring, a batch that now waits for its turn to be trained on.
+        None if there is none: inputs of another shape, or not finite, which are counted as unfit; or not yet: one that
+        shall come from further down (see `due`); in stream wiring a batch that waits for its turn to be trained on.
         """
         if self.stream is not None:
             trouble = self.stream.admit(parent, asked)
             if trouble is not None:
                 (self.unfit if trouble == "unfit" else self.forgotten)["activation"] += 1
             return None
-        x = self._taken(asked.inputs)
+        x = self.sieve.inputs(asked.inputs)
         if x is None:
             self.unfit["activation"] += 1
             return None
         held = Held(asked.id, (x,), None, parent, self.version, now)
-        net, e = self.late.answer(held)
-        with torch.no_grad():
-            e = e.detach()
-            z = net.classify(e) if self.method.targets == "logits" else None
-        if not finite(e):  # numbers so large that the networks make infinities of them
-            self.unfit["activation"] += 1
+        if self.deep.wants(asked):
+            self.deep.begin(parent, asked, held, now)
             return None
-        if asked.owes:
-            held.shape = e.shape
-            self.memory.answer(parent, held)
-        return Target(asked.id, self.version, e, logits=z)
+        return self._answer(asked, held)
+
+    def due(self, now: float) -> list[tuple[str, Target]]:
+        """Answers that can be given now: they were to come from further down, and have, or have taken too long."""
+        answers = []
+        for errand in self.deep.due(now):
+            errand.held.version, errand.held.at = self.version, now
+            answer = self._answer(errand.asked, errand.held)
+            if answer is not None:
+                answers.append((errand.parent, answer))
+        return answers
 
     def keep(self, letter: Letter, now: float) -> None:
         """Put a target or a late gradient by for the next step; one that nobody remembers is counted."""
+        if self.deep.on:
+            self.deep.back(letter.sender, letter.message.id)
         match letter.message:
+            case Target() as target if self.deep.on and self.deep.owns(target):
+                self._be_told(letter.sender, target)
             case Target() as target:
                 held = self.memory.asked(letter.sender, target)
-                if held is not None and self._answers(letter.sender, held, target):
+                if held is not None and self.sieve.answer(letter.sender, held, target):
                     age = letter.age or Age(0, 0.0)
                     self.memory.arrived.append(Arrived(letter.sender, held, target, age, now))
+                elif held is not None:
+                    self.unfit["target"] += 1
             case Gradient(gradient=gradient):
                 held = self.memory.answered(letter.sender, letter.message)
                 if held is not None and fits(gradient, held.shape):
@@ -232,7 +251,7 @@ class Learner:
             samples=sum(len(held.come[0]) for held in own),
             losses={name: value.detach() for name, value in learnt.losses.items()},
             on_child=bool(arrived),
-            owed=self._owed(arrived, own, learnt, version, now),
+            owed=[*self._owed(arrived, own, learnt, version, now), *(passed_on(late) if self.deep.on else ())],
             target_ages=[self.memory.age(each, now) for each in arrived if self.method.targets != "none"],
             gradient_ages=ages,
             updated=self.version > version,
@@ -250,7 +269,7 @@ class Learner:
             DataError: it does not fit our networks; nothing was changed.
         """
         incoming = None if self.stream is None else self.stream.incoming
-        shape = self.sample_shape if incoming is None else torch.Size(incoming.activation)
+        shape = self.sieve.sample_shape if incoming is None else torch.Size(incoming.activation)
         restore(self.descent, self.memory, state, now, shape)
 
     def hold(self, batch: Batch) -> Held:
@@ -279,6 +298,33 @@ class Learner:
                 break
         return answered
 
+    def _answer(self, asked: Activation, held: Held) -> Target | None:
+        """Our embedding, today; None, and counted, if numbers so large come in that our networks make infinities."""
+        net, e = self.late.answer(held)
+        with torch.no_grad():
+            e = e.detach()
+            z = net.classify(e) if self.method.targets == "logits" else None
+        if not finite(e):
+            self.unfit["activation"] += 1
+            return None
+        if asked.owes and held.sender is not None:
+            held.shape = e.shape
+            self.memory.answer(held.sender, held)
+        return Target(asked.id, self.version, e, logits=z)
+
+    def _be_told(self, child: str, target: Target) -> None:
+        """A child's answer to what a parent wanted to be asked on."""
+        self.memory.hear(child, target)
+        held = self.deep.held(child, target)
+        if held is None:
+            self.memory.forgotten["target"] += 1
+        elif not self.sieve.embedding(child, held, target):
+            self.unfit["target"] += 1
+        else:
+            d = target.embedding.to(self.device, self.dtype).detach().requires_grad_()
+            held.told[child] = Told(target.id, target.version, d)
+            self.deep.keep(child, target)
+
     def _next_late(self) -> list[Late]:
         late = self.memory.next_late(self.staleness.together)
         if late and self.staleness.together > 1:
@@ -306,45 +352,6 @@ class Learner:
             nothing = torch.empty(0, dtype=self.dtype)
             letters.append((held.sender, Target(held.id, version, nothing if e is None else e, gradient, z)))
         return letters
-
-    def _taken(self, x: Tensor) -> Tensor | None:
-        """A parent's inputs as our networks take them; None if they do not: of another shape or kind, not finite, no
-        symbols that there are. Networks that are bounded would make something finite of infinities.
-        """
-        if x.shape[1:] != self.sample_shape or not self.component.takes(x):
-            return None
-        if self.component.tokens:
-            return x.to(self.device) if whole(x, self.symbols) else None
-        x = x.to(self.device, self.dtype)
-        return x if finite(x) else None
-
-    def _answers(self, child: str, held: Held, target: Target) -> bool:
-        """Whether an answer has what the method wants of it, and nothing else; counted, if not."""
-        wanted, rows = self.method, len(held.come[0])
-        good = True
-        if wanted.targets != "none":
-            shape = self._shape_of(child, held)
-            good = fits(target.embedding, shape)
-            if good and wanted.targets == "logits":
-                good = target.logits is not None and fits(target.logits, self._logits(target.embedding))
-        if good and target.gradient is not None:
-            due = self.stream is not None and wanted.gradient_reach != "none" and self._sent is not None
-            good = due and fits(target.gradient, torch.Size((rows, *(self._sent or ()))))
-        if not good:
-            self.unfit["target"] += 1
-        return good
-
-    def _shape_of(self, child: str, held: Held) -> torch.Size:
-        """What a target of `child` must look like: our student's imitation of it."""
-        if child not in self._shapes:
-            self._shapes[child] = self.component.target_shape(child, *held.come)[1:]
-        return torch.Size((len(held.come[0]), *self._shapes[child]))
-
-    def _logits(self, embedding: Tensor) -> torch.Size:
-        """Of the logits that go with an embedding: as our own head's."""
-        with torch.no_grad():
-            one = self.component.classify(embedding[:1].to(self.device, self.dtype))
-        return torch.Size((len(embedding), *one.shape[1:]))
 
 
 def _skip(learner: Learner, batch: Batch | None) -> list[Lesson]:

@@ -25,7 +25,7 @@ from configs.tree import Loss, Method
 from mach.component import Component
 from mach.late import Held, Recompute
 from mach.losses import DISTANCES, cross_entropy, distil_logits, pull
-from mach.messages import Age, Target
+from mach.messages import Age, Gradient, Target
 from mach.staleness import Staleness
 
 
@@ -199,3 +199,9 @@ def owed(learnt: Learnt, arrived: Arrived) -> Tensor:
     """∂L/∂d for the child that sent d (law 3), after the backward pass."""
     leaf = learnt.leaves[arrived.child, arrived.held.id]
     return leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
+
+
+def passed_on(late: Sequence[Late]) -> list[tuple[str, Gradient]]:
+    """What parents' late gradients come to at what children told us for them (law 3), after the backward pass."""
+    told = [row for each in late for row in each.held.told.items()]
+    return [(child, Gradient(of.id, of.version, of.d.grad)) for child, of in told if of.d.grad is not None]

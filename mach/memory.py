@@ -52,11 +52,15 @@ class Memory:
 
     def asked(self, child: str, target: Target) -> Held | None:
         """The batch that an answer is for, which is then remembered no more; None, and counted, if there is none."""
-        self._heard[child] = target.version  # an edge keeps the order: a lower one is of a life that went back
+        self.hear(child, target)
         held = self._asked.get(child, OrderedDict()).pop(target.id, None)
         if held is None:
             self.forgotten["target"] += 1
         return held
+
+    def hear(self, child: str, target: Target) -> None:
+        """The newest of a child's versions: an edge keeps the order, so a lower one is of a life that went back."""
+        self._heard[child] = target.version
 
     def answered(self, parent: str, gradient: Gradient) -> Held | None:
         """The batch that a gradient is for; as `asked`."""

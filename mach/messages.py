@@ -38,6 +38,8 @@ class Activation:
     indices: Tensor | None = None  # [B] int64
     """As of a batch: they can travel in place of the inputs (`bus.activation: indices`)."""
     context: Tensor | None = None  # [B, ...] x, along with an activation
+    depth: int = 0
+    """How many levels further down the answer shall come from (`mach/deep.py`)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -153,8 +153,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def hidden_weights(component: Component) -> list[Tensor]:
-    """What Muon is made for: weights of two and more dimensions, but of the head and of embedding tables."""
-    apart = {id(weight) for weight in component.head.parameters()}
+    """What Muon is made for: weights of two and more dimensions, but of heads and of embedding tables."""
+    heads = [component.head] if component.tally is None else [component.head, component.tally]
+    apart = {id(weight) for head in heads for weight in head.parameters()}
     for module in component.modules():
         if isinstance(module, nn.Embedding):
             apart |= {id(weight) for weight in module.parameters()}

@@ -94,12 +94,15 @@ class Relay:
         return self._round not in self._rounds or not self.children
 
     def begin(self, version: int, *, ask: bool = True, pulse: Callable[[], None] | None = None) -> None:
-        """Component 0 begins an examination, unless one runs; the others wait for questions.
+        """Component 0 begins an examination if `ask`, in place of one of another version that runs; the others wait for
+        questions.
 
         `pulse`, as of an `Exam`, is not needed: no part takes longer than a step.
         """
-        if not self.draws or not ask or not self.done:
+        if not self.draws or not ask or (not self.done and self._round == version):
             return
+        self._rounds.pop(self._round, None)
+        self._questions.clear()
         self._round = version
         self._rounds[version] = _Round()
         self._todo = list(range(len(self.inputs)))
@@ -239,5 +242,5 @@ class Relay:
         if child not in self.component.students:
             return True
         with torch.no_grad():
-            s: Tensor = self.component.students[child](question.a)
+            s = self.component.imitation(child, question.a)
         return s.shape == target.embedding.shape and target.embedding.is_floating_point()

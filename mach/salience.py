@@ -84,10 +84,10 @@ def of_children(
 
 def weights(net: Component, d: Mapping[str, Tensor]) -> dict[str, float]:
     """`weight_magnitude` by child. A joiner takes targets last, in the students' order: they are the last columns of
-    its first linear layer. Nothing of a joiner without such a layer.
+    its first linear layer. Nothing of a joiner without such a layer; nor of logits, which go past it (`Tally`).
     """
     order = net.children_names
-    width = next(iter(d.values())).shape[-1]
+    width = next(iter(d.values())).shape[-1] - (0 if net.tally is None else net.tally.classes)
     layer = next((each for each in net.joiner.modules() if isinstance(each, nn.Linear)), None)
     if layer is None or layer.in_features < width * len(order):
         return {}

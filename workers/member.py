@@ -73,6 +73,7 @@ class Member:
         self._ended_at: float | None = None
         self._told = ""
         self._asked = False
+        self._orphaned = 0
 
     @property
     def name(self) -> str:
@@ -124,6 +125,14 @@ class Member:
         if self._next_at < float("inf"):
             self._next_at = float("inf")
             self._end("stopped", f"the run ended before its next life began; before, it {self._why}")
+
+    def orphan(self) -> None:
+        """Tell its present life that nothing will come from its parents any more; unlike after `order`, it may fail
+        and begin anew, and the next life is told again.
+        """
+        if self._orphaned != self.incarnation:
+            self._orphaned = self.incarnation
+            self.attempt.order("orphaned")
 
     def kill(self, why: str) -> None:
         """SIGKILL for the present life, whatever it does."""

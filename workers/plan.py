@@ -74,10 +74,7 @@ def make_plan(
     """
     children = children_of(config.graph, config.n_components)
     parents = parents_of(children)
-    if lockstep and config.train.minutes is not None:
-        raise ConfigError("train.minutes: in lock-step everybody takes the same steps; use train.steps (--steps)")
-    if config.bus.activation == "indices" and config.data.noise > 0.0:
-        raise ConfigError("bus.activation: indices: samples with noise have none; set data.noise=0 or send inputs")
+    check_settings(config, lockstep=lockstep)
     if config.wiring == "stream":
         check_stream(config, children, lockstep=lockstep)
     for index, override in config.components.items():
@@ -118,6 +115,27 @@ def check_stream(config: Config, children: Adjacency, *, lockstep: bool) -> None
         raise ConfigError(
             "--lockstep: keeps the components of skip wiring in step; leave it out: in stream wiring recipe=backprop "
             "takes one batch forward through everybody and back before the next"
+        )
+
+
+def check_settings(config: Config, *, lockstep: bool) -> None:
+    """Raise a ConfigError for settings that exclude each other."""
+    if lockstep and config.train.minutes is not None:
+        raise ConfigError("train.minutes: in lock-step everybody takes the same steps; use train.steps (--steps)")
+    if config.bus.activation == "indices" and config.data.noise > 0.0:
+        raise ConfigError("bus.activation: indices: samples with noise have none; set data.noise=0 or send inputs")
+    depth = config.method.depth
+    if depth > 0 and lockstep:
+        raise ConfigError("method.depth: an answer from further down comes later, and lock-step waits; leave out one")
+    if depth > 0 and config.wiring == "stream":
+        raise ConfigError(
+            "method.depth: is of skip wiring; in stream wiring, with method.gradient_reach=full, a batch is answered "
+            "after those further down have answered"
+        )
+    if depth >= config.bus.window:
+        raise ConfigError(
+            f"method.depth: {depth} levels need a window of {depth + 1} or more, or questions would wait for each "
+            f"other's places; set bus.window={depth + 1}"
         )
 
 

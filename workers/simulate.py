@@ -69,17 +69,24 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 class Orders(Control):
     """The end of a process's pair that a simulated life holds: the simulation is its supervisor."""
 
-    def __init__(self, simulation: "Simulation") -> None:
+    def __init__(self, simulation: "Simulation", process: ProcessPlan) -> None:
         self.incarnation = 1
         self.simulation = simulation
+        self.process = process
 
     def send(self, report: Report) -> None:
         """Tell the simulation."""
         self.simulation.take(report)
 
     def orders(self) -> set[str]:
-        """`release` as soon as every trainer has done its steps, as the supervisor orders it."""
-        return {"release"} if self.simulation.all_done() else set()
+        """As the supervisor orders: `release` as soon as every trainer has done its steps or was killed, `orphaned` in
+        stream wiring when all parents were.
+        """
+        parents = self.process.parents
+        stream = self.simulation.stage.config.wiring == "stream"
+        orphaned = stream and bool(parents) and all(map(self.simulation.killed, parents))
+        orders = {"release": self.simulation.all_done(), "orphaned": orphaned}
+        return {order for order, given in orders.items() if given}
 
 
 class Diary(Journal):
@@ -210,8 +217,12 @@ class Simulation:
             self._training.discard(report.component)
 
     def all_done(self) -> bool:
-        """Whether every trainer has done its steps."""
-        return not self._training
+        """Whether every trainer that was not killed has done its steps."""
+        return all(map(self.killed, self._training))
+
+    def killed(self, name: str) -> bool:
+        """Whether a trainer has ended before it had done its steps."""
+        return name in self._training and self.stage.bus.living(name) is None
 
     def over(self) -> bool:
         """Whether every body has come to its end, or was killed."""
@@ -269,7 +280,7 @@ class Simulation:
         mailbox = self.stage.mailbox(process)
         self._training.add(process.name)
         diary = self.diaries[process.name] = Diary(self.stage, process.name)
-        orders = Orders(self)
+        orders = Orders(self, process)
         trainer = self.trainers[process.name] = self.stage.trainer(process, mailbox)
 
         def body() -> None:
@@ -287,7 +298,7 @@ class Simulation:
         mailbox = self.stage.mailbox(process)
         stub = self.stage.stub(process, mailbox)
         mailbox.counts.faults = self.stage.faults[process.name]
-        diary, orders = Diary(self.stage, process.name), Orders(self)
+        diary, orders = Diary(self.stage, process.name), Orders(self, process)
 
         def body() -> None:
             try:

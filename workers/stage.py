@@ -21,7 +21,7 @@ from bus.post import EdgeMailbox
 from bus.virtual import VirtualBus
 from configs.errors import ConfigError
 from configs.tree import Config
-from mach.assemble import learner_of, samples_of
+from mach.assemble import learner_of, samples_of, target_width
 from mach.data import load
 from mach.learner import Step
 from workers.plan import ProcessPlan, bus_of, make_plan
@@ -106,7 +106,7 @@ class Stage:
             script,
             mailbox,
             children=process.children,
-            embedding=self.config.model.embedding,
+            embedding=target_width(self.config, self.dataset),
             sample_shape=self.dataset.sample_shape,
             batch_size=self.config.train.batch_size,
             seed=process.index,

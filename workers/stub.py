@@ -25,7 +25,7 @@ from bus.faults import Faults, FaultyTransport
 from bus.mailbox import Mailbox
 from bus.sockets import ZmqMailbox
 from configs import tree
-from mach.assemble import samples_of
+from mach.assemble import samples_of, target_width
 from mach.data import load
 from mach.messages import Activation, Gradient, Letter, Message, Target
 from mach.seeds import seed_of
@@ -214,7 +214,7 @@ def run(plan: Plan, name: str, control: Control) -> None:
             script,
             mailbox,
             children=process.children,
-            embedding=config.model.embedding,
+            embedding=target_width(config, dataset),
             sample_shape=dataset.sample_shape,
             batch_size=config.train.batch_size,
             seed=seed,

@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing import current_process, forkserver, get_context
 from multiprocessing.connection import wait
@@ -84,6 +84,12 @@ class Clock:
     def elapsed_s(self) -> float:
         """All of it since the launch."""
         return self._monotonic() - self._began
+
+
+def orphans(members: Sequence[Member]) -> list[Member]:
+    """Those whose parents have all ended for good: in stream wiring there is nothing more to come for them."""
+    ended = {member.name for member in members if member.over is not None}
+    return [member for member in members if member.plan.parents and ended.issuperset(member.plan.parents)]
 
 
 class Supervisor:
@@ -261,6 +267,9 @@ class Supervisor:
         trainers = [member for member in self.members if member.plan.kind == "trainer"]
         if self.state == "starting" and any(member.steps > 0 for member in trainers):
             self.state = "training"
+        if self.plan.config.wiring == "stream":
+            for member in orphans(self.members):
+                member.orphan()
         if not self._ordered:
             hopeless = [m for m in self.members if m.over == "failed" and (m.refused or self.plan.lockstep)]
             if hopeless:

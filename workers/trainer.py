@@ -52,6 +52,8 @@ class Life:
         self.started = trainer.mailbox.now()
         self.fed = False
         """Whether a parent has been heard of: who never was cannot have left."""
+        self.idle = False
+        """Whether the last turn found nothing to train on."""
         self.pulse = partial(self.report_if_due, "training", "examines itself")  # it may take longer than many steps
         self.first = 1
         """Version after the first step of this life."""
@@ -62,6 +64,8 @@ class Life:
         self.train()
         self.checkpoint(last=True)
         stopped = self.stopped()
+        if "orphaned" in self.orders:
+            self.say("its parents have ended for good, so nothing more will come")
         if not stopped:
             self.examine()
         run = RunDir(Path(self.plan.directory))
@@ -70,7 +74,7 @@ class Life:
         save_weights(learner.component, run.weights(self.process.name), about)
         self.say("stopped; weights are saved" if stopped else "has done its steps; weights are saved")
         if not stopped:
-            self.trainer.mailbox.bye()
+            self.trainer.leave()
             self.serve_parents()
         self.report("stopped" if stopped else "finished", "asked to stop" if stopped else "")
 
@@ -81,6 +85,7 @@ class Life:
         while not self.stopped() and not self.trained():
             step = self.trainer.lockstep_turn(self.interrupted) if self.plan.lockstep else self.trainer.turn()
             now = self.trainer.mailbox.now()
+            self.idle = step is None
             if step is None:
                 self.note_exam()
                 self.report_if_due("waiting", "has nothing to train on yet")
@@ -134,9 +139,14 @@ class Life:
             self.report_if_due("waiting", "writes its checkpoint")
 
     def trained(self) -> bool:
-        """Whether the run's length is reached; in stream wiring component 0 decides, and says BYE to the next."""
+        """Whether the run's length is reached; in stream wiring component 0 decides, and says BYE to the next.
+
+        For who cannot say it any more, or said it to an earlier life of ours, the supervisor says it.
+        """
         learner = self.trainer.learner
         if learner.stream is not None and not learner.stream.draws:
+            if "orphaned" in self.orders:
+                return self.idle  # what has come is trained on first
             left = self.trainer.mailbox.parents_left()
             self.fed = self.fed or left
             return self.fed and not left

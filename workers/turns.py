@@ -41,6 +41,8 @@ class Trainer:
         self.exam = exam
         self.early: list[Letter] = []
         """Lock-step only: letters of the next turn, from peers that are one step ahead."""
+        self.passed: set[str] = set()
+        """Children whose last question was one that a parent wanted to be asked on."""
         self.paid = True
         """Lock-step only: whether the parents' gradients of our last answers are at hand."""
         self.waited_s = 0.0
@@ -57,7 +59,10 @@ class Trainer:
         if batch is not None:
             for child in self.children:  # 2 ask ahead, while the window has room
                 if child not in examined and self.mailbox.room(child):
-                    self.mailbox.send(child, self.learner.ask(batch, child))
+                    if self.learner.deep.on:
+                        self.ask_by_turns(batch, child)
+                    else:
+                        self.mailbox.send(child, self.learner.ask(batch, child))
         step = self.learner.step(batch, self.mailbox.now())  # 3 learn: from an answered batch, else with the student
         if step is None:
             self.take(self.wait(WAIT_S))
@@ -71,6 +76,32 @@ class Trainer:
         letters = self.mailbox.receive(wait_s)
         self.waited_s += self.mailbox.now() - before
         return letters
+
+    def ask_by_turns(self, batch: Batch, child: str) -> None:
+        """Our own question, and one that a parent wants to be asked on; by turns, where there is room for one only."""
+        last = child in self.passed
+        if not last and self.pass_on(child):
+            self.passed.add(child)
+        deep, now = self.learner.deep, self.mailbox.now()
+        if self.mailbox.room(child) and deep.room(child, self.learner.method.depth, now):
+            asked = self.learner.ask(batch, child)
+            deep.went(child, asked.id, asked.depth, now)
+            self.mailbox.send(child, asked)
+            self.passed.discard(child)
+        if last and self.pass_on(child):
+            self.passed.add(child)
+
+    def pass_on(self, child: str) -> bool:
+        """Ask a child on behalf of a parent, if one wants that and there is room (`method.depth`)."""
+        if not self.learner.deep.busy or not self.mailbox.room(child):
+            return False
+        question = self.learner.deep.ask(child, self.learner.version, self.mailbox.now())
+        return question is not None and self.mailbox.send(child, question)
+
+    def leave(self) -> None:
+        """Tell every child that nothing more will be asked; parents are answered without them."""
+        self.mailbox.bye()
+        self.learner.deep.close()
 
     def next_batch(self, examined: Collection[str]) -> Batch | None:
         """Drawn, or in stream wiring what came from a parent.
@@ -142,7 +173,7 @@ class Trainer:
         """Answer parents without training, and carry on with an examination."""
         self.take(self.mailbox.receive(wait_s))
         for child in self.children:
-            while self.examine(child):
+            while self.examine(child) or self.pass_on(child):
                 pass
 
     def take(self, letters: Iterable[Letter]) -> None:
@@ -162,6 +193,8 @@ class Trainer:
                     self.learner.keep(letter, self.mailbox.now())
                 case _:
                     assert_never(letter.message)
+        if self.learner.deep.on:
+            answers += self.learner.due(self.mailbox.now())
         for parent, answer in answers:  # together: code and buffers of the bus are warm after the first
             self.mailbox.send(parent, answer)
 

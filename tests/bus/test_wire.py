@@ -101,7 +101,7 @@ NIGHTLY = settings(max_examples=50_000, deadline=None)
 FRAMES = st.lists(st.binary(max_size=200), max_size=6)
 HEADS = st.tuples(
     st.integers(0, 7),
-    st.integers(0, 4),
+    st.integers(0, 4) | st.integers(0, 255),
     st.integers(0, 3),
     st.integers(0, 18),
     st.integers(0, 4),
@@ -265,7 +265,7 @@ HELLO, GRADIENT, BYE = 0, 3, 4
         (Reason.CHECKSUM, [frame_with()[:-8], ZEROS]),
         (Reason.HEAD, [b"JSON" + frame_with(payload=ZEROS)[4:]]),
         (Reason.HEAD, [frame_with(kind=6, payload=ZEROS)]),
-        (Reason.HEAD, [frame_with(owes=4, payload=ZEROS)]),
+        (Reason.HEAD, [frame_with(kind=2, owes=4, payload=ZEROS)]),
         (Reason.HEAD, [frame_with(kind=GRADIENT, owes=1, payload=ZEROS)]),
         (Reason.HEAD, [frame_with(mask=0)]),
         (Reason.HEAD, [frame_with(mask=2, payload=ZEROS)]),
@@ -369,6 +369,28 @@ def test_a_stream_carries_labels_and_context_forward_and_gradient_and_logits_bac
         assert target.embedding.shape == (0,)
         assert target.gradient is None if gradient is None else torch.equal(target.gradient, a)
         assert torch.equal(target.logits, x)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 17, wire.DEPTH_CAP])
+def test_an_activation_says_how_far_down_its_answer_shall_come_from(depth: int) -> None:
+    x, indices = random_tensor("float32", (3, 5), 1), torch.tensor([2, 0, 2])
+    for owes in (True, False):
+        asked = read(Activation(5, 6, x, owes=owes, depth=depth))
+        assert isinstance(asked, Activation)
+        assert (asked.depth, asked.owes, asked.indices) == (depth, owes, None)
+        header, frames = arrived(
+            wire.encode(Activation(5, 6, x, owes=owes, indices=indices, depth=depth), STAMP, INDEXED)
+        )
+        got = wire.message_of(header, frames, Pool(), SAMPLES)
+        assert isinstance(got, Activation)
+        assert (got.depth, got.owes) == (depth, owes)
+        assert torch.equal(got.indices, indices)
+
+
+@pytest.mark.parametrize("depth", [-1, wire.DEPTH_CAP + 1])
+def test_a_depth_that_cannot_be_said_is_the_callers_mistake(depth: int) -> None:
+    with pytest.raises(ValueError, match="depth"):
+        wire.encode(Activation(5, 6, torch.zeros(2, 3), depth=depth), STAMP)
 
 
 def test_context_that_both_ends_hold_travels_as_indices_beside_the_activation() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from configs.errors import ConfigError
-from mach.graph import children_of, name_of, parents_of
+from mach.graph import children_of, name_of, parents_of, sizes_of
 
 
 def test_named_graphs() -> None:
@@ -33,6 +33,14 @@ def test_parents_are_the_same_edges_seen_from_below() -> None:
 def test_illegal_graphs_are_refused_with_the_row(graph: object, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         children_of(graph, 3)  # type: ignore[arg-type]
+
+
+def test_everything_below_is_counted_once_for_every_way_that_leads_there() -> None:
+    assert sizes_of(children_of("chain", 4)) == (4, 3, 2, 1)
+    assert sizes_of(((1, 2), (3,), (3,), ())) == (5, 2, 2, 1)
+    for graph in ("ring", "kgraph"):
+        with pytest.raises(ConfigError, match=r"graph: model\.join sum and mean .* cycle"):
+            sizes_of(children_of(graph, 3))
 
 
 def test_names() -> None:

@@ -30,10 +30,10 @@ def chain_of(recipe: str) -> tuple[list[Component], list[Relay], Dataset]:
     return [learner.component for learner in learners], [each for each in exams if isinstance(each, Relay)], dataset
 
 
-def examine(relays: list[Relay], *, lose: int = 0) -> int:
+def examine(relays: list[Relay], *, lose: int = 0, version: int = 7) -> int:
     """Carry questions and answers until nothing is left to do; the first `lose` answers to c0 are lost."""
     now, lost = 0.0, 0
-    relays[0].begin(7)
+    relays[0].begin(version)
     post: deque[tuple[str, str, Activation | Target]] = deque()
     for _ in range(1000):
         now += 1.0
@@ -99,6 +99,49 @@ def test_with_targets_every_component_is_judged_alone_with_its_child_and_to_the_
             assert relay.result.full == pytest.approx(full)
             expected = None if k == 2 else pytest.approx(accuracy(component.classify(e[k]), dataset))
             assert relay.result.child == expected
+
+
+def test_a_new_examination_takes_the_place_of_one_that_runs_and_late_answers_to_that_one_count_for_nothing() -> None:
+    components, relays, dataset = chain_of("mach-stream")
+    relays[0].begin(7)
+    answers = []
+    for _ in range(3):
+        asked = relays[0].ask("c1", 0.0)
+        assert asked is not None
+        assert relays[1].take("c0", asked) == []
+        on = relays[1].ask("c2", 0.0)
+        assert on is not None
+        ((_, last),) = relays[2].take("c1", on)
+        answers += relays[1].keep("c2", last)
+    assert len(answers) == 3
+    relays[0].keep("c1", answers[0][1])
+    with torch.no_grad():  # steps on
+        for component in components:
+            for parameter in component.parameters():
+                parameter.mul_(0.5)
+    examine(relays, version=9)
+    for _, answer in answers:
+        assert relays[0].keep("c1", answer) == []
+    with torch.no_grad():
+        a = components[0].activation(dataset.test_inputs)
+        alone = components[0].classify(components[0].embed(a, components[0].imitate(a)))
+    for relay in relays:
+        assert relay.result is not None
+        assert relay.result.step == 9
+    assert relays[0].done
+    assert relays[0].result is not None
+    assert relays[0].result.student == pytest.approx(accuracy(alone, dataset))
+
+
+def test_an_examination_of_the_same_version_goes_on() -> None:
+    _, relays, _ = chain_of("mach-stream")
+    relays[0].begin(7)
+    first = relays[0].ask("c1", 0.0)
+    relays[0].begin(7)
+    second = relays[0].ask("c1", 0.0)
+    assert first is not None
+    assert second is not None
+    assert (second.id - first.id) % len(relays[0].inputs) == 1  # the next part, not the first again
 
 
 def test_questions_and_answers_that_do_not_fit_are_no_questions_and_no_answers() -> None:

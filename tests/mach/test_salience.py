@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from configs.tree import Model
 from mach import salience
-from mach.component import Component
+from mach.component import Component, Tally
 from mach.losses import cross_entropy
 from mach.networks import build
 from mach.salience import integrated, of_children, pruning
@@ -111,3 +111,13 @@ def test_a_joiner_without_a_linear_layer_says_nothing_of_weights() -> None:
     net = component()
     net.joiner = nn.LayerNorm(6 + 2 * E).double()
     assert salience.weights(net, {"c1": torch.zeros(B, E)}) == {}
+
+
+def test_weights_of_a_child_whose_target_ends_in_logits_are_those_of_its_embedding() -> None:
+    net = component()
+    net.tally = Tally(K, 1.0, {"c1": 1.0, "c2": 1.0}, E).double()
+    joiner = next(net.joiner.parameters()).detach()  # [8, 6 + 4 + 4]: logits go past it
+    found = salience.weights(net, {child: torch.zeros(B, E + K) for child in ("c1", "c2")})
+    for number, child in enumerate(("c1", "c2")):
+        first = 6 + E * number
+        assert found[child] == pytest.approx(float(joiner[:, first : first + E].abs().mean()))

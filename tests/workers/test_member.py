@@ -62,6 +62,20 @@ def one(tmp_path: Path) -> Iterator[Harness]:
         life.close()
 
 
+def test_an_orphan_that_fails_begins_anew_and_its_next_life_is_told_again(one: Harness) -> None:
+    one.train(7)
+    one.member.orphan()
+    one.member.orphan()
+    assert one.life.orders() == ["orphaned"]
+    one.end(-9)
+    assert len(one.lives) == 2
+    one.member.orphan()
+    assert one.life.orders() == ["orphaned"]
+    one.say("finished", 7)
+    one.end(0)
+    assert one.member.over == "finished"
+
+
 def test_it_shows_what_it_says(one: Harness) -> None:
     assert one.shown == ("starting", "")
     one.train(7)

@@ -59,6 +59,9 @@ def test_a_plan_survives_json() -> None:
         (("n_components=2", "graph=[[1],[1]]"), False, "row 1"),
         (("recipe=dgl", "graph=ring"), False, "graph: in stream wiring"),
         (("recipe=backprop",), True, "--lockstep: keeps"),
+        (("method.depth=1",), True, "method.depth: an answer"),
+        (("recipe=mach-stream", "method.depth=1"), False, "method.depth: is of skip"),
+        (("method.depth=2", "bus.window=2"), False, "bus.window=3"),
     ],
 )
 def test_what_cannot_be_run_is_refused_with_a_sentence(settings: tuple[str, ...], lockstep: bool, words: str) -> None:

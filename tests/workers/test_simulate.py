@@ -1,5 +1,6 @@
 """A run in virtual time: the same to the last bit, the same lives as in processes, and nothing left."""
 
+import math
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,7 @@ from configs.load import load
 from configs.tree import Config
 from mach.recipes import RECIPES
 from workers.rundir import RunDir
-from workers.simulate import Outcome, simulate
+from workers.simulate import Outcome, Simulation, simulate
 from workers.status import Status
 from workers.timing import Timing, timing_of
 from workers.turns import Trainer
@@ -63,6 +64,54 @@ def test_who_watches_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert watched == run(tmp_path, config(), timing("4ms", "9ms"))
     assert len(seen) >= 3
     assert seen[0].state == "training"
+
+
+def test_an_examination_that_runs_at_the_end_of_a_stream_gives_way_to_the_final_one(tmp_path: Path) -> None:
+    late = config("recipe=mach-stream", "evaluate.every_steps=37")  # the whole way takes longer than three steps
+    outcome = run(tmp_path, late, timing("20ms"))
+    for row in outcome.status.components:
+        assert row.accuracy is not None
+        assert row.accuracy.step == 40
+        assert row.accuracy.full is not None
+        assert [point.step for point in outcome.curves[row.component]] == [40]
+
+
+class Killer:
+    """An actor that kills a component at a time."""
+
+    name, ended = "killer", False
+
+    def __init__(self, simulation: Simulation, victim: str, at_s: float) -> None:
+        self.simulation, self.victim, self.at_s = simulation, victim, at_s
+
+    def turn(self, now: float) -> float:
+        if now < self.at_s:
+            return self.at_s - now
+        self.simulation.stage.bus.kill(self.victim)
+        self.ended = True
+        return math.inf
+
+    def close(self) -> None:
+        """Holds nothing."""
+
+
+@pytest.mark.parametrize("victim", ["c0", "c1"])
+@pytest.mark.parametrize("at_s", [0.0, 0.1])
+def test_those_below_one_that_was_killed_for_good_finish_with_what_they_have_and_nobody_else_notices(
+    tmp_path: Path, victim: str, at_s: float
+) -> None:
+    simulation = Simulation(config("recipe=mach-stream", "bus.timeout_ms=200"), timing(), tmp_path / "run")
+    simulation.stage.fibres["killer"] = Killer(simulation, victim, at_s)  # type: ignore[assignment]
+    simulation.run()
+    rows = {row.component: row for row in simulation.outcome().status.components}
+    below = ["c1", "c2"] if victim == "c0" else ["c2"]
+    for name in below:
+        assert rows[name].state == "finished"
+        assert (rows[name].step < 40) is True
+        assert (rows[name].step > 5) is (at_s > 0.0)
+        assert load_file(RunDir(tmp_path / "run").weights(name))
+    assert rows["c0"].step == 40 if victim == "c1" else rows["c0"].state != "finished"
+    assert "its parents have ended for good" in RunDir(tmp_path / "run").launcher_log.read_text()
 
 
 def test_everybody_finishes_examines_and_saves(tmp_path: Path) -> None:

@@ -259,6 +259,8 @@ def test_a_tree_streams_to_every_child() -> None:
         ("mach-stream", ("staleness.policies=[accumulate,clip]", "staleness.accumulate=2"), {"activation", "late"}),
         ("mach-stream", ("staleness.late=stash", "staleness.policies=[predict,compensate]"), {"activation", "late"}),
         ("mach-stream", ("method.gradient_reach=full", "model.join=residual"), {"target", "student", "activation"}),
+        ("mach-stream", ("model.join=sum", "staleness.late=stash"), {"student", "distill", "activation", "late"}),
+        ("takd", ("wiring=stream", "model.join=mean"), {"target", "student", "distill", "logits"}),
         ("ddg", ("method.heads=every", "staleness.policies=[bound,shrink]"), {"target", "activation"}),
     ],
 )

@@ -1,4 +1,4 @@
-"""A launcher's beginning and end in this process."""
+"""The supervisor's clock: monotonic, and fair to components while the launcher itself was away; who is an orphan."""
 
 import multiprocessing
 import signal
@@ -8,10 +8,67 @@ import pytest
 
 from bus import address
 from configs.load import load
+from configs.tree import Supervise
+from fakes import Life
 from mach.recipes import RECIPES
 from workers.attempt import Attempt
+from workers.member import Member
 from workers.plan import ProcessPlan, make_plan
-from workers.supervisor import Supervisor
+from workers.rundir import RunDir
+from workers.supervisor import AWAY_S, Clock, Supervisor, orphans
+
+
+class FakeTime:
+    """A monotonic clock in the tester's hand."""
+
+    def __init__(self) -> None:
+        self.now = 5000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_it_counts_from_the_launch() -> None:
+    time = FakeTime()
+    clock = Clock(time)
+    assert clock.look() == 0.0
+    time.now += 0.25
+    assert clock.look() == 0.25
+    assert clock.now == clock.elapsed_s() == 0.25
+
+
+def test_time_in_which_the_launcher_was_stopped_is_nobodys_silence() -> None:
+    time = FakeTime()
+    clock = Clock(time)
+    time.now += 3600.0
+    assert clock.look() == AWAY_S
+    time.now += 0.25
+    assert clock.look() == AWAY_S + 0.25
+    assert clock.elapsed_s() == 3600.25
+
+
+def test_an_orphan_is_who_has_parents_that_have_all_ended_for_good(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "r")
+    run.make()
+    parents = {"c0": (), "c1": ("c0",), "c2": ("c0", "c1"), "c3": ("c2",)}
+    members, lives = [], {}
+    for index, (name, above) in enumerate(parents.items()):
+        life = lives[name] = Life()
+        life.attempt.plan = ProcessPlan(
+            name=name, index=index, kind="trainer", device="cpu", children=(), parents=above
+        )
+        members.append(Member(lambda _, __, life=life: life.attempt, 1, Supervise(), run, 0.0, mends=True))
+    assert orphans(members) == []
+    members[0].over = "failed"
+    assert [member.name for member in orphans(members)] == ["c1"]
+    members[1].over = "finished"
+    assert [member.name for member in orphans(members)] == ["c1", "c2"]
+    for _ in range(2):
+        members[2].orphan()
+    assert lives["c2"].orders() == ["orphaned"]
+    assert members[2].over is None
+    for life in lives.values():
+        life.close()
 
 
 def test_a_launch_that_fails_halfway_leaves_no_process_and_no_handler(

@@ -1,0 +1,70 @@
+"""What neighbours send, judged before anything is made of it: a parent's inputs, a child's answer.
+
+Law: what does not fit is never trained on, whoever sent it. Knows shapes and kinds, and what the method wants of an
+answer; nothing of what is learnt from it, nor who counts what was refused.
+
+Shapes: B batch, E embedding, K classes.
+"""
+
+import torch
+from torch import Tensor
+
+from configs.tree import Method
+from mach.component import Component
+from mach.late import Held
+from mach.memory import fits
+from mach.messages import Target
+from mach.sound import finite, whole
+
+
+class Sieve:
+    """Of one component."""
+
+    def __init__(
+        self, component: Component, method: Method, device: torch.device, sample_shape: tuple[int, ...], symbols: int
+    ) -> None:
+        """`sample_shape` is that of one input; `symbols`: of how many it is made, 0 for quantities."""
+        self.component = component
+        self.method = method
+        self.device = device
+        self.dtype = next(component.parameters()).dtype
+        self.sample_shape = torch.Size(sample_shape)
+        self.symbols = symbols
+        self.sent: torch.Size | None = None
+        """Of one activation that we send on, as its gradient must be; None before the first, and in skip wiring."""
+        self._shapes: dict[str, torch.Size] = {}
+
+    def inputs(self, x: Tensor) -> Tensor | None:
+        """A parent's inputs as our networks take them; None if they do not: of another shape or kind, not finite, no
+        symbols that there are. Networks that are bounded would make something finite of infinities.
+        """
+        if x.shape[1:] != self.sample_shape or not self.component.takes(x):
+            return None
+        if self.component.tokens:
+            return x.to(self.device) if whole(x, self.symbols) else None
+        x = x.to(self.device, self.dtype)
+        return x if finite(x) else None
+
+    def answer(self, child: str, held: Held, target: Target) -> bool:
+        """Whether an answer has what the method wants of it, and nothing else."""
+        wanted, good = self.method, True
+        if wanted.targets != "none":
+            good = self.embedding(child, held, target)
+            if good and wanted.targets == "logits":
+                good = target.logits is not None and fits(target.logits, self._logits(target.embedding))
+        if good and target.gradient is not None:
+            due = wanted.gradient_reach != "none" and self.sent is not None
+            good = due and fits(target.gradient, torch.Size((len(held.come[0]), *(self.sent or ()))))
+        return good
+
+    def embedding(self, child: str, held: Held, target: Target) -> bool:
+        """Whether the embedding is one that `child` may have of this batch: as our student's imitation of it."""
+        if child not in self._shapes:
+            self._shapes[child] = self.component.target_shape(child, *held.come)[1:]
+        return fits(target.embedding, torch.Size((len(held.come[0]), *self._shapes[child])))
+
+    def _logits(self, embedding: Tensor) -> torch.Size:
+        """Of the logits that go with an embedding: as our own head's."""
+        with torch.no_grad():
+            one = self.component.classify(embedding[:1].to(self.device, self.dtype))
+        return torch.Size((len(embedding), *one.shape[1:]))
