@@ -19,14 +19,13 @@ from click.core import ParameterSource
 from configs.errors import ConfigError, RunError
 from configs.load import dump
 from configs.tree import Config
-from mach.recipes import RECIPES
 from workers import chaos as faults
 from workers import commands, screen, victims
 from workers.options import CONFIGURATION, CONFIGURED, RUN, RUNS, TIMED, TIMING, Group, options
 from workers.status import every_run, exit_code_of, find_run, read
 from workers.timing import timing_of
 from workers.verdict import exits_help
-from workers.words import configured, fresh_name, lengths
+from workers.words import RECIPE_NAMES, configured, fresh_name, lengths
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -140,7 +139,7 @@ def simulated(**words: Any) -> None:
 
 
 @cli.command()
-@click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...", type=click.Choice(list(RECIPES)))
+@click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...", type=click.Choice(RECIPE_NAMES))
 @options(CONFIGURATION)
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="How many, from --seed on.")
 @click.option("--simulate", "virtual", is_flag=True, help="In virtual time; without, in real processes.")
@@ -368,8 +367,4 @@ def new(directory: Path) -> None:
     Examples:
       mach keys new mykeys
     """
-    from bus import curve
-    from bus import keys as files
-
-    files.save(directory, curve.new_keys())
-    click.echo(f"{directory}: new keys; use them with --set bus.transport=tcp --set bus.keys={directory}")
+    click.echo(commands.new_keys(directory))

@@ -20,7 +20,8 @@ from workers.status import Status
 from workers.victims import Account, wreak
 
 VICTIM = "c1"
-SETTINGS = ("bus.transport=ipc", "graph=ring", "checkpoint.every_s=1")
+SETTINGS = ("bus.transport=ipc", "graph=ring", "checkpoint.every_s=0.3")
+"""Checkpoints often enough that kills in quick succession are not taken for a component that never gets anywhere."""
 Rates = dict[str, float]
 
 

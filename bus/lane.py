@@ -276,16 +276,20 @@ def _mapped(door: Path, number: int) -> Segment | None:
     return Segment(memory, number, slots, size)
 
 
+WORD = (1 << 64) - 1
+
+
 def _write(segment: Segment, index: int, frames: Sequence[Frame]) -> int:
     """Copy frames into a slot; the generation that says so."""
-    generation = segment.generation[index] + 1
+    generation = segment.generation[index] | 1  # odd while it is being written
     segment.generation[index] = generation
     slot, at = segment.slot(index), 0
     for frame in frames:
         slot[at : at + len(frame)] = frame
         at += _aligned(len(frame))
-    segment.generation[index] = generation + 1
-    return generation + 1
+    written = (generation + 1) & WORD  # the memory is the receiver's, too: whatever it wrote there, this fits
+    segment.generation[index] = written
+    return written
 
 
 def _aligned(length: int) -> int:

@@ -35,7 +35,7 @@ def save_state(
     Raises:
         OSError: the disk is full or the directory cannot be written; nothing partial is left, what was there still is.
     """
-    draft = shelf.draft(version)
+    draft, replaced = shelf.draft(version), shelf.folder / f".{version}.old"
     try:
         _make(shelf.folder)
         shutil.rmtree(draft, ignore_errors=True)
@@ -52,11 +52,13 @@ def save_state(
         write_manifest(draft, manifest)
         to_disk(draft)
         if version in shelf.versions():  # damaged, or of a life that went back to an older one
-            shutil.rmtree(shelf.path(version))
+            shutil.rmtree(replaced, ignore_errors=True)
+            os.rename(shelf.path(version), replaced)
         os.rename(draft, shelf.path(version))
         to_disk(shelf.folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
     _thin_out(shelf, version, keep, abandoned)
 
 

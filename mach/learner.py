@@ -114,10 +114,10 @@ class Learner:
         judges = self.method.heads == "every" or not self.children
         teacher_of = partial(Teacher, loss=loss, method=self.method, judges=judges, stream=stream is not None)
         self.teacher = teacher_of(component, late=self.late, staleness=self.staleness)
-        self.probes = Probes(probes or ProbeSettings(), component, teacher_of, self.memory.remembers)
-        every = self.method.update_every
+        expects = partial(self.memory.expects, asked=stream is not None)
+        self.probes = Probes(probes or ProbeSettings(), component, teacher_of, expects)
         self.descent = Descent(
-            component, optimiser, self.late, self.staleness, schedule, update_every=every, average=average, apart=apart
+            component, optimiser, self.late, self.staleness, schedule, self.method.update_every, average, apart
         )
         self._lessons = LESSONS["skip" if stream is None else self.method.gradient_reach]
         self._at_hand: tuple[Batch, Held] | None = None

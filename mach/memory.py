@@ -65,10 +65,14 @@ class Memory:
             self.forgotten["gradient"] += 1
         return held
 
-    def remembers(self, version: int) -> bool:
-        """Whether something that was asked or answered at this version of ours may still come back."""
-        every = (*self._asked.values(), *self._answered.values())
-        return any(held.version == version for each in every for held in each.values())
+    def expects(self, version: int, *, asked: bool) -> bool:
+        """Whether a gradient of what we answered at this version of ours may still come, or is at hand; with `asked`,
+        of what we asked, too.
+        """
+        out = (*self._answered.values(), *(self._asked.values() if asked else ()))
+        held = [*(each for some in out for each in some.values()), *(each.held for each in self.late)]
+        held += [each.held for each in self.arrived if asked]
+        return any(each.version == version for each in held)
 
     def keep_late(self, late: Late) -> None:
         """For the next step."""

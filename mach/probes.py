@@ -36,7 +36,7 @@ from mach.staleness import Staleness
 ON_GRADIENTS = ("weight_gap", "fresh", "agreement")
 """Probes of late gradients."""
 PATIENCE = 64
-"""Versions after which old weights are given up that nobody's gradient is late of."""
+"""Versions after which old weights are given up, though a gradient may still be late of them."""
 
 TeacherOf = Callable[..., Teacher]
 """(component, late=way, staleness=policies) → the learner's way from lessons to terms, for such a component."""
@@ -127,15 +127,13 @@ class Probes:
     """Of one component: takes those that are switched on, each as soon as `every_steps` went by since the last time."""
 
     def __init__(
-        self, settings: Settings, component: Component, teacher_of: TeacherOf, gone: Callable[[int], bool]
+        self, settings: Settings, component: Component, teacher_of: TeacherOf, expects: Callable[[int], bool]
     ) -> None:
-        """`gone`: whether something that was made by the weights of a version is out, so that a gradient may be late of
-        them.
-        """
+        """`expects`: whether a gradient may still come of what was made at a version."""
         self.settings = settings
         self.component = component
         self._teacher_of = teacher_of
-        self._gone = gone
+        self._expects = expects
         self._due: dict[str, int] = {}
         self._old: Snapshot | None = None
         self.on = any(getattr(settings, name) for name in (*ON_GRADIENTS, *ON_CHILDREN))
@@ -155,7 +153,8 @@ class Probes:
                 return net[0]
 
             found = self._of_old_weights(today, lessons, late, version)
-            if self._is_due("agreement", version):
+            come = bool(late) or any(each.target.gradient is not None for lesson in lessons for each in lesson.arrived)
+            if come and self._is_due("agreement", version):
                 found |= self._told("agreement", self._agreement(today(), lessons, late, version), version)
             told = next((each for each in lessons if each.arrived and self.component.students), None)
             for name, probe in ON_CHILDREN.items():
@@ -172,9 +171,8 @@ class Probes:
         return bool(getattr(self.settings, name)) and version >= self._due.get(name, 0)
 
     def _told(self, name: str, values: Mapping[str, float], version: int) -> dict[str, float]:
-        """Under the probe's name; it is due again later, if there was something to tell."""
-        if values:
-            self._due[name] = version + self.settings.every_steps
+        """Under the probe's name; it is due again later, even if it had nothing to tell of what was at hand."""
+        self._due[name] = version + self.settings.every_steps
         return {f"{name}/{part}": value for part, value in values.items()}
 
     def _of_old_weights(
@@ -192,10 +190,10 @@ class Probes:
             if mine or theirs:
                 found = self._compare(today(), old, mine, theirs, version)
                 self._old, self._due["old"] = None, version + self.settings.every_steps
-            elif version - old.version > PATIENCE:
+            elif version - old.version > PATIENCE or not self._expects(old.version):
                 self._old = None
         leaves = any(lesson.own and lesson.held.sender is not None for lesson in lessons)  # it is answered by this step
-        if self._old is None and version >= self._due.get("old", 0) and (leaves or self._gone(version)):
+        if self._old is None and version >= self._due.get("old", 0) and (leaves or self._expects(version)):
             self._old = Snapshot(version, copy.deepcopy(self.component))
         return found
 

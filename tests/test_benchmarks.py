@@ -14,6 +14,7 @@ def last_line(*words: str) -> dict:
     return document
 
 
+@pytest.mark.slow
 def test_the_bus_benchmark_compares_every_contender() -> None:
     found = last_line("benchmarks.bus", "--quick", "--rounds", "1", "--sizes", "1KB,256KB", "--json")
     sizes = {"1KB", "256KB"}
@@ -38,12 +39,14 @@ def test_the_stages_of_a_message_are_parts_of_its_way() -> None:
         assert 0 < stages["fetch"] < stages["receive"]
 
 
+@pytest.mark.slow
 def test_the_overhead_benchmark_prints_its_ratio_last() -> None:
     found = last_line("benchmarks.overhead", "--rounds", "1", "--steps", "5", "--json")
     assert found["ratio"] > 0
     assert found["received_per_step"]["target"] > 0
 
 
+@pytest.mark.slow
 def test_the_trouble_benchmark_measures_every_kind() -> None:
     found = last_line("benchmarks.trouble", "--rounds", "1", "--seconds", "0.5", "--json")
     assert set(found) == {"hostile", "delay", "cut"}
@@ -52,6 +55,7 @@ def test_the_trouble_benchmark_measures_every_kind() -> None:
     assert found["cut"]["shown_as"] == ["silent"]
 
 
+@pytest.mark.slow
 def test_the_checkpoint_benchmark_writes_some_and_prints_its_ratio_last() -> None:
     found = last_line("benchmarks.checkpoint", "--rounds", "1", "--seconds", "0.3", "--every-s", "0.1", "--json")
     assert found["ratio"] > 0

@@ -78,6 +78,7 @@ def test_the_others_go_on_without_a_component_that_is_given_up(launch: Launch, s
     assert str(run.directory / "logs" / "c1.1.log") in run.output.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_stub_that_crashes_in_each_of_its_lives_is_given_up_and_the_others_finish(launch: Launch) -> None:
     run = launch("--components", "4", "--steps", "600", *QUICK, "--set", "components.1.stub.crash_at=20")
     assert run.end() == 3, run.output
@@ -114,6 +115,7 @@ def test_lockstep_equals_the_plain_reference_loop_bit_for_bit(launch: Launch, gr
         assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
+@pytest.mark.slow
 def test_indices_and_shared_memory_change_no_bit(launch: Launch) -> None:
     """128 KiB of targets and gradients go through the lane, activations are 4 KiB of indices."""
     settings = ("bus.activation=indices", "bus.lane=shared", "data.noise=0", "train.batch_size=512", "train.steps=40")
@@ -190,6 +192,7 @@ def test_detach_status_logs_and_stop(launch: Launch) -> None:
     assert all(line.startswith(("c0", "c1", "launcher")) for line in logs.stdout.splitlines())
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_name_are_refused_with_one_sentence(launch: Launch, tmp_path: Path) -> None:
     first = launch("--components", "2", "--minutes", "5", *QUICK)
     first.until(all_training)
@@ -230,6 +233,7 @@ def test_a_delay_on_one_edge_shows_and_stops_nobody(launch: Launch) -> None:
         assert run.end() == 130, run.output
 
 
+@pytest.mark.slow
 def test_a_run_over_tcp_with_keys_trains(launch: Launch, tmp_path: Path) -> None:
     assert mach("keys", "new", str(tmp_path / "keys")).returncode == 0
     words = ("bus.transport=tcp", "bus.host=0.0.0.0", f"bus.keys={tmp_path / 'keys'}")
@@ -270,6 +274,7 @@ FOREIGN = ("other-run", "bad-sender", "hung-up", "stale-incarnation", "unannounc
 """Reasons of what only somebody else can have sent."""
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_user_at_once_never_touch(launch: Launch) -> None:
     runs = [launch("--components", "2", "--steps", "600", *QUICK, name=name) for name in ("one", "other")]
     assert [run.end() for run in runs] == [0, 0], [run.output for run in runs]

@@ -10,6 +10,7 @@ from mach.recipes import RECIPES
 Launch = Callable[..., Launched]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_reaches_95_percent_on_digits_with_two_components(launch: Launch, recipe: str) -> None:
     run = launch("--components", "2", "--gpus", "cpu", "--set", f"recipe={recipe}")

@@ -92,6 +92,7 @@ def test_a_finished_run_in_lockstep_goes_on_as_if_it_had_never_ended(launch: Lau
     assert [row["samples"] for row in more.status()["components"]] == [200 * 16] * 2
 
 
+@pytest.mark.slow
 def test_a_killed_run_in_lockstep_goes_on_from_the_last_common_step(launch: Launch) -> None:
     """kill -9 of the launcher after step 100; one component's newest checkpoint is damaged besides."""
     run = launch("--steps", "100000", "--lockstep", *QUICK, *WORDS, "--set", "checkpoint.every_steps=20")
@@ -178,6 +179,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[Path, str], None]]:
         subprocess.run(["umount", "-l", str(at)], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_or_turns_read_only_stops_no_training(
     disk: Callable[[Path, str], None], launch: Launch, tmp_path: Path
 ) -> None:

@@ -107,6 +107,7 @@ def test_a_restart_that_was_asked_for(launch: Launch) -> None:
     assert mach("restart", run.name, "c1", *words).returncode == 2
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 def test_a_run_directory_that_vanishes_is_made_anew_and_nobody_stops(launch: Launch) -> None:
     run = launch("--components", "2", *ENDLESS)
@@ -130,6 +131,7 @@ def test_a_run_directory_that_vanishes_is_made_anew_and_nobody_stops(launch: Lau
     assert run.end() == 130, run.output
 
 
+@pytest.mark.slow
 def test_a_killed_forkserver_takes_all_components_along_and_they_all_begin_anew(launch: Launch) -> None:
     run = launch("--components", "2", *ENDLESS)
     before = rows(run.until(well_under_way))

@@ -285,7 +285,7 @@ def stop(run: RunDir, number: signal.Signals) -> str:
             raise RunError(f"run {run.name}: the launcher (pid {status.launcher_pid}) did not end; try mach stop --now")
     finally:
         os.close(launcher)
-    return f"run {run.name} is stopped"
+    return f"run {run.name} has {ended(read(run))}"
 
 
 def restart(run: RunDir, component: str) -> str:
@@ -338,3 +338,15 @@ def new_lines(path: Path, at: dict[Path, int], *, whole: bool) -> Iterator[str]:
                 return
             at[path] = at.get(path, 0) + len(line)
             yield line.decode(errors="replace").rstrip()
+
+
+def new_keys(directory: Path) -> str:
+    """Make a key pair in a directory; what to say about it.
+
+    Raises:
+        ConfigError: there are keys already, or the directory cannot be written.
+    """
+    from bus import curve  # loads ZeroMQ, which the launcher itself does not need
+
+    keys.save(directory, curve.new_keys())
+    return f"{directory}: new keys; use them with --set bus.transport=tcp --set bus.keys={directory}"

@@ -136,7 +136,9 @@ class Real:
         """By launching; examinations as the reports tell them."""
         status = run_quietly(config, directory.parent, directory.name, self.devices)
         if status.exit_code != 0:
-            raise RunError(f"{directory.name} {status.state}: {status.reason or 'see its logs'}; nothing to compare")
+            error = RunError(f"{directory.name} {status.state}: {status.reason or 'see its logs'}; nothing to compare")
+            error.exit_code = status.exit_code or 1
+            raise error
         names = [row.component for row in status.components if row.kind == "trainer"]
         return status, {name: reported(RunDir(directory).metrics(name)) for name in names}
 

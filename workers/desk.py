@@ -68,7 +68,7 @@ class Desk:
                 reply(asker, answer)
 
     def _take(self) -> Iterator[tuple[socket.socket, Ask]]:
-        with suppress(BlockingIOError, ConnectionError):
+        with suppress(OSError):  # nobody there, or no descriptor left: whoever asks waits
             while True:
                 asker, _ = self._listener.accept()
                 asker.setblocking(False)

@@ -16,6 +16,7 @@ import select
 import shutil
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -109,7 +110,7 @@ class Supervisor:
         self._signals: list[int] = []
         self._handlers: dict[int, object] = {}
         self._bell, self._bell_end = socket.socketpair()
-        self._earlier_bell = -1
+        self._earlier_bell: int | None = None
         self._desk = Desk(Path(plan.sockets))
         self._written = float("-inf")
         self._trouble = False
@@ -122,6 +123,14 @@ class Supervisor:
             FileExistsError: there is a run of this name.
             BlockingIOError: it is running.
         """
+        try:
+            self._begin()
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
+        return self
+
+    def _begin(self) -> None:
         if not self.plan.resumed:
             self.run.make()
         self._lock = self.run.lock()
@@ -135,7 +144,6 @@ class Supervisor:
             start, now = partial(self._start, process), self.clock.look()
             self.members.append(Member(start, process.incarnation, rules, self.run, now, mends=mends))
         self._write()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -145,13 +153,16 @@ class Supervisor:
             member.kill("killed with its launcher")
         for member in self.members:
             member.close(self.clock.now)
-        signal.set_wakeup_fd(self._earlier_bell)
+        if self._earlier_bell is not None:
+            signal.set_wakeup_fd(self._earlier_bell)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._bell.close()
         self._bell_end.close()
         self._desk.close()
         shutil.rmtree(self.plan.sockets, ignore_errors=True)
+        if self._lock < 0:  # the run is another launcher's, or none
+            return
         if kind is not None and self.exit_code is None:
             self._end("failed", f"the launcher failed: {kind.__name__}: {error}", 1)
             self._write()

@@ -198,7 +198,10 @@ class Launcher:
     """The launcher's process, to wait on."""
 
     def __init__(self, status: Status) -> None:
-        self._descriptor = os.pidfd_open(status.launcher_pid)
+        try:
+            self._descriptor = os.pidfd_open(status.launcher_pid)
+        except ProcessLookupError:
+            raise RunError(f"run {status.run} has just ended; there is nothing to be hit") from None
 
     def ended(self, interrupts: Interrupts, within_s: float) -> bool:
         """Wait: whether it has ended, or we are to end."""
@@ -252,7 +255,10 @@ def returned(run: RunDir, before: Status, fired: list[Fired]) -> Mapping[str, bo
 
 def account(run: RunDir, spec: Spec, before: Status, chaos: Chaos, *, interrupted: bool) -> Account:
     """The story so far."""
-    now = read(run)
+    try:
+        now = read(run)
+    except RunError as error:
+        raise RunError(f"{error}; the faults were done, what came back of them is not known") from error
     earlier = {row.component: row for row in before.components}
     restarts = {row.component: row.restarts - earlier[row.component].restarts for row in now.components}
     times = {row.component: new_times(earlier[row.component], row) for row in now.components}

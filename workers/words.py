@@ -8,6 +8,8 @@ from configs.load import load
 from configs.tree import Config
 from mach.recipes import RECIPES
 
+RECIPE_NAMES = list(RECIPES)
+
 
 def configured(
     config_name: str,

@@ -273,6 +273,17 @@ def test_a_false_claim_costs_nothing(ends: Ends, claim: dict[str, object]) -> No
     assert ends.refused() == (Reason.STALE_SLOT if "generation" in claim else Reason.TICKET)
 
 
+@pytest.mark.parametrize("word", [(1 << 64) - 1, (1 << 64) - 2, 12345])
+def test_whatever_the_receiver_writes_into_the_memory_the_sender_goes_on(ends: Ends, word: int) -> None:
+    ends.open()
+    ((segment, *_),) = [[out.segment] for out in ends.parent._out.values()]
+    for index in range(len(segment.generation)):
+        segment.generation[index] = segment.released[index] = word
+    for _ in range(4):
+        assert ends.parent.send(CHILD, [FIRST, LONG])
+        assert ends.took() == [FIRST, LONG]
+
+
 def test_a_door_to_anything_else_is_not_opened(ends: Ends, tmp_path: Path) -> None:
     """A file that could be cut short under us, nothing at all, a device."""
     plain, door = tmp_path / "plain", tmp_path / "c0-1-c1-child.lane"

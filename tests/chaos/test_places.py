@@ -41,6 +41,7 @@ def elsewhere() -> Iterator[Path]:
     shutil.rmtree(base)
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 def test_another_file_system_and_a_difficult_name(launch: Launch, elsewhere: Path) -> None:
     words = ("--components", "2", "--steps", "400", *QUICK, "--set", "checkpoint.every_s=0.2")
@@ -77,6 +78,7 @@ def test_thirty_two_components_on_two_cores(launch: Launch) -> None:
     assert all((row["state"], row["step"], row["restarts"]) == ("finished", 60, 0) for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 def test_files_that_cannot_be_written_stop_nobody_and_are_written_again(launch: Launch) -> None:
     """The whole run directory becomes a file, so that nothing in it can be opened, by no user; then it is back."""
@@ -139,6 +141,7 @@ def session_of(process: psutil.Process) -> int:
         return 0
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 def test_launches_and_stops_in_a_row_leave_nothing(tmp_path: Path) -> None:
     in_a_row(tmp_path, 3)

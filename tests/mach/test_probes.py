@@ -13,6 +13,7 @@ from configs.tree import Loss, Model, Probes, Staleness
 from mach import probes
 from mach.component import Component
 from mach.learner import Learner, Step
+from mach.memory import MEMORY
 from mach.messages import Activation, Age, Batch, Gradient, Letter, Target
 from mach.networks import build
 
@@ -214,6 +215,16 @@ def test_a_probe_is_due_again_after_its_steps_and_waits_for_something_to_tell() 
     assert told == [True, False, False, True, False, False, True]
 
 
+def test_a_probe_with_nothing_to_say_of_what_is_at_hand_is_not_tried_in_every_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learner = learner_with(replace_with(reliance=True, every_steps=3))
+    tried: list[int] = []
+    monkeypatch.setitem(probes.ON_CHILDREN, "reliance", lambda *_: tried.append(learner.version) or {})  # type: ignore[arg-type]
+    assert not any(turn(learner, id, 9).probes for id in range(7))
+    assert tried == [0, 3, 6]
+
+
 def test_old_weights_that_no_gradient_is_late_of_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "PATIENCE", 3)
     learner = learner_with(replace_with(weight_gap=True))
@@ -221,6 +232,19 @@ def test_old_weights_that_no_gradient_is_late_of_are_given_up(monkeypatch: pytes
     assert not any(told)
     assert learner.probes._old is not None
     assert learner.probes._old.version == 8
+
+
+def test_old_weights_are_kept_only_if_a_gradient_may_still_come() -> None:
+    learner = learner_with(replace_with(weight_gap=True))
+    learner.ask(batch(0))  # in skip wiring nothing comes back for that
+    learner.step(batch(0), 0.0)
+    assert learner.probes._old is None
+    for id in range(1, 1 + MEMORY * W):
+        turn(learner, id, 99)
+    assert learner.probes._old is not None
+    assert learner.probes._old.version == 1
+    turn(learner, 1 + MEMORY * W, 99)  # its answer is forgotten now: later ones have pushed it out
+    assert learner.probes._old.version == 1 + MEMORY * W
 
 
 def replace_with(**changes: object) -> Probes:

@@ -221,3 +221,17 @@ def test_probes_change_no_bit_of_a_run_and_are_in_its_reports(tmp_path: Path, re
         assert rows["c2"]["idle"] > 0.0, "it waits for its first batch"
     if recipe in ("mach", "mach-stream"):
         assert "agreement/parent" in rows["c1"]
+
+
+def test_what_policies_did_is_in_the_reports(tmp_path: Path) -> None:
+    settings = ("recipe=mach-stream", 'staleness.policies=["bound","discount"]', "staleness.max_versions=1")
+    outcome = run(tmp_path, config(*settings), timing("9ms"))
+    for row in outcome.status.components:
+        ages = outcome.versions[row.component]["gradient"]
+        assert row.staleness.policies == {"bound": sum(count for lag, count in ages.items() if lag > 1)}
+    assert outcome.status.components[0].staleness.policies["bound"] > 5
+
+
+def test_without_policies_there_is_nothing_to_count(tmp_path: Path) -> None:
+    outcome = run(tmp_path, config("recipe=mach-stream"), timing("9ms"))
+    assert [row.staleness.policies for row in outcome.status.components] == [{}, {}, {}]

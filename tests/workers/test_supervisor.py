@@ -1,13 +1,21 @@
 """The supervisor's clock: monotonic, and fair to components while the launcher itself was away; who is an orphan."""
 
+import multiprocessing
+import signal
 from pathlib import Path
 
+import pytest
+
+from bus import address
+from configs.load import load
 from configs.tree import Supervise
 from fakes import Life
+from mach.recipes import RECIPES
+from workers.attempt import Attempt
 from workers.member import Member
-from workers.plan import ProcessPlan
+from workers.plan import ProcessPlan, make_plan
 from workers.rundir import RunDir
-from workers.supervisor import AWAY_S, Clock, orphans
+from workers.supervisor import AWAY_S, Clock, Supervisor, orphans
 
 
 class FakeTime:
@@ -61,3 +69,28 @@ def test_an_orphan_is_who_has_parents_that_have_all_ended_for_good(tmp_path: Pat
     assert members[2].over is None
     for life in lives.values():
         life.close()
+
+
+def test_a_launch_that_fails_halfway_leaves_no_process_and_no_handler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load("digits", ("n_components=2",), RECIPES)
+    sockets = address.make_directory()
+    plan = make_plan(config, run="r", directory=tmp_path / "r", sockets=sockets)
+    start, begun = Supervisor._start, list[str]()
+
+    def start_one(self: Supervisor, process: ProcessPlan, incarnation: int, now: float) -> Attempt:
+        if begun:
+            raise BlockingIOError("no more processes")
+        begun.append(process.name)
+        return start(self, process, incarnation, now)
+
+    monkeypatch.setattr(Supervisor, "_start", start_one)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(BlockingIOError, match="no more processes"), Supervisor(plan):
+        pytest.fail("it has begun")
+    assert begun == ["c0"]
+    assert multiprocessing.active_children() == []
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not sockets.exists()
+    assert (tmp_path / "r" / "status.json").exists(), "what became of it can be read"
