@@ -5,15 +5,13 @@
 
 Frames of 2 MiB and more travel as pieces of 1 MiB of one message, with a frame before them that says how long they
 are: libzmq's memory for pieces is warm, and they are received in place.
-Laws: HWM is 0 and the edges' windows do the bounding; no send ever blocks, nor does it cost the sender its core:
-libzmq's threads are SCHED_BATCH (a send of 256 KB takes 11 µs instead of 59; on busy cores one in ten took 4 ms).
+Laws: HWM is 0 and the edges' windows do the bounding; no send ever blocks.
 A context is made after the process has started, and its sockets belong to the thread that made them. Frames of more
 than 64 KiB are sent without a copy, so what they refer to must not change any more. Options measured with pyzmq 27,
 libzmq 4.3.5.
 """
 
 import math
-import os
 import struct
 import time
 from collections.abc import Callable, Iterable
@@ -102,8 +100,6 @@ class ZmqTransport:
         keys = None if bus.keys is None else load(Path(bus.keys))
         self._context = zmq.Context()
         self._context.setsockopt(zmq.RCVHWM, 0)  # also of monitors: a full one would stop the I/O thread
-        # else the thread that a send wakes takes the core of the one that trains, for as long as a time slice
-        self._context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_BATCH)
         self._guard = None if keys is None else Guard(self._context, keys)
         self._poller = zmq.Poller()
         self._router: Socket | None = None
