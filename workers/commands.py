@@ -53,7 +53,8 @@ def check_name(runs: Path, name: str) -> None:
     try:
         status = read(RunDir(runs / name))
     except RunError:
-        raise RunError(f"{runs / name} exists and is no run of mach; choose another --name") from None
+        what = "is no run of mach, or one that another launch begins just now"
+        raise RunError(f"{runs / name} exists and {what}; choose another --name") from None
     doing = f"is running (pid {status.launcher_pid})" if status.state not in FINAL else f"has {ended(status)}"
     raise RunError(
         f"run {name!r} {doing} in {runs}/; choose another --name"
@@ -120,7 +121,8 @@ def resume(run: RunDir, file: str | None, settings: Sequence[str], gpus: str | N
         raise RunError(f"run {run.name!r} is running (pid {status.launcher_pid}); to stop it: mach stop {run.name}")
     config = config_of(old, file, settings)
     if status is not None and has_finished(status, old.config, config):
-        length = f"--steps {2 * config.train.steps}" if config.train.minutes is None else "--minutes M"
+        done = max([config.train.steps, *(row.step for row in status.components)])
+        length = f"--steps {2 * done}" if config.train.minutes is None else "--minutes M"
         print(f"run {run.name} has finished: nothing is left to do; to train on: mach resume {run.name} {length}")
         return 0
     warm()

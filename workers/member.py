@@ -209,6 +209,8 @@ class Member:
         said = self.attempt.report
         if self.over is not None:
             return self.over, self._why
+        if not self.attempt.alive and self._next_at == float("inf"):
+            return "failed", self.attempt.killed or self._why or "ended with its launcher"
         if not self.attempt.alive:
             return "restarting", f"{self._why}; its next life begins in {max(self._next_at - now, 0.0):.1f} s"
         if self.attempt.killed:
