@@ -19,6 +19,7 @@ from pathlib import Path
 import click
 import torch
 
+from benchmarks.overhead import check_identical
 from bus.virtual import VirtualBus
 from configs.load import load
 from configs.tree import Config
@@ -94,13 +95,6 @@ def measure(config: Config, rounds: int, seconds: float) -> dict[str, object]:
         "handover_ms": round(1000 * statistics.median(handed), 3) if handed else None,
         "bytes": size,
     }
-
-
-def check_identical(one: Trainer, other: Trainer) -> None:
-    """Both learners did the same work, or the ratio means nothing."""
-    pairs = zip(one.learner.component.parameters(), other.learner.component.parameters(), strict=True)
-    if not all(torch.equal(a, b) for a, b in pairs):
-        sys.exit("benchmarks.checkpoint: the two learners did not do the same work; the ratio would mean nothing")
 
 
 @click.command(help=__doc__)

@@ -191,7 +191,7 @@ def check_identical(one: Trainer, other: Trainer) -> None:
     """Both learners did the same work, or the ratio means nothing."""
     pairs = zip(one.learner.component.parameters(), other.learner.component.parameters(), strict=True)
     if not all(torch.equal(a, b) for a, b in pairs):
-        sys.exit("benchmarks.overhead: the two learners did not do the same work; the ratio would mean nothing")
+        sys.exit("the two learners did not do the same work; the ratio would mean nothing")
 
 
 @click.command(help=__doc__)
