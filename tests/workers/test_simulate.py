@@ -73,7 +73,8 @@ def test_an_examination_that_runs_at_the_end_of_a_stream_gives_way_to_the_final_
         assert row.accuracy is not None
         assert row.accuracy.step == 40
         assert row.accuracy.full is not None
-        assert [point.step for point in outcome.curves[row.component]] == [40]
+        alone = [37] if row.component == "c0" else []  # who reads the data is judged with its student at once
+        assert [point.step for point in outcome.curves[row.component]] == [*alone, 40]
 
 
 class Killer:
