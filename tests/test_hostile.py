@@ -11,7 +11,7 @@ from bus import address
 from conftest import DEADLINE_S, Launched
 
 FEED_S = 20
-STEPS = 3000
+STEPS = 2000
 """At which the run is compared with one that nobody feeds."""
 ALIKE = ("optimiser.schedule=constant", f"evaluate.every_steps={STEPS}", "report.every_ms=100")
 REASONS = {
@@ -42,7 +42,7 @@ def accuracy_at_steps(run: Launched, component: str) -> float:
 
 def test_a_run_survives_strangers_for_20_s_and_counts_them(launch: Callable[..., Launched]) -> None:
     """It learns what it would have learnt, and c1, at whose door they are, counts every one of them."""
-    run = alike(launch, "fed", "--minutes", "0.6")
+    run = alike(launch, "fed", "--minutes", "0.5")
     run.until(lambda status: all(row["step"] > 0 for row in status["components"][:2]))
     plan = json.loads((run.directory / "plan.json").read_text())
     endpoint = address.endpoint_of(Path(plan["sockets"]), "c1")

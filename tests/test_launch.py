@@ -60,7 +60,7 @@ def test_a_chain_trains_ends_by_itself_and_leaves_everything_it_promised(launch:
     assert mach("status", "--runs", str(run.runs)).returncode == 0
 
 
-@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("sig", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_the_others_go_on_without_a_component_that_is_given_up(launch: Launch, sig: signal.Signals) -> None:
     words = ("bus.timeout_ms=300", "supervise.stalled_ms=1000", "supervise.max_restarts=0")
     run = launch("--components", "3", "--steps", "600", *QUICK, *[word for each in words for word in ("--set", each)])
@@ -87,6 +87,7 @@ def test_a_stub_that_crashes_in_each_of_its_lives_is_given_up_and_the_others_fin
     assert all(rows[name]["step"] == 600 and rows[name]["state"] == "finished" for name in ("c0", "c2", "c3"))
 
 
+@pytest.mark.slow
 def test_a_neighbourhood_of_stubs_that_misbehave_never_stops_a_component(launch: Launch) -> None:
     faults = "{latency_ms: 2, jitter_ms: 3, drop: 0.1, duplicate: 0.1, reorder: 0.1, corrupt: 0.1}"
     run = launch(
@@ -103,7 +104,7 @@ def test_a_neighbourhood_of_stubs_that_misbehave_never_stops_a_component(launch:
         assert set(rows[stub]["messages"]["faults"]) == {"drop", "duplicate", "reorder", "corrupt"}
 
 
-@pytest.mark.parametrize("graph", ["ring", "chain"])
+@pytest.mark.parametrize("graph", [pytest.param("ring", marks=pytest.mark.slow), "chain"])
 def test_lockstep_equals_the_plain_reference_loop_bit_for_bit(launch: Launch, graph: str) -> None:
     settings = ("--set", f"graph={graph}")
     run = launch("--components", "4", "--steps", "200", "--seed", "3", "--lockstep", *QUICK, *settings)
@@ -128,6 +129,7 @@ def test_indices_and_shared_memory_change_no_bit(launch: Launch) -> None:
         assert all(torch.equal(found[name], weight) for name, weight in weights.items()), f"c{i}"
 
 
+@pytest.mark.slow
 def test_a_killed_end_of_a_lane_leaves_no_memory_behind(launch: Launch) -> None:
     run = launch(
         *("--components", "3", "--steps", "300", "--set", "train.batch_size=512", "--set", "bus.lane=shared"),

@@ -42,6 +42,7 @@ def test_every_shipped_model_trains_on_its_data(launch: Launch, config: str, set
         assert row["accuracy"]["child_bits"] > 0
 
 
+@pytest.mark.slow
 def test_a_stub_speaks_of_sequences_where_the_data_are_such(launch: Launch) -> None:
     run = launch("--config", "bytes-lm", "--steps", "60", *QUICK, *SMALL, "--set", "components.1.stub.latency_ms=1")
     assert run.end() == 0, run.output

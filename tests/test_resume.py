@@ -77,6 +77,7 @@ def test_what_cannot_be_resumed_is_one_sentence(
     assert code == 0 or len(found.output.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_finished_run_in_lockstep_goes_on_as_if_it_had_never_ended(launch: Launch) -> None:
     """100 + resume + 100 equals 200, bit for bit; and what is refused meanwhile changes nothing."""
     run = launch("--steps", "100", "--lockstep", *QUICK, *WORDS)

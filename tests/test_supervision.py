@@ -38,7 +38,7 @@ def lives(status: dict[str, Any], name: str) -> int:
     return max(2, rows(status)[name]["incarnation"])
 
 
-@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+@pytest.mark.parametrize("transport", ["ipc", pytest.param("tcp", marks=pytest.mark.slow)])
 def test_only_the_killed_one_begins_anew_and_its_neighbours_meet_it_again(launch: Launch, transport: str) -> None:
     run = launch("--components", "3", *ENDLESS, "--set", f"bus.transport={transport}")
     before = rows(run.until(well_under_way))

@@ -30,6 +30,7 @@ def begin(launch: Launch, minutes: float, name: str = "test") -> Launched:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 def test_twenty_kills_in_a_minute(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same run without kills, whose accuracy is the measure, goes on at the same time."""
