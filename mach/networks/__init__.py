@@ -27,6 +27,9 @@ sentence. A family of one's own in thirty lines, in a file `mine.py` on PYTHONPA
         )
 
     mach launch --set model.family=mine:wide
+
+For `method.momentum_head` an encoder shows its first layer (`opening`, see `mach/momentum.py`), and the joiner is as
+wide as `place.joined(a)` says.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +40,7 @@ import torch
 from configs.errors import ConfigError
 from configs.tree import Model
 from mach.component import Component
+from mach.momentum import Momentum
 from mach.networks.conv import conv
 from mach.networks.fit import activation_shape, check_fit
 from mach.networks.mlp import mlp
@@ -108,11 +112,12 @@ def build(
     return made(place)
 
 
-def made(place: Place) -> Component:
-    """What the factory that the model names makes of a place, tried out."""
+def made(place: Place, momentum: Momentum | None = None) -> Component:
+    """What the factory that the model names makes of a place, tried out; `momentum` goes in front of its joiner."""
     family = place.model.family
     component = find("model.family", family, FAMILIES)(place)
     if not isinstance(component, Component):
         raise ConfigError(f"model.family: {family!r} made a {type(component).__name__}, not a mach Component")
+    component.momentum = momentum
     check_fit(component, place)
     return component
