@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from built import build
 from configs.tree import Loss, Model
 from mach.component import Component
 from mach.learner import Learner
 from mach.memory import MEMORY
 from mach.messages import Activation, Age, Batch, Gradient, Letter, Message, Target
-from mach.networks import build
 
 B, E, K, W = 4, 6, 3, 2
 CPU = torch.device("cpu")
