@@ -106,7 +106,8 @@ class Method(Node, frozen=True):
     """In `stream` wiring, x travels along with the activation, and every encoder gets both."""
     depth: Annotated[int, Meta(ge=0, le=63)] = 0
     """In `skip` wiring, how many levels below a child its answers shall come from: it asks its own children first, and
-    answers when they have, or without them after a part of `bus.timeout_ms`. The answer comes later; nobody waits.
+    answers when they have, or without them after a part of `bus.timeout_ms`. The answer comes later; nobody waits. In
+    `stream` wiring `gradient_reach` says as much: none or one level, or all (`mach/deep.py` says why nothing between).
     Less than `bus.window`: questions that go deeper leave places to those that go less deep."""
     update_every: Positive = 1
     """The gradients of so many batches are averaged for one optimiser step."""

@@ -134,8 +134,8 @@ def check_settings(config: Config, *, lockstep: bool) -> None:
         raise ConfigError("method.depth: an answer from further down comes later, and lock-step waits; leave out one")
     if depth > 0 and config.wiring == "stream":
         raise ConfigError(
-            "method.depth: is of skip wiring; in stream wiring, with method.gradient_reach=full, a batch is answered "
-            "after those further down have answered"
+            "method.depth: is of skip wiring; in stream wiring a batch has one answer: at once (gradient_reach=hop), "
+            "or when all further down have answered; set method.gradient_reach=full for that"
         )
     if depth >= config.bus.window:
         raise ConfigError(
