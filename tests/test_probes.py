@@ -26,7 +26,7 @@ RANGES = {
     "salience/gradient": (1e-9, 10.0),
     "salience/weight": (1e-6, 1.0),
     "salience/integrated": (-10.0, 10.0),
-    "bytes": (100.0, 5000.0),
+    "bytes": (1.0, 5000.0),  # few to a parent that asks seldom
     "idle": (0.0, 1.0),
 }
 """What a value can be, and on digits may be: by probe, or probe and part."""
