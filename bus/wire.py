@@ -4,7 +4,8 @@
     hello       window, schema, heard   –
     activation  id, version, owes,      inputs, labels?, context?
                 depth
-    target      id, version             embedding, gradient?, logits?
+    target      id, version             embedding, gradient?, logits?,
+                                        layer?
     gradient    id, version of target   gradient
     bye         –                       –
     bye-ack     –                       –
@@ -39,7 +40,7 @@ from bus.memory import Pool
 from bus.tensors import CODECS, NDIM_CAP, TYPES, Codec, Described
 from mach.messages import Activation, Gradient, Message, Target
 
-SCHEMA = 4
+SCHEMA = 5
 """Number of this wire format, agreed in HELLO."""
 INLINE_CAP = 1 << 16
 """Tensors of this many bytes together travel in frame 0. Longer ones are sent, and received, without a copy. A
@@ -64,7 +65,7 @@ class Kind(StrEnum):
 TENSORS: Mapping[Kind, tuple[str, ...]] = {
     Kind.HELLO: (),
     Kind.ACTIVATION: ("inputs", "labels", "context"),
-    Kind.TARGET: ("embedding", "gradient", "logits"),
+    Kind.TARGET: ("embedding", "gradient", "logits", "layer"),
     Kind.GRADIENT: ("gradient",),
     Kind.BYE: (),
     Kind.BYE_ACK: (),
@@ -242,7 +243,8 @@ def _said(message: Message, form: Form) -> tuple[int, int, Codec, int, int, tupl
                 inputs, context = (message.indices, None) if context is None else (inputs, message.indices)
             return _ACTIVATION, flags, form.activation, of, version, (inputs, labels, context)
         case Target(id=of, version=version):
-            return _TARGET, 0, form.target, of, version, (message.embedding, message.gradient, message.logits)
+            said = (message.embedding, message.gradient, message.logits, message.layer)
+            return _TARGET, 0, form.target, of, version, said
         case Gradient(id=of, of_version=version):
             return _GRADIENT, 0, form.gradient, of, version, (message.gradient,)
         case _:
@@ -304,11 +306,11 @@ def message_of(header: Header, frames: Frames, pool: Pool, samples: Tensor | Non
         owned = bytearray(frames[0])
         for place, described, start in preamble.tensors:
             parts[place] = tensors.unpack(described, owned, start)
-    bulk, extra, third = parts
+    bulk, extra, third, fourth = parts
     if bulk is None:
         raise ValueError(f"a {preamble.kind} is no message")
     if preamble.kind is Kind.TARGET:
-        return Target(of, version, bulk, extra, third)
+        return Target(of, version, bulk, extra, third, fourth)
     if preamble.kind is Kind.GRADIENT:
         return Gradient(of, version, bulk)
     if not preamble.indexed:

@@ -78,12 +78,13 @@ def find(config: str) -> Path:
 def read(path: Path) -> Layer:
     """The mapping in a YAML file; an empty file is an empty mapping."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); check the file and its permissions") from error
+    try:
+        content = yaml.load(text, Loader)
     except yaml.YAMLError as error:
-        where = str(error).replace("\n", " ")
-        raise ConfigError(f"{path}: is no valid YAML ({where}); mend that line") from error
+        raise ConfigError(f"{path}{_trouble(error, text)}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -113,7 +114,9 @@ def recipe_layer(layers: list[Layer], recipes: Recipes) -> tuple[int, tuple[str,
     at = naming[-1] if naming else 0
     name = str(layers[at]["recipe"]) if naming else Config().recipe
     if name not in recipes:
-        raise ConfigError(f"recipe: {name!r} is not known{_nearest(name, recipes)}; there are: {', '.join(recipes)}")
+        near = difflib.get_close_matches(name, recipes, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"recipe: {name!r} is none of {', '.join(recipes)}{hint}")
     return at, (f"recipe {name}", dict(recipes[name]))
 
 
@@ -171,6 +174,17 @@ def _node_in(kind: Any) -> type[Node] | None:
     """The tree node that a type annotation allows, if any: `Loss`, `Stub | None`."""
     options = get_args(kind) if get_origin(kind) in (Union, type(int | None)) else (kind,)
     return next((option for option in options if isinstance(option, type) and issubclass(option, Node)), None)
+
+
+def _trouble(error: yaml.YAMLError, text: str) -> str:
+    """Where a YAML text goes wrong, and what stands there."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return f": is no valid YAML: {getattr(error, 'reason', None) or error}; save it as plain text"
+    at, began = error.problem_mark, error.context_mark
+    since = f" {error.context} that begins in line {began.line + 1}," if began and began.line < at.line else ""
+    line = text.splitlines()[min(at.line, text.rstrip().count("\n"))].rstrip()
+    where = f", line {at.line + 1}, column {at.column + 1}"
+    return f"{where}: is no valid YAML:{since} {error.problem}; found {line!r}"
 
 
 def _nearest(name: str, known: Iterable[str], path: tuple[str, ...] = ()) -> str:

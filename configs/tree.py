@@ -106,10 +106,20 @@ class Method(Node, frozen=True):
     """In `stream` wiring, x travels along with the activation, and every encoder gets both."""
     depth: Annotated[int, Meta(ge=0, le=63)] = 0
     """In `skip` wiring, how many levels below a child its answers shall come from: it asks its own children first, and
-    answers when they have, or without them after a part of `bus.timeout_ms`. The answer comes later; nobody waits.
+    answers when they have, or without them after a part of `bus.timeout_ms`. The answer comes later; nobody waits. In
+    `stream` wiring `gradient_reach` says as much: none or one level, or all (`mach/deep.py` says why nothing between).
     Less than `bus.window`: questions that go deeper leave places to those that go less deep."""
     update_every: Positive = 1
     """The gradients of so many batches are averaged for one optimiser step."""
+    momentum_head: bool = False
+    """In `stream` wiring, what a component's joiner and head get is not its activation but what a moving average of its
+    child's first layer makes of it (MAN; see `mach/momentum.py`): a local loss then looks one layer further down. The
+    child sends that layer along with its answers now and then."""
+    momentum_decay: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.995
+    """What is left of that average after one version of the child's."""
+    momentum_every: Positive = 64
+    """Versions of the child's from one time that it sends its layer to the next. On digits a layer is 67 KB: at 64 it
+    is 3 % of what `dgl` sends, and 0.8 % of `mach-stream`'s."""
 
 
 class Staleness(Node, frozen=True):

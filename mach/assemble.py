@@ -1,10 +1,12 @@
 """Configuration → learner: the one place where trainers, simulations, tests and benchmarks build one."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from configs.errors import ConfigError
 from configs.tree import Config
 from mach.component import Component, Tally
 from mach.data.dataset import Dataset
@@ -12,6 +14,7 @@ from mach.evaluate import Exam
 from mach.graph import children_of, name_of, path_to, sizes_of
 from mach.learner import Learner
 from mach.memory import MEMORY
+from mach.momentum import Momentum, Opens
 from mach.networks import made, place_of
 from mach.networks.fit import activation_shape, what_comes
 from mach.networks.guess import Guess
@@ -70,14 +73,46 @@ def component_of(config: Config, index: int, children: Sequence[str], dataset: D
     """Networks on the CPU with initial weights of their own seed; the global generator is left as it was."""
     place = component_place(config, index, children, dataset)
     with torch.random.fork_rng(devices=[]):
+        momentum = momentum_of(config, index, children, dataset)
+        if momentum is not None:
+            place = replace(place, ahead=len(momentum.bias))
         torch.manual_seed(seed_of(config.seed, index, "weights"))
-        component = made(place)
+        component = made(place, momentum)
         component.residual = config.model.join == "residual"
         if runs_up(config):
             component.tally = tally_of(config, component, place)
         if config.method.guess and config.wiring == "stream" and children:
             component.guess = Guess(activation_shape(component, place)[-1], dataset.classes)
     return component
+
+
+def momentum_of(config: Config, index: int, children: Sequence[str], dataset: Dataset) -> Momentum | None:
+    """What stands in front of the joiner of component `index`, with the layers that its children begin with; None where
+    the method wants none, or there is nobody below.
+
+    Draws from the global generator.
+
+    Raises:
+        ConfigError: a family whose encoder has no first layer to show.
+    """
+    method = config.method
+    if not method.momentum_head or config.wiring == "skip" or not children:
+        return None
+    layers, width = {}, 0
+    graph = children_of(config.graph, config.n_components)
+    for child in graph[index]:
+        below = component_place(config, child, [name_of(each) for each in graph[child]], dataset)
+        torch.manual_seed(seed_of(config.seed, child, "weights"))
+        encoder = made(below).encoder
+        if not isinstance(encoder, Opens):
+            raise ConfigError(
+                f"method.momentum_head: the encoder that model.family {config.model.family!r} makes has no first layer "
+                "to show; give it a method opening() (mach/momentum.py, Opens), or set method.momentum_head=false"
+            )
+        layers[name_of(child)] = encoder.opening()
+        with torch.no_grad():
+            width = layers[name_of(child)](what_comes(below)[0]).shape[-1]
+    return Momentum({child: layers[child] for child in children}, width, method.momentum_decay)
 
 
 def runs_up(config: Config) -> bool:

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from mach.momentum import Momentum
+
 
 class Tally(nn.Module):
     """Logits up the chain: z = w·head(e) + Σ_c w_c·z_c over the children c; a sum with weights 1, else a mean.
@@ -61,6 +63,7 @@ class Component(nn.Module):
         residual: whether the mean of the targets is added to what the joiner gives: f([a, d]) + d.
         tally: where logits run up the chain; then read E + K for E below.
         guess: where a recipe wants one, a model of the gradient of the activation (`mach/networks/guess.py`).
+        momentum: where the method wants one, what stands in front of the joiner in place of a (`mach/momentum.py`).
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Component(nn.Module):
         residual: bool = False,
         tally: Tally | None = None,
         guess: nn.Module | None = None,
+        momentum: Momentum | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -84,6 +88,7 @@ class Component(nn.Module):
         self.residual = residual
         self.tally = tally
         self.guess = guess
+        self.momentum = momentum
 
     @property
     def children_names(self) -> tuple[str, ...]:
@@ -121,7 +126,8 @@ class Component(nn.Module):
         if self.tally is not None:
             logits = [each[..., -self.tally.classes :] for each in d]
             d = [each[..., : -self.tally.classes] for each in d]
-        e: Tensor = self.joiner(torch.cat([a, *d], dim=-1))
+        own = a if self.momentum is None else self.momentum(a)
+        e: Tensor = self.joiner(torch.cat([own, *d], dim=-1))
         if self.tally is not None:
             return self.tally.add(e, self.head(e), dict(zip(self.students, logits, strict=True)))
         return e + torch.stack(d).mean(dim=0) if self.residual and d else e

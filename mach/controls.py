@@ -1,6 +1,7 @@
 """The honest controls beside every accuracy: plain loops of one process over the same parts, data and optimiser.
 
     backprop       all components as one network, end to end, one loss at its end
+    backprop+heads the same, deeply supervised: every component's head has a loss too, and all go end to end
     alone          one component without neighbours
     alone+student  one component whose student is trained on the labels with the rest: as large as what ships
     wide           one component, widened until it has as many parameters as that network
@@ -46,11 +47,17 @@ class Trained:
     """Of all its networks."""
 
 
+COMPANION = 0.3
+"""Weight of the loss of a head on the way (arXiv 1409.4842, section 5)."""
+
+
 @dataclass(slots=True)
 class Loop:
     """One network on its way."""
 
     forward: nn.Module
+    objective: Callable[[Tensor, Tensor], Tensor]
+    """(x [B, ...], y [B]) → the loss."""
     batches: Iterator[tuple[Tensor, Tensor]]
     optimisers: Sequence[torch.optim.Optimizer]
 
@@ -61,7 +68,7 @@ class Loop:
             for group in optimiser.param_groups:
                 group["lr"] = group["lr"] if rate is None else rate
             optimiser.zero_grad(set_to_none=True)
-        cross_entropy(self.forward(x), y).backward()  # type: ignore[no-untyped-call]
+        self.objective(x, y).backward()  # type: ignore[no-untyped-call]
         for optimiser in self.optimisers:
             optimiser.step()
 
@@ -79,6 +86,24 @@ class Lone(nn.Module):
         return self.component.classify(self.component.embed(a, self.component.imitate(a)))
 
 
+class Supervised(nn.Module):
+    """A whole network whose components' heads are all trained (deep supervision, arXiv 1409.5185, equation 3)."""
+
+    def __init__(self, whole: Whole) -> None:
+        super().__init__()
+        self.whole = whole
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, K] of the whole depth alone."""
+        z: Tensor = self.whole(x)
+        return z
+
+    def objective(self, x: Tensor, y: Tensor) -> Tensor:
+        """CE(z, y) + COMPANION · Σ CE(z_k, y) over the heads on the way."""
+        *companions, last = (cross_entropy(z, y) for z in self.whole.every(x))
+        return torch.stack([last, *(COMPANION * each for each in companions)]).sum()
+
+
 Member = tuple[Config, nn.Module]
 """A network, and the configuration whose seed its data order and weights follow."""
 
@@ -86,6 +111,11 @@ Member = tuple[Config, nn.Module]
 def backprop(config: Config, dataset: Dataset) -> list[Member]:
     """The whole chain."""
     return [(config, whole_of(config, dataset))]
+
+
+def supervised(config: Config, dataset: Dataset) -> list[Member]:
+    """The whole chain, and a loss at every section."""
+    return [(config, Supervised(whole_of(config, dataset)))]
 
 
 def alone(config: Config, dataset: Dataset) -> list[Member]:
@@ -112,6 +142,7 @@ def independent(config: Config, dataset: Dataset) -> list[Member]:
 
 CONTROLS: Mapping[str, Callable[[Config, Dataset], list[Member]]] = {
     "backprop": backprop,
+    "backprop+heads": supervised,
     "alone": alone,
     "alone+student": with_student,
     "wide": wide,
@@ -130,6 +161,7 @@ def train(name: str, config: Config, dataset: Dataset) -> Trained:
     """
     if config.train.minutes is not None:
         raise ConfigError("train.minutes: controls take as many steps as a component; use train.steps (--steps)")
+    config = msgspec.structs.replace(config, method=msgspec.structs.replace(config.method, momentum_head=False))
     loops = [loop(member, dataset, network) for member, network in CONTROLS[name](config, dataset)]
     rate = schedule_of(config)
     read = averaged([each.forward for each in loops]) if len(loops) > 1 else loops[0].forward
@@ -155,7 +187,8 @@ def loop(config: Config, dataset: Dataset, network: nn.Module) -> Loop:
     batches = Batches(dataset, config.train.batch_size, seed=seed, noise=config.data.noise)
     components = [module for module in network.modules() if isinstance(module, Component)]
     optimisers = [optimiser_of(config.optimiser, component) for component in components]
-    return Loop(network, ((batch.inputs, batch.labels) for batch in batches), optimisers)
+    objective = network.objective if isinstance(network, Supervised) else lambda x, y: cross_entropy(network(x), y)
+    return Loop(network, objective, ((batch.inputs, batch.labels) for batch in batches), optimisers)
 
 
 def whole_of(config: Config, dataset: Dataset) -> Whole:

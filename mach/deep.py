@@ -8,6 +8,14 @@ Whoever waits holds a place in a window, and in a circle everybody could wait fo
 holds. So a question of depth d leaves d places of its window to shallower ones, and those of depth 0, which wait for
 nobody, always get on.
 
+In stream wiring there is no such depth, only its two ends: an answer at once, or, by `method.gradient_reach: full`,
+when all below have answered. There every batch goes all the way down anyway and is trained on once, so an edge carries
+one question a batch, and one answer. If that had to wait for d levels, it would wait for an answer that waits for d
+levels itself, and so to the end: that is `full`. Levels counted from each component would need d + 1 answers to every
+batch on every edge, all but one for the sake of somebody above: a second protocol, with windows and ages of its own,
+for targets between those of `hop` and of `full`. In skip wiring an errand is a question of its own, and an embedding
+is made of it without training, so it may come from any level.
+
 Laws: bounded by the window; an errand that takes too long, or is pushed out by newer ones, is answered with the
 students of those children that have not answered. The bound is shorter the fewer levels are left, so that an answer
 gives way before the one that waits for it does. Knows no network and no clock.

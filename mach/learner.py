@@ -34,6 +34,7 @@ from mach.late import WAYS, Held, Recompute, Told
 from mach.lesson import Arrived, Late, Learnt, Lesson, Teacher, owed, passed_on
 from mach.memory import Memory
 from mach.messages import Activation, Age, Batch, Gradient, Letter, Target
+from mach.momentum import Showing
 from mach.probes import Probes
 from mach.sieve import Sieve
 from mach.sound import finite, fits
@@ -119,6 +120,8 @@ class Learner:
         self.descent = Descent(
             component, optimiser, self.late, self.staleness, schedule, self.method.update_every, average, apart
         )
+        looked_at = self.method.momentum_head and stream is not None and not stream.draws
+        self.showing = Showing(component.encoder, self.method.momentum_every, on=looked_at)
         self._lessons = LESSONS["skip" if stream is None else self.method.gradient_reach]
         self._at_hand: tuple[Batch, Held] | None = None
 
@@ -142,11 +145,6 @@ class Learner:
     def unfit(self) -> Counter[str]:
         """See `Memory`."""
         return self.memory.unfit
-
-    @property
-    def unneeded(self) -> int:
-        """See `Memory`."""
-        return self.memory.unneeded
 
     @property
     def waits_for_answers(self) -> bool:
@@ -217,6 +215,8 @@ class Learner:
                 if held is not None and self.sieve.answer(letter.sender, held, target):
                     age = letter.age or Age(0, 0.0)
                     self.memory.arrived.append(Arrived(letter.sender, held, target, age, now))
+                    if target.layer is not None and self.component.momentum is not None:
+                        self.component.momentum.take(letter.sender, target.layer, target.version)
                 elif held is not None:
                     self.unfit["target"] += 1
             case Gradient(gradient=gradient):
@@ -239,6 +239,7 @@ class Learner:
         for lesson in lessons:
             self.teacher.teach(lesson, learnt, version)
         self.teacher.pull_late(late, learnt, version)
+        layer = self.showing.due(version) if any(each.own and each.held.sender for each in lessons) else None
         self.descent.down(learnt.own, learnt.late)
         arrived = [each for lesson in lessons for each in lesson.arrived]
         own = [lesson.held for lesson in lessons if lesson.own]
@@ -251,7 +252,7 @@ class Learner:
             samples=sum(len(held.come[0]) for held in own),
             losses={name: value.detach() for name, value in learnt.losses.items()},
             on_child=bool(arrived),
-            owed=[*self._owed(arrived, own, learnt, version, now), *(passed_on(late) if self.deep.on else ())],
+            owed=[*self._owed(arrived, own, learnt, version, now, layer), *(passed_on(late) if self.deep.on else ())],
             target_ages=[self.memory.age(each, now) for each in arrived if self.method.targets != "none"],
             gradient_ages=ages,
             updated=self.version > version,
@@ -333,7 +334,13 @@ class Learner:
         return late
 
     def _owed(
-        self, arrived: Sequence[Arrived], own: Sequence[Held], learnt: Learnt, version: int, now: float
+        self,
+        arrived: Sequence[Arrived],
+        own: Sequence[Held],
+        learnt: Learnt,
+        version: int,
+        now: float,
+        layer: Tensor | None,
     ) -> list[tuple[str, Gradient | Target]]:
         """∂L/∂d to the children whose targets were used, an answer to the parent whose batch was (law 3)."""
         letters: list[tuple[str, Gradient | Target]] = []
@@ -351,7 +358,7 @@ class Learner:
                 held.shape, held.at = e.shape, now
                 self.memory.answer(held.sender, held)
             nothing = torch.empty(0, dtype=self.dtype)
-            letters.append((held.sender, Target(held.id, version, nothing if e is None else e, gradient, z)))
+            letters.append((held.sender, Target(held.id, version, nothing if e is None else e, gradient, z, layer)))
         return letters
 
 

@@ -24,8 +24,6 @@ class Memory:
         self.capacity = MEMORY * window
         self.forgotten: Counter[str] = Counter()
         """Messages that came too late for our memory, or twice, by kind."""
-        self.unneeded = 0
-        """Gradients that came while we only answer, after our last step."""
         self.unfit: Counter[str] = Counter()
         """Messages whose tensor is not what it must be (`mach/sound.py`), or is missing, by kind: never trained on, so
         that a neighbour that diverged or runs another network ruins only itself."""
@@ -79,7 +77,6 @@ class Memory:
         self.late.append(late)
         if len(self.late) > self.capacity * len(self._answered):  # we answer and no longer train
             self.late.popleft()
-            self.unneeded += 1
 
     def next_arrived(self, *, everybody: bool = False) -> list[Arrived]:
         """Children's answers about the batch answered first; one that comes later makes a lesson of its own.

@@ -53,6 +53,8 @@ class Target:
     embedding: Tensor  # [B, E]; [0] where targets are not wanted
     gradient: Tensor | None = None  # like Activation.inputs; ∂L_child/∂activation in stream wiring
     logits: Tensor | None = None  # [B, K] where they are distilled, and in examinations
+    layer: Tensor | None = None  # [P]
+    """Now and then the weights of the child's first layer, where the parent's head wants them (`mach/momentum.py`)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -51,6 +51,9 @@ class Sieve:
             good = self.embedding(child, held, target)
             if good and wanted.targets == "logits":
                 good = target.logits is not None and fits(target.logits, self._logits(target.embedding))
+        if good and target.layer is not None:
+            head = self.component.momentum
+            good = head is not None and fits(target.layer, head.shape(child))
         if good and target.gradient is not None:
             due = wanted.gradient_reach != "none" and self.sent is not None
             good = due and fits(target.gradient, torch.Size((len(held.come[0]), *(self.sent or ()))))

@@ -68,6 +68,23 @@ class Whole(nn.Module):
         """Logits [B, K] of one component, its children's true answers down to `depth`, students below."""
         return self.part(index).classify(self.answer(index, come, come[-1], depth, {}))
 
+    def every(self, x: Tensor) -> list[Tensor]:
+        """X [B, ...] → logits [B, K] of every component's own head over what the whole makes on its way, the last those
+        of the whole depth.
+        """
+        if self.wiring == "skip":
+            known: dict[tuple[int, int], Tensor] = {}
+            self.answer(0, (x,), x, len(self.components) - 1, known)
+            return [self.part(index).classify(e) for (index, _), e in known.items()]
+        come: tuple[Tensor, ...] = (x,)
+        logits = []
+        for index in self.path:
+            part = self.part(index)
+            a = part.activation(*come)
+            logits.append(part.classify(part.embed(a, part.imitate(a))))
+            come = self.sent(a, come, x)
+        return logits
+
     def part(self, index: int) -> Component:
         """Component `index`."""
         part = self.components[index]

@@ -124,13 +124,18 @@ def check_settings(config: Config, *, lockstep: bool) -> None:
         raise ConfigError("train.minutes: in lock-step everybody takes the same steps; use train.steps (--steps)")
     if config.bus.activation == "indices" and config.data.noise > 0.0:
         raise ConfigError("bus.activation: indices: samples with noise have none; set data.noise=0 or send inputs")
+    if config.method.momentum_head and (config.wiring == "skip" or config.method.heads == "last"):
+        raise ConfigError(
+            "method.momentum_head: is for components of stream wiring that each have a loss of their own, as by "
+            "recipe=dgl or mach-stream; set wiring=stream and method.heads=every, or leave it out"
+        )
     depth = config.method.depth
     if depth > 0 and lockstep:
         raise ConfigError("method.depth: an answer from further down comes later, and lock-step waits; leave out one")
     if depth > 0 and config.wiring == "stream":
         raise ConfigError(
-            "method.depth: is of skip wiring; in stream wiring, with method.gradient_reach=full, a batch is answered "
-            "after those further down have answered"
+            "method.depth: is of skip wiring; in stream wiring a batch has one answer: at once (gradient_reach=hop), "
+            "or when all further down have answered; set method.gradient_reach=full for that"
         )
     if depth >= config.bus.window:
         raise ConfigError(

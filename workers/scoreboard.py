@@ -5,6 +5,7 @@ The picture needs matplotlib, which is the extra `plot`.
 """
 
 import importlib.util
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -135,10 +136,16 @@ def spread(values: Sequence[float | None], form: str) -> str:
     return f"{centre:{form}}" + ("" if around is None else f" ± {around:{form}}")
 
 
-def check_plot() -> None:
-    """Raise a ConfigError where no picture can be drawn."""
+def check_plot(file: Path) -> None:
+    """Raise a ConfigError where no picture can be drawn, or none put there: before an hour of training."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError('--png: needs matplotlib, which is not installed; pip install "mach-train[plot]"')
+    if file.is_dir():
+        raise ConfigError(f"--png {file}: is a directory; name a file in it")
+    if not file.absolute().parent.is_dir():
+        raise ConfigError(f"--png {file}: there is no directory {file.parent}; make it, or choose another place")
+    if not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
+        raise ConfigError(f"--png {file}: may not be written; choose another place")
 
 
 def draw(comparison: Comparison, file: Path) -> None:
@@ -147,7 +154,7 @@ def draw(comparison: Comparison, file: Path) -> None:
     Raises:
         ConfigError: there is no matplotlib, or the file cannot be written.
     """
-    check_plot()
+    check_plot(file)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")

@@ -1,4 +1,4 @@
-"""`Status` on a screen: two tables for a terminal, lines for a pipe, and the documentation of the JSON.
+"""`Status` on a screen: tables for a terminal, lines for a pipe, and the documentation of the JSON.
 
 Every field that the JSON has stands here too, but where a person has no use for it. Knows no file and no process.
 """
@@ -14,6 +14,9 @@ from rich.text import Text
 
 from workers.report import Accuracies, Checkpoint, Losses, Messages, Peer, Spread, Staleness, Window
 from workers.status import FINAL, ComponentStatus, Failure, Status
+
+OWN = "own"
+"""Among saliences, what comes of a component's own input."""
 
 STYLES = {
     "training": "green",
@@ -138,10 +141,56 @@ def headline(status: Status) -> Text:
 
 
 def all_tables(status: Status, width: int) -> list[RenderableType]:
-    """Process, learning and bus of every component; the first two side by side where they fit."""
+    """Process, learning and bus of every component; the first two side by side where they fit. Then what children are
+    worth, where `probes.salience` tells.
+    """
     if width >= WIDE:
-        return [table(status, {**PROCESS, **LEARNING}), table(status, {**STALENESS, **TRAFFIC})]
-    return [table(status, columns) for columns in (PROCESS, LEARNING, STALENESS, TRAFFIC)]
+        shown = [table(status, {**PROCESS, **LEARNING}), table(status, {**STALENESS, **TRAFFIC})]
+    else:
+        shown = [table(status, columns) for columns in (PROCESS, LEARNING, STALENESS, TRAFFIC)]
+    return [*shown, *worth(status)]
+
+
+def worth(status: Status) -> list[Table]:
+    """Every edge whose child's worth is known, as an arrow that is the thicker the more of what the parent makes of its
+    inputs comes from there; a table or none.
+    """
+    shown = Table(box=None, pad_edge=False, header_style="dim")
+    shown.add_column("worth", no_wrap=True)
+    for name in ("of inputs", *MEASURES):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for row in status.components:
+        for child in children_known(row):
+            share = share_of(row, child)
+            line = Text.assemble((row.component, "bold"), f" {arrow_to(share)} ", (child, "bold"))
+            values = (number(row.probes.get(f"salience/{measure}/{child}"), ".3g") for measure in MEASURES)
+            shown.add_row(line, percent(share, 0), *values)
+    return [shown] if shown.row_count else []
+
+
+MEASURES = ("pruning", "gradient", "weight", "integrated")
+"""Of `mach/salience.py`; the first and the last in nats."""
+ARROW = 10
+"""Places of an edge's arrow."""
+
+
+def children_known(row: ComponentStatus) -> list[str]:
+    """Children of which a salience is known, by number: c2 before c10."""
+    told = (name.split("/") for name in row.probes if name.startswith("salience/"))
+    return sorted({child for _, _, child in told if child != OWN}, key=lambda child: (len(child), child))
+
+
+def share_of(row: ComponentStatus, child: str) -> float | None:
+    """A child's part in what own input and targets come to together, each without its sign (integrated gradients)."""
+    parts = {name: abs(value) for name, value in row.probes.items() if name.startswith("salience/integrated/")}
+    total = sum(parts.values())
+    return parts.get(f"salience/integrated/{child}", 0.0) / total if total > 0.0 else None
+
+
+def arrow_to(share: float | None) -> str:
+    """As heavy as the share."""
+    heavy = round(ARROW * (share or 0.0))
+    return "━" * heavy + "╌" * (ARROW - heavy) + "→"
 
 
 def table(status: Status, columns: Mapping[str, Column]) -> Table:

@@ -75,7 +75,7 @@ def comparison(
     `configured` gives the configuration of a recipe and the number of a seed. Without `runs` no run is left behind.
     """
     if png is not None:
-        scoreboard.check_plot()
+        scoreboard.check_plot(png)
     configs = {name: [configured(name, seed) for seed in range(seeds)] for name in recipes}
     wirings: dict[str, None] = dict.fromkeys(config.wiring for each in configs.values() for config in each)
     base = {wiring: [configured(CONTROL_RECIPES[wiring], seed) for seed in range(seeds)] for wiring in wirings}

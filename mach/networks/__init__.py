@@ -1,7 +1,7 @@
 """Families of networks: one a file. A factory makes a whole `Component`; users' own join by `package.module:factory`.
 
 factory(place: Place) -> Component: `Place` says where in a run the component stands, and `mach/component.py` what it is
-made of. Before the first step `build` runs a few samples through what a factory made: shapes that do not fit are one
+made of. Before the first step `made` runs a few samples through what a factory made: shapes that do not fit are one
 sentence. A family of one's own in thirty lines, in a file `mine.py` on PYTHONPATH:
 
     from torch import nn
@@ -27,6 +27,9 @@ sentence. A family of one's own in thirty lines, in a file `mine.py` on PYTHONPA
         )
 
     mach launch --set model.family=mine:wide
+
+For `method.momentum_head` an encoder shows its first layer (`opening`, see `mach/momentum.py`), and the joiner is as
+wide as `place.joined(a)` says.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +40,7 @@ import torch
 from configs.errors import ConfigError
 from configs.tree import Model
 from mach.component import Component
+from mach.momentum import Momentum
 from mach.networks.conv import conv
 from mach.networks.fit import activation_shape, check_fit
 from mach.networks.mlp import mlp
@@ -66,7 +70,7 @@ def place_of(
     reads the data: each is built to learn what shape it sends on, with the global generator left as it was.
 
     Raises:
-        ConfigError: as `build`, of an ancestor.
+        ConfigError: as `made`, of an ancestor.
     """
     place = Place(model, tuple(sample_shape), classes, wiring=wiring, context=context, symbols=symbols)
     with torch.random.fork_rng(devices=[]):
@@ -76,43 +80,17 @@ def place_of(
     return replace(place, index=index, children=tuple(children))
 
 
-def build(
-    model: Model,
-    sample_shape: Sequence[int],
-    classes: int,
-    children: Sequence[str] = (),
-    *,
-    wiring: Wiring = "skip",
-    ancestors: Sequence[int] = (),
-    index: int = 0,
-    context: bool = False,
-    symbols: int = 0,
-) -> Component:
-    """The component that `model` describes, with a student for each of `children` (see `place_of`).
+def made(place: Place, momentum: Momentum | None = None) -> Component:
+    """What the factory that the model names makes of a place, tried out; `momentum` goes in front of its joiner.
 
     Raises:
         ConfigError: an unknown family, one that does not serve such data, a factory that returned something else than
             a `Component`, or one whose parts do not fit together.
     """
-    place = place_of(
-        model,
-        sample_shape,
-        classes,
-        children,
-        wiring=wiring,
-        ancestors=ancestors,
-        index=index,
-        context=context,
-        symbols=symbols,
-    )
-    return made(place)
-
-
-def made(place: Place) -> Component:
-    """What the factory that the model names makes of a place, tried out."""
     family = place.model.family
     component = find("model.family", family, FAMILIES)(place)
     if not isinstance(component, Component):
         raise ConfigError(f"model.family: {family!r} made a {type(component).__name__}, not a mach Component")
+    component.momentum = momentum
     check_fit(component, place)
     return component

@@ -82,6 +82,10 @@ class Encoder(nn.Module):
         e: Tensor = self.section(a[0] + h if a else h)
         return e.flatten(1)
 
+    def opening(self) -> nn.Module:
+        """The first block."""
+        return nn.Sequential(nn.Unflatten(1, self.shapes[0]), self.section[0], nn.Flatten(1))
+
 
 class Reader(nn.Module):
     """[B, D + …], an activation and what is joined to it, → [B, E]: mean and maximum over positions, a perceptron."""

@@ -33,7 +33,7 @@ def mlp(place: Place) -> Component:
         encoder, features = Section(place), width
     return Component(
         encoder=encoder,
-        joiner=perceptron(features + width * len(place.children), model.joiner, width),
+        joiner=perceptron(place.joined(features) + width * len(place.children), model.joiner, width),
         head=nn.Linear(width, place.classes),
         students={child: perceptron(features, model.student, width) for child in place.children},
     )
@@ -48,11 +48,22 @@ class Section(nn.Module):
         if place.context and place.incoming is not None:
             features += place.features
         self.net = perceptron(features, place.model.joiner, place.model.embedding)
+        self.own = features if place.incoming is None else math.prod(place.incoming)
 
     def forward(self, *come: Tensor) -> Tensor:
         """One tensor, or a parent's activation and x."""
         a: Tensor = self.net(torch.cat([each.flatten(1) for each in come], dim=1))
         return a
+
+    def opening(self) -> nn.Module:
+        """The first Linear, of it the columns for the activation, and what follows it."""
+        first, after = self.net[0], self.net[1]
+        assert isinstance(first, nn.Linear)
+        if first.in_features > self.own:
+            whole, first = first, nn.Linear(self.own, first.out_features, device="meta")
+            first.weight = nn.Parameter(whole.weight[:, : self.own].detach())
+            first.bias = whole.bias
+        return nn.Sequential(first, after)
 
 
 def perceptron(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:

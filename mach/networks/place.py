@@ -30,11 +30,18 @@ class Place:
     """Whether x comes along with a parent's activation: the encoder is then called with (activation, x)."""
     symbols: int = 0
     """Of how many symbols x is made; 0 where x is quantities."""
+    ahead: int | None = None
+    """How many numbers the child's first layer makes of our activation, which the joiner gets in its place where the
+    method wants that (`method.momentum_head`); None: it gets the activation."""
 
     @property
     def reads_data(self) -> bool:
         """Whether the encoder gets x itself."""
         return self.incoming is None
+
+    def joined(self, features: int) -> int:
+        """How many numbers the joiner gets before those of the targets; `features`: of an activation."""
+        return features if self.ahead is None else self.ahead
 
     @property
     def features(self) -> int:

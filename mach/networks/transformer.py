@@ -100,6 +100,10 @@ class Encoder(nn.Module):
         e: Tensor = self.section(a[0] + h if a else h)
         return e
 
+    def opening(self) -> nn.Module:
+        """The first block."""
+        return self.section[0]
+
 
 class Block(nn.Module):
     """h += attention(norm(h)); h += perceptron(norm(h))."""

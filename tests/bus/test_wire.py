@@ -354,7 +354,12 @@ def test_control_frames_carry_no_message(kind: Kind) -> None:
         opened(header, frames)
 
 
-def test_a_stream_carries_labels_and_context_forward_and_gradient_and_logits_back() -> None:
+def same(found: torch.Tensor | None, sent: torch.Tensor | None) -> bool:
+    """Equal bit for bit: NaNs too."""
+    return sent is None if found is None else sent is not None and bits(found) == bits(sent)
+
+
+def test_a_stream_carries_labels_and_context_forward_and_gradient_logits_and_layer_back() -> None:
     a, y, x = random_tensor("float32", (3, 5), 1), random_tensor("int64", (3,), 2), random_tensor("float32", (3, 2), 3)
     for labels in (None, y):
         asked = read(Activation(5, 6, a, labels, context=x))
@@ -364,11 +369,14 @@ def test_a_stream_carries_labels_and_context_forward_and_gradient_and_logits_bac
         assert torch.equal(asked.context, x)
         assert asked.indices is None
     for gradient in (None, a):
-        target = read(Target(5, 8, torch.empty(0), gradient, x))
-        assert isinstance(target, Target)
-        assert target.embedding.shape == (0,)
-        assert target.gradient is None if gradient is None else torch.equal(target.gradient, a)
-        assert torch.equal(target.logits, x)
+        for logits in (None, x):
+            for layer in (None, random_tensor("float32", (70_000,), 4)):
+                target = read(Target(5, 8, torch.empty(0), gradient, logits, layer))
+                assert isinstance(target, Target)
+                assert target.embedding.shape == (0,)
+                assert same(target.gradient, gradient)
+                assert same(target.logits, logits)
+                assert same(target.layer, layer)
 
 
 @pytest.mark.parametrize("depth", [0, 1, 17, wire.DEPTH_CAP])

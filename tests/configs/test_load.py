@@ -113,8 +113,12 @@ def test_a_wrong_value_names_its_key_and_place(setting: str, key: str) -> None:
 
 
 def test_an_unknown_recipe_names_the_nearest_and_all() -> None:
-    with pytest.raises(ConfigError, match=r"recipe: 'mahc' is not known; did you mean 'mach'\?; there are: mach"):
+    with pytest.raises(ConfigError, match=r"recipe: 'mahc' is none of mach, .*; did you mean 'mach'\?$") as error:
         load("digits", ("recipe=mahc",), RECIPES)
+    assert str(error.value).count("mach-stream") == 1
+    with pytest.raises(ConfigError, match=r"is none of mach, .*backprop$") as error:
+        load("digits", ("recipe=zzz",), RECIPES)
+    assert str(error.value).count("backprop") == 1
 
 
 def test_without_recipes_the_layer_is_left_out() -> None:
@@ -135,6 +139,26 @@ def test_a_file_that_is_no_mapping_is_named(tmp_path: Path, text: str, said: str
     with pytest.raises(ConfigError, match=said) as error:
         load(file)
     assert str(error.value).startswith(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 1\n b: 2\n", ", line 2, column 3: is no valid YAML: mapping values are not allowed here; found ' b: 2'"),
+        ("a:\n  b: 1\n\tc: 3\n", ", line 3, column 1: is no valid YAML: found character '\\t' that cannot start"),
+        ("a: [1,\n", ", line 2, column 1: is no valid YAML: expected the node content, but found"),
+        ("a: 'b\nc: d\n", "while scanning a quoted scalar that begins in line 1, found unexpected end"),
+        ("c: *d", "found undefined alias 'd'; found 'c: *d'"),
+        ("a: \x01", ": is no valid YAML: special characters are not allowed"),
+    ],
+)
+def test_what_is_no_yaml_is_shown_where_it_stands(tmp_path: Path, text: str, said: str) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(ConfigError) as error:
+        load(file)
+    assert str(error.value).startswith(file)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:

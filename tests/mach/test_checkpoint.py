@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from built import build
 from configs.errors import DataError
 from configs.tree import Model
 from mach.checkpoint import load_weights, save_weights
-from mach.networks import build
 
 
 def test_weights_come_back_bit_for_bit_with_what_was_said_about_them(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from built import build
 from configs.tree import Model
 from mach.component import Component
-from mach.networks import build
 
 B, E, K = 5, 6, 3
 MODEL = Model(embedding=E, joiner=(7, 9), student=(8,))

@@ -53,6 +53,47 @@ def test_backpropagation_reaches_every_component_and_no_student(dataset: Dataset
     assert size < sum(each.numel() for each in whole.parameters())
 
 
+@pytest.mark.parametrize("settings", [("recipe=mach", "graph=ring"), ("recipe=backprop",), ("recipe=mach-stream",)])
+def test_deep_supervision_equals_a_loop_written_out(dataset: Dataset, settings: tuple[str, ...]) -> None:
+    chosen = config(*settings, "optimiser.name=sgd", "optimiser.schedule=constant", "optimiser.weight_decay=0")
+    whole = controls.whole_of(chosen, dataset)
+    c0, c1, c2 = (whole.part(index) for index in range(3))
+    optimiser = torch.optim.SGD(whole.parameters(), lr=chosen.optimiser.lr, momentum=0.9)
+    batches = Batches(dataset, 16, seed=seed_of(chosen.seed, 0, "data"), noise=chosen.data.noise)
+
+    def logits(x: torch.Tensor) -> list[torch.Tensor]:
+        """Of the heads on the way, and last of the whole."""
+        if chosen.wiring == "skip":
+            e2 = c2.embed(x, c2.imitate(x))
+            e1 = c1.embed(x, {"c2": e2})
+            return [c2.classify(e2), c1.classify(e1), c0.classify(c0.embed(x, {"c1": e1}))]
+        found, come = [], (x,)
+        for part in (c0, c1, c2):
+            a = part.encoder(*come)
+            found.append(part.classify(part.embed(a, part.imitate(a))))
+            come = (a, x) if chosen.method.context else (a,)
+        return found
+
+    for _ in range(12):
+        batch = next(batches)
+        optimiser.zero_grad()
+        *way, last = (F.cross_entropy(z, batch.labels) for z in logits(batch.inputs))
+        (last + 0.3 * sum(way)).backward()
+        optimiser.step()
+    found = controls.train("backprop+heads", chosen, dataset)
+    with torch.no_grad():
+        z = logits(dataset.test_inputs)[-1]
+    assert found.reading.bits == pytest.approx(float(F.cross_entropy(z, dataset.test_labels)) / 0.693147, rel=1e-4)
+    assert found.reading != controls.train("backprop", chosen, dataset).reading, "it is another control"
+
+
+def test_controls_know_nothing_of_a_child_s_first_layer(dataset: Dataset) -> None:
+    plain = config("recipe=dgl")
+    headed = msgspec.structs.replace(plain, method=msgspec.structs.replace(plain.method, momentum_head=True))
+    for name in ("backprop", "alone+student"):
+        assert controls.train(name, headed, dataset).reading == controls.train(name, plain, dataset).reading
+
+
 def test_a_curve_ends_with_the_last_step_and_the_best_known_reading(dataset: Dataset) -> None:
     found = controls.train("alone+student", config(), dataset)
     assert [step for step, _ in found.curve] == [5, 10, 12]

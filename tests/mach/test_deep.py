@@ -5,13 +5,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from built import build
 from configs.tree import Loss, Method, Model, Staleness
 from mach.component import Component
 from mach.deep import DEEP_IDS, Deep
 from mach.learner import Learner
 from mach.memory import MEMORY
 from mach.messages import Activation, Age, Batch, Gradient, Letter, Target
-from mach.networks import build
 
 B, E, K, W, LR, PATIENCE_S = 4, 6, 3, 2, 0.1, 3.0
 CPU = torch.device("cpu")

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from built import build
 from configs.tree import Loss, Method, Model, Optimiser, Staleness
 from mach.component import Component
 from mach.learner import Learner
 from mach.messages import Activation, Batch, Gradient, Letter
-from mach.networks import build
 from mach.optimisers import optimiser_of, optimiser_of_late
 
 B, E, K, W = 4, 6, 3, 4

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from built import build
 from configs.tree import Model
 from mach.component import Component
 from mach.data import Dataset
 from mach.evaluate import EXAM_IDS, Exam
 from mach.messages import Activation, Target
-from mach.networks import build
 
 E, K, N, PART = 6, 3, 10, 4
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import mach.networks
+from built import build
 from configs.errors import ConfigError
 from configs.tree import Model
 from mach.component import Component
-from mach.networks import build
 from mach.networks.conv import picture_of
 from mach.networks.place import Place
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from built import build
 from configs.tree import Loss, Method, Model, Staleness
 from mach.component import Component
 from mach.late import Stash
 from mach.learner import Learner
 from mach.messages import Activation, Batch, Gradient, Letter
-from mach.networks import build
 
 B, E, K, W, LR = 4, 6, 3, 2, 0.1
 CPU = torch.device("cpu")

@@ -3,12 +3,12 @@
 import pytest
 from torch import nn
 
+from built import build
 from configs.errors import ConfigError
 from configs.tree import Data, Model
 from mach.component import Component
 from mach.data import Dataset
 from mach.data import load as load_data
-from mach.networks import build
 from mach.networks.place import Place
 from mach.registry import find
 

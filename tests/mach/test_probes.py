@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from built import build
 from configs.tree import Loss, Model, Probes, Staleness
 from mach import probes
 from mach.component import Component
 from mach.learner import Learner, Step
 from mach.memory import MEMORY
 from mach.messages import Activation, Age, Batch, Gradient, Letter, Target
-from mach.networks import build
 
 B, E, K, W, LR = 4, 6, 3, 2, 0.1
 CPU = torch.device("cpu")

@@ -5,6 +5,7 @@ import gc
 import pytest
 import torch
 
+from built import build
 from configs.load import load
 from configs.tree import Loss, Model
 from mach.assemble import learner_of
@@ -12,7 +13,6 @@ from mach.data import load as load_data
 from mach.learner import Learner
 from mach.memory import MEMORY
 from mach.messages import Activation, Age, Batch, Gradient, Letter, Target
-from mach.networks import build
 from mach.recipes import RECIPES
 
 B, E, K = 4, 6, 3

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from built import build
 from configs.tree import Model
 from mach import salience
 from mach.component import Component, Tally
 from mach.losses import cross_entropy
-from mach.networks import build
 from mach.salience import integrated, of_children, pruning
 
 B, E, K = 5, 4, 3

@@ -1,13 +1,16 @@
 """A comparison on the screen, as JSON and as a picture."""
 
+import os
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from configs.errors import ConfigError
+from configs.load import load
+from mach.recipes import RECIPES
 from mach.whole import Reading
-from workers import scoreboard
+from workers import scoreboard, show
 from workers.compare import Comparison, Mark, Result, Row
 
 
@@ -77,7 +80,30 @@ def test_a_picture_is_a_png(tmp_path: Path) -> None:
         scoreboard.draw(comparison(), tmp_path / "nowhere/curves.png")
 
 
-def test_without_matplotlib_it_is_one_sentence_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_cannot_be_put_there_is_said_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+    monkeypatch.setattr(scoreboard.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(show, "compare", lambda *_: trained.append("all of it"))
+
+    def compare(png: Path) -> None:
+        config = load("digits", ("recipe=mach",), RECIPES)
+        show.comparison(["mach"], lambda *_: config, None, None, seeds=1, target=None, as_json=False, png=png)
+
+    for wrong, said in ((tmp_path / "nowhere" / "a.png", "there is no directory"), (tmp_path, "is a directory")):
+        with pytest.raises(ConfigError, match=said):
+            compare(wrong)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ConfigError, match="may not be written"):
+        compare(tmp_path / "a.png")
+    assert not trained
+    assert not list(tmp_path.iterdir()), "trying it out leaves nothing"
+
+
+def test_without_matplotlib_it_is_one_sentence_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(scoreboard.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install .mach-train\[plot\]"):
-        scoreboard.check_plot()
+        scoreboard.check_plot(tmp_path / "a.png")

@@ -236,3 +236,34 @@ def test_nothing_is_said_of_edges_at_the_start_or_to_a_peer_that_has_ended() -> 
     assert "→" not in shown(old, component("c1", state="failed", exit_code=-9), component("c2", state="finished"))
     done = component(state="finished", peers={"c1": [closed]}, elapsed_s=60.0)
     assert "→" not in shown(done, component("c1"))
+
+
+WORTH = {
+    "salience/pruning/c10": 0.25,
+    "salience/integrated/c10": -0.5,
+    "salience/pruning/c2": 0.125,
+    "salience/integrated/c2": 1.5,
+    "salience/integrated/own": 2.0,
+}
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_edges_are_as_heavy_as_what_the_child_is_worth(width: int) -> None:
+    rows = [component(probes={**WORTH, "cka/c2": 0.5}), component("c1", probes={"cka/c2": 0.5})]
+    console = screen.Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    with console.file:
+        console.print(screen.tables(status(components=rows), width))
+        text = console.export_text().splitlines()
+    edges = [line.split() for line in text if "→ c" in line]
+    assert edges == [
+        ["c0", "━━━━╌╌╌╌╌╌→", "c2", "38%", "0.125", "–", "–", "1.5"],
+        ["c0", "━╌╌╌╌╌╌╌╌╌→", "c10", "12%", "0.25", "–", "–", "-0.5"],
+    ]
+
+
+def test_a_worth_of_nothing_is_a_light_edge() -> None:
+    row = component(probes={"salience/weight/c1": 0.25, "salience/integrated/c1": 0.0, "salience/integrated/own": 0.0})
+    (table,) = screen.worth(status(components=[row]))
+    assert table.row_count == 1
+    assert screen.share_of(row, "c1") is None
+    assert screen.worth(status()) == []
