@@ -79,9 +79,9 @@ class ParentEnd(End):
 
     def age(self, taken: Taken, now: float) -> Age:
         """Of a target: a lower bound in versions, and the exact time since its activation left."""
-        version, left_s = taken
-        newest = version if self.version is None else self.version
-        return Age(newest - version, 0.0 if left_s is None else now - left_s)
+        version, newest = taken.version, self.version
+        left_s = now if taken.left_s is None else taken.left_s
+        return Age(0 if newest is None else newest - version, now - left_s)
 
     def expire(self, now: float) -> int:
         """Give back the places of activations that nobody answered in time; how many."""

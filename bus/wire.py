@@ -23,7 +23,6 @@ Nothing is ever pickled or evaluated.
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, lru_cache
 from hashlib import blake2b
@@ -32,6 +31,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
+from msgspec import Struct
 from torch import Tensor
 
 from bus import tensors
@@ -92,8 +92,7 @@ class Reason(StrEnum):
     STALE_SLOT = "stale-slot"  # whose content has gone already
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejected(Struct, frozen=True):
     """A value, not an exception: frames that are dropped and counted."""
 
     reason: Reason
@@ -127,7 +126,7 @@ class Preamble(NamedTuple):
     """How long frame 0 is then."""
 
 
-class Header(NamedTuple):
+class Header(Struct, frozen=True):
     """What frame 0 says."""
 
     preamble: Preamble
@@ -143,7 +142,7 @@ class Header(NamedTuple):
         return self.preamble.kind
 
 
-class Stamp(NamedTuple):
+class Stamp(Struct, frozen=True):
     """What the sender adds to a message."""
 
     run: str
@@ -218,9 +217,10 @@ def encode(message: Message, stamp: Stamp, form: Form = PLAIN, cap: int = INLINE
             kinds += ((part.dtype, part.shape),)
             mask |= bit
         bit += bit
-    run, sender, incarnation, sequence = stamp
-    preamble, described, size = _preamble_of(code, flags, mask, codec, kinds, run, sender, incarnation)
-    body = _BODY.pack(sequence, of, version) + preamble
+    preamble, described, size = _preamble_of(
+        code, flags, mask, codec, kinds, stamp.run, stamp.sender, stamp.incarnation
+    )
+    body = _BODY.pack(stamp.sequence, of, version) + preamble
     frame: list[bytes | memoryview] = [_SEAL.pack(_MAGIC, crc32(body)), body]
     if size > cap:
         return [b"".join(frame), *[_bytes(part, each) for part, each in zip(held, described, strict=True)]]
@@ -251,10 +251,9 @@ def _said(message: Message, form: Form) -> tuple[int, int, Codec, int, int, tupl
 
 def encode_control(kind: Kind, stamp: Stamp, *, window: int = 0, heard: int = 0) -> list[Frame]:
     """The frames of a hello, bye or bye-ack."""
-    run, sender, incarnation, sequence = stamp
-    code = _CODES[kind]
-    preamble = _PREAMBLE.pack(code, _SCHEMAS[code], 0, 0, window, tag(run), tag(sender), incarnation, heard)
-    body = _BODY.pack(sequence, 0, 0) + preamble
+    code, run, sender = _CODES[kind], tag(stamp.run), tag(stamp.sender)
+    preamble = _PREAMBLE.pack(code, _SCHEMAS[code], 0, 0, window, run, sender, stamp.incarnation, heard)
+    body = _BODY.pack(stamp.sequence, 0, 0) + preamble
     return [_SEAL.pack(_MAGIC, crc32(body)) + body]
 
 
@@ -295,7 +294,7 @@ def message_of(header: Header, frames: Frames, pool: Pool, samples: Tensor | Non
     Raises:
         ValueError: a header of a kind that is no message: the caller's mistake.
     """
-    preamble, _, of, version = header
+    preamble, of, version = header.preamble, header.id, header.version
     parts: list[Tensor | None] = [None] * TENSORS_CAP
     if len(frames) > 1:
         for (place, described, _), frame in zip(preamble.tensors, frames[1:], strict=True):
