@@ -180,6 +180,7 @@ PREFIX = _HEAD.size + _PREAMBLE.size
 _KINDS = tuple(Kind)
 _CODES = {kind: code for code, kind in enumerate(_KINDS)}
 _ACTIVATION, _TARGET, _GRADIENT = (_CODES[kind] for kind in (Kind.ACTIVATION, Kind.TARGET, Kind.GRADIENT))
+_TARGET_KIND, _GRADIENT_KIND = Kind.TARGET, Kind.GRADIENT  # to look a member up costs as much as two calls
 _MASKS = tuple(range(1, 1 << len(TENSORS[kind]), 2) or (0,) for kind in _KINDS)
 _FLAGS = tuple(255 if kind is Kind.ACTIVATION else 0 for kind in _KINDS)
 _SCHEMAS = tuple(SCHEMA if kind is Kind.HELLO else 0 for kind in _KINDS)
@@ -306,9 +307,9 @@ def message_of(header: Header, frames: Frames, pool: Pool, samples: Tensor | Non
     bulk, extra, third = parts
     if bulk is None:
         raise ValueError(f"a {preamble.kind} is no message")
-    if preamble.kind is Kind.TARGET:
+    if preamble.kind is _TARGET_KIND:
         return Target(of, version, bulk, extra, third)
-    if preamble.kind is Kind.GRADIENT:
+    if preamble.kind is _GRADIENT_KIND:
         return Gradient(of, version, bulk)
     if not preamble.indexed:
         return Activation(of, version, bulk, extra, preamble.owes, context=third, depth=preamble.depth)
