@@ -252,8 +252,7 @@ class ZmqTransport:
 
     def _line(self, socket: Socket, peer: Peer | None) -> Line:
         plain: Any = super(zmq.Socket, socket)
-        line = self._lines[socket] = Line(socket, plain.send, plain.recv, peer)
-        return line
+        return self._lines.setdefault(socket, Line(socket, plain.send, plain.recv, peer))
 
     def _socket(self, kind: int) -> Socket:
         socket: Socket = self._context.socket(kind)
@@ -281,8 +280,7 @@ class ZmqTransport:
     def _caller(self, recv: Callable[..., Any]) -> Peer:
         """Who has sent the message that waits at our door; its next frame is its own first one."""
         if self._strangers is None or not self._strangers.there:
-            identity = recv(_DONTWAIT)
-            return self._known.get(identity) or self._parent(identity)
+            return self._parent(recv(_DONTWAIT))
         frame = recv(_DONTWAIT, False)
         peer = self._parent(frame.bytes)
         if peer is not STRANGER:
@@ -377,8 +375,7 @@ def _pieces(recv: Callable[..., Any], announced: memoryview, pool: Pool, cap: in
     The pieces are all there, since a message arrives whole: memory is taken when they are seen to be as long as
     announced, for the announcement alone costs its sender nothing.
     """
-    first = recv(_DONTWAIT, False)
-    frames: list[Frame] = [first.bytes]
+    frames: list[Frame] = [(first := recv(_DONTWAIT, False)).bytes]
     _, count, *lengths = _PIECES.unpack(announced)
     lengths = lengths[:count]
     right = sum(lengths) <= cap

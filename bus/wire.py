@@ -45,6 +45,9 @@ INLINE_CAP = 1 << 16
 """Tensors of this many bytes together travel in frame 0. Longer ones are sent, and received, without a copy. A
 transport that has something better for long ones draws the line lower (`Transport.inline_cap`)."""
 
+SHORT = 1 << 13
+"""Messages of one frame below this are copied out of it: libzmq has put several into one block of its memory."""
+
 Frame = bytes | bytearray | memoryview
 """A received one is ours alone, unless it is `bytes`: its tensor then needs no copy."""
 Frames = Sequence[Frame]
@@ -218,9 +221,8 @@ def encode(message: Message, stamp: Stamp, form: Form = PLAIN, cap: int = INLINE
             kinds += ((part.dtype, part.shape),)
             mask |= bit
         bit += bit
-    preamble, described, size = _preamble_of(
-        code, flags, mask, codec, kinds, stamp.run, stamp.sender, stamp.incarnation
-    )
+    sender = stamp.run, stamp.sender, stamp.incarnation
+    preamble, described, size = _preamble_of(code, flags, mask, codec, kinds, *sender)
     body = _BODY.pack(stamp.sequence, of, version) + preamble
     frame: list[bytes | memoryview] = [_SEAL.pack(_MAGIC, crc32(body)), body]
     if size > cap:
@@ -301,7 +303,8 @@ def message_of(header: Header, frames: Frames, pool: Pool, samples: Tensor | Non
         for (place, described, _), frame in zip(preamble.tensors, frames[1:], strict=True):
             parts[place] = tensors.unpack(described, _owned(frame, pool), 0)
     else:
-        owned = bytearray(frames[0])
+        frame = frames[0]
+        owned = bytearray(frame) if len(frame) < SHORT else _owned(frame, pool)
         for place, described, start in preamble.tensors:
             parts[place] = tensors.unpack(described, owned, start)
     bulk, extra, third = parts
@@ -382,7 +385,7 @@ def _owned(frame: Frame, pool: Pool) -> bytearray | memoryview:
     if isinstance(frame, bytearray):
         return frame
     view = memoryview(frame)
-    if view.readonly or np.frombuffer(view, np.uint8).__array_interface__["data"][0] & 7:
+    if view.readonly or len(view) < 8 or not np.ndarray((1,), np.uint64, view).flags.aligned:
         return pool.copy(view)
     return view
 
