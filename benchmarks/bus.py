@@ -5,7 +5,8 @@
 Rounds are interleaved: in each, every contender (`benchmarks/contenders.py`, `benchmarks/rivals.py`) streams the
 same tensors with at most four unacknowledged, and then echoes them, in an order that rotates. A ratio is taken
 within a round; shown are the median over the rounds and the smallest and largest. A round trip is the median echo
-of a round.
+of a round. Of every target that is missed the stages of a message (`benchmarks/stages.py`), measured in the same
+run, tell on what its time goes.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks import stages
 from benchmarks.contenders import Contender, Mach, Raw
 from benchmarks.rivals import Copy, Gloo, Queue, Ray, Unix
 
@@ -84,6 +86,8 @@ class Figures:
 
 
 Size = dict[str, Figures]
+Stages = dict[str, dict[str, float]]
+"""Microseconds by stage, as of `benchmarks.stages`."""
 
 
 def measure(sizes: Sequence[str], rounds: int, share: float) -> dict[str, Size]:
@@ -132,7 +136,7 @@ def ratios(size: Size, kind: str) -> list[float]:
     return [a / b for a, b in pairs]
 
 
-def summary(found: dict[str, Size]) -> dict[str, object]:
+def summary(found: dict[str, Size], spent: Stages) -> dict[str, object]:
     """The fields of the JSON line: medians of ratios, then their spread, then the figures."""
     medians = {
         kind: {size: round(statistics.median(ratios(figures, kind)), 3) for size, figures in found.items()}
@@ -157,7 +161,13 @@ def summary(found: dict[str, Size]) -> dict[str, object]:
         for size, figures in found.items()
     }
     vs_raw = {lane: medians.pop(f"throughput_vs_raw.{lane}") for lane in ("inline", "shared")}
-    return {"throughput_vs_raw": vs_raw, **medians, "spread": spread, "figures": raw, "ray": "ray" in CONTENDERS}
+    return {
+        "throughput_vs_raw": vs_raw,
+        **medians,
+        "spread": spread,
+        "missed": misses(found, spent),
+        "figures": raw,
+    } | {"ray": "ray" in CONTENDERS}
 
 
 def verdict(kind: str, size: str, ratio: float) -> str:
@@ -170,8 +180,43 @@ def verdict(kind: str, size: str, ratio: float) -> str:
     return rf" \[{'≤' if trip else '≥'} {target}{'' if met else ', missed'}]"
 
 
-def show(found: dict[str, Size], console: Console) -> None:
-    """Two tables: figures, and ratios beside their targets."""
+def misses(found: dict[str, Size], spent: Stages) -> dict[str, str]:
+    """Of every target that is missed: on what the time of a message goes, as measured right after the rounds."""
+    words = {}
+    for kind, targets in TARGETS.items():
+        for size in [size for size in targets if size in found]:
+            ratio = statistics.median(ratios(found[size], kind))
+            if not verdict(kind, size, ratio).endswith(r", missed]"):
+                continue
+            ours, theirs = (found[size][name] for name in COMPARED[kind])
+            trip = kind.startswith("roundtrip")
+            each_us = [
+                1e6 * statistics.median(each.p50() if trip else [SIZES[size] / rate for rate in each.bytes_per_s])
+                for each in (ours, theirs)
+            ]
+            what = "a round trip" if trip else "a message"
+            said = f"{ratio:.2f}: {what} takes {each_us[0]:.0f} µs, the other's {each_us[1]:.0f}"
+            words[f"{kind} {size}"] = said + on_what(spent, kind, size)
+    return words
+
+
+def on_what(spent: Stages, kind: str, size: str) -> str:
+    """The stages of one message, sent and taken, at both of their prices."""
+    lane = "shared" if kind.endswith("shared") and f"{size} shared warm" in spent else "inline"
+    parts = []
+    for state in ("warm", "cold"):
+        taken = spent.get(f"{size} {lane} {state}")
+        if taken is not None:
+            carried = taken["hand over"] + taken["fetch"]
+            python = taken["send"] + taken["receive"] - carried
+            parts.append(f"{state} {python:.0f} µs in Python and {carried:.0f} in ZeroMQ, system calls and copies")
+    if not parts:
+        return "; nothing but copies and page faults counts at this size"
+    return f"; sending and taking one, {lane}, " + ", ".join(parts) + " (cold: as after every change of thread)"
+
+
+def show(found: dict[str, Size], spent: Stages, console: Console) -> None:
+    """Two tables: figures, and ratios beside their targets; then what stands behind those that are missed."""
     table = Table("", *found, title="MB/s   round trip p50/p99 in µs")
     for name in next(iter(found.values())):
         cells = []
@@ -190,9 +235,11 @@ def show(found: dict[str, Size], console: Console) -> None:
             cells.append(spread + verdict(kind, size, statistics.median(by_round)))
         table.add_row(kind, *cells)
     console.print(table)
-    console.print(
-        "Of a message below 1 MB most of the time is Python; python -m benchmarks.stages shows on what it goes."
-    )
+    missed = misses(found, spent)
+    for target, words in missed.items():
+        console.print(f"missed: {target}: {words}")
+    count = sum(size in found for targets in TARGETS.values() for size in targets)
+    console.print(f"{count - len(missed)} of {count} targets are met.")
     if "ray" not in CONTENDERS:
         console.print("Ray is not installed and was left out.")
 
@@ -209,10 +256,11 @@ def main(as_json: bool, rounds: int, sizes: str, quick: bool) -> None:
     if unknown:
         raise click.BadParameter(f"{unknown[0]} is none of {', '.join(SIZES)}", param_hint="--sizes")
     found = measure(wanted, rounds, 0.1 if quick else 1.0)
+    spent = stages.measure_all(20 if quick else 200)
     if as_json:
-        print(json.dumps(summary(found)))
+        print(json.dumps(summary(found, spent)))
     else:
-        show(found, Console(width=200))
+        show(found, spent, Console(width=200))
 
 
 if __name__ == "__main__":

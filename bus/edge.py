@@ -26,7 +26,9 @@ MEMORY = 4
 WINDOW_CAP = 4096
 """A larger window in a peer's hello is read as this."""
 
-_OPEN = State.OPEN
+_OPEN, _CLOSED = State.OPEN, State.CLOSED
+_MESSAGES = _ACTIVATION, _TARGET, _GRADIENT = Kind.ACTIVATION, Kind.TARGET, Kind.GRADIENT
+"""What every message is asked for: to look a member of an enum up costs as much as two calls."""
 
 
 class ParentEnd(End):
@@ -68,7 +70,7 @@ class ParentEnd(End):
 
     def owe(self, id: int, version: int) -> Fate | None:
         """Why a gradient may not leave, if it may not."""
-        if self.state is State.CLOSED:
+        if self.state is _CLOSED:
             return Fate.CLOSED
         return None if self._debts.get(id) == version else Fate.FORGOTTEN
 
@@ -79,9 +81,9 @@ class ParentEnd(End):
 
     def age(self, taken: Taken, now: float) -> Age:
         """Of a target: a lower bound in versions, and the exact time since its activation left."""
-        version, left_s = taken
-        newest = version if self.version is None else self.version
-        return Age(newest - version, 0.0 if left_s is None else now - left_s)
+        version, newest = taken.version, self.version
+        left_s = now if taken.left_s is None else taken.left_s
+        return Age(0 if newest is None else newest - version, now - left_s)
 
     def expire(self, now: float) -> int:
         """Give back the places of activations that nobody answered in time; how many."""
@@ -139,9 +141,9 @@ class ParentEnd(End):
             self._knock_s = min(2 * self._knock_s, max(KNOCK_CAP_S, self.terms.hello_s))
 
     def _take(self, header: Header, now: float) -> Taken | Fate | None:
+        if header.preamble.kind is _TARGET:
+            return self._target(header)
         match header.preamble.kind:
-            case Kind.TARGET:
-                return self._target(header)
             case Kind.HELLO:
                 self._greeted(header, now)
                 return None
@@ -169,7 +171,7 @@ class ParentEnd(End):
 
     def _target(self, header: Header) -> Taken | Fate:
         if self.state is not _OPEN:
-            if self.state is State.CLOSED:
+            if self.state is _CLOSED:
                 return Fate.CLOSED
             self._step(Event.HEARD)
         id, version = header.id, header.version
@@ -220,7 +222,7 @@ class ChildEnd(End):
 
     def waits(self, id: int) -> Fate | None:
         """Why the answer to activation `id` may not leave, if it may not."""
-        if self.state is State.CLOSED or self.left:
+        if self.state is _CLOSED or self.left:
             return Fate.CLOSED
         return None if id in self._asked else Fate.FORGOTTEN
 
@@ -249,9 +251,9 @@ class ChildEnd(End):
         return there
 
     def _take(self, header: Header, now: float) -> Taken | Fate | None:
+        if header.preamble.kind in _MESSAGES:
+            return self._message(header, now)
         match header.preamble.kind:
-            case Kind.ACTIVATION | Kind.GRADIENT | Kind.TARGET:
-                return self._message(header, now)
             case Kind.HELLO:
                 self.window = max(1, min(header.preamble.window, WINDOW_CAP))
                 self._step(Event.GREETED)
@@ -265,10 +267,12 @@ class ChildEnd(End):
             case Kind.BYE_ACK:
                 self.acknowledged = self.left
                 return None
+            case _:
+                return Fate.UNASKED
 
     def _message(self, header: Header, now: float) -> Taken | Fate:
         if self.state is not _OPEN:
-            if self.state is State.CLOSED:
+            if self.state is _CLOSED:
                 return Fate.CLOSED
             if self.state is State.KNOCKING:
                 if now - self._asked_back_at >= self.terms.hello_s:
@@ -276,7 +280,7 @@ class ChildEnd(End):
                     self._replies.append(Kind.HELLO)
                 return Fate.UNANNOUNCED
             self._step(Event.HEARD)
-        if header.preamble.kind is Kind.ACTIVATION:
+        if header.preamble.kind is _ACTIVATION:
             if self.version is None or header.version > self.version:
                 self.version = header.version
             return self._ask(header)
@@ -291,7 +295,7 @@ class ChildEnd(End):
         return Taken(header.version)
 
     def _gradient(self, header: Header) -> Taken | Fate:
-        if header.preamble.kind != Kind.GRADIENT or self._loans.get(header.id) != header.version:
+        if header.preamble.kind is not _GRADIENT or self._loans.get(header.id) != header.version:
             return Fate.UNASKED
         del self._loans[header.id]
         return Taken(header.version)

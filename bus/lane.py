@@ -45,6 +45,7 @@ FROM = INLINE_CAP
 thread as much again: throughput and round trip are the same, a turn of training is dearer."""
 _TICKET = struct.Struct(f"<4s H H Q Q {TENSORS_CAP}Q")
 """magic, slot, frames; segment, generation, lengths of the frames."""
+_NONE = (0,) * TENSORS_CAP
 _NOTICE = struct.Struct("<4s I Q")
 """magic, incarnation of the sender; segment."""
 _TAKE, _SEE = b"TAKE", b"LOOK"
@@ -61,26 +62,18 @@ class Segment:
         self.number = number
         self.slots = slots
         self.size = size
-        self._view = memoryview(memory)  # unmapped with the last reference
-        words = self._view[:PAGE].cast("Q")
-        self._attached = words[_ATTACHED : _ATTACHED + 1]
+        view = memoryview(memory)  # unmapped with the last reference
+        words = view[:PAGE].cast("Q")
+        self._slots = [view[at : at + size] for at in range(PAGE, PAGE + slots * size, size)]
+        self.attached = words[_ATTACHED : _ATTACHED + 1]
+        """Incarnation of the receiver that has mapped it, 0 if none."""
         self.generation = words[_MARKS : _MARKS + slots]
         """By slot: odd while it is written."""
         self.released = words[_MARKS + SLOTS_CAP : _MARKS + SLOTS_CAP + slots]
 
-    @property
-    def attached(self) -> int:
-        """Incarnation of the receiver that has mapped it, 0 if none."""
-        return self._attached[0]
-
-    def attach(self, incarnation: int) -> None:
-        """Tell the sender that we have mapped it."""
-        self._attached[0] = incarnation
-
     def slot(self, index: int) -> memoryview:
         """Its bytes."""
-        start = PAGE + index * self.size
-        return self._view[start : start + self.size]
+        return self._slots[index]
 
 
 class Out(NamedTuple):
@@ -119,23 +112,26 @@ class LaneTransport(Relay):
         if not 2 <= len(frames) <= 1 + TENSORS_CAP:
             return self.inner.send(peer, frames)
         first, *rest = frames
-        lengths = [*map(len, rest)]
-        size = sum(map(_aligned, lengths))
-        out = self._out_of(peer, size)
-        if out is None:
-            return self.inner.send(peer, frames)
-        if out.segment.attached != peer.incarnation:
-            return self.inner.send(peer, [_NOTICE.pack(_SEE, self._incarnation, out.segment.number), *frames])
+        lengths = [len(frame) for frame in rest]
+        size = sum([length + (-length & 63) for length in lengths])
+        out = self._out.get(peer)
+        if out is None or out.segment.size < size:
+            out = self._out_of(peer, size)
+            if out is None:
+                return self.inner.send(peer, frames)
+        segment = out.segment
+        if segment.attached[0] != peer.incarnation:
+            return self.inner.send(peer, [_NOTICE.pack(_SEE, self._incarnation, segment.number), *frames])
         index = self._free(out)
-        if index is None or size > out.segment.size:
+        if index is None:
             return self.inner.send(peer, frames)
-        generation = _write(out.segment, index, rest)
+        generation = _write(segment, index, rest)
         out.written_at[index] = self.inner.now()
-        lengths += [0] * (TENSORS_CAP - len(rest))
-        ticket = _TICKET.pack(_TAKE, index, len(rest), out.segment.number, generation, *lengths)
-        if self.inner.send(peer, [ticket + bytes(first)]):
+        lengths += _NONE[len(rest) :]
+        ticket = _TICKET.pack(_TAKE, index, len(rest), segment.number, generation, *lengths)
+        if self.inner.send(peer, [ticket + first]):
             return True
-        out.segment.released[index] = generation
+        segment.released[index] = generation
         return False
 
     def receive(self) -> list[Parcel]:
@@ -159,10 +155,7 @@ class LaneTransport(Relay):
         self._out, self._in = {}, {}
 
     def _out_of(self, peer: Peer, size: int) -> Out | None:
-        """The segment for a peer's present life, made for messages of this size; None if it cannot be."""
-        out = self._out.get(peer)
-        if out is not None and out.segment.size >= size:
-            return out
+        """A new segment for a peer's present life, made for messages of this size; None if it cannot be."""
         if self._tries == 0:
             return None
         for old in [each for each in self._out if each[:2] == peer[:2]]:
@@ -181,8 +174,9 @@ class LaneTransport(Relay):
     def _free(self, out: Out) -> int | None:
         """A slot whose content was copied; else one so old that its message was lost: no reader can be misled."""
         segment = out.segment
+        generation, released = segment.generation, segment.released
         for index in range(segment.slots):
-            if segment.generation[index] == segment.released[index]:
+            if generation[index] == released[index]:
                 return index  # the first one, so that few slots are in use and their memory is warm
         now = self.inner.now()
         for index, written_at in enumerate(out.written_at):
@@ -202,7 +196,7 @@ class LaneTransport(Relay):
         segment = _mapped(_door(self._directory, peer.name, incarnation, self._name, ours), number)
         if segment is not None:
             self._in[peer[:2]] = segment
-            segment.attach(self._incarnation)
+            segment.attached[0] = self._incarnation  # so its sender knows
 
     def _take(self, peer: Peer, frames: Frames) -> Frames | Rejected:
         """The frames of a message whose long ones lie in a slot, in memory of our own."""

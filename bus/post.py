@@ -17,7 +17,7 @@ from bus.mailbox import Counts, EdgeView, Peer, Transport
 from bus.memory import Pool
 from bus.rules import Fate, State, Taken, Terms
 from bus.tensors import Codec
-from bus.wire import Form, Frames, Header, Kind, Reason, Rejected, Stamp
+from bus.wire import Form, Frames, Kind, Reason, Rejected, Stamp
 from configs.tree import Bus
 from mach.messages import Activation, Gradient, Letter, Message, Target
 
@@ -167,18 +167,15 @@ class EdgeMailbox:
         role, name, incarnation = peer
         asks = role == "child"
         edge: Edge | None = self._asks.get(name) if asks else self._answers.get(name)
-        header = frames if isinstance(frames, Rejected) else wire.inspect(frames, self._run_id)
+        if isinstance(frames, Rejected):
+            self._spoilt(peer, edge, frames)
+            return
+        header = wire.inspect(frames, self._run_id)
         if isinstance(header, Rejected):
-            self._reject(header.reason)
-            if edge is not None and (asks or incarnation == edge.incarnation):
-                edge.spoilt()
-        elif not isinstance(frames, Rejected):
-            self._hear(peer, edge, header, frames, now, mail)
-
-    def _hear(self, peer: Peer, edge: Edge | None, header: Header, frames: Frames, now: float, mail: Mail) -> None:
-        """One message whose head is sound."""
-        asks, preamble = peer.role == "child", header.preamble
-        if edge is None or preamble.sender != edge.tag or not (asks or preamble.incarnation == peer.incarnation):
+            self._spoilt(peer, edge, header)
+            return
+        preamble = header.preamble
+        if edge is None or preamble.sender != edge.tag or not (asks or preamble.incarnation == incarnation):
             self._reject(Reason.SENDER)
             return
         verdict = edge.hear(header, now)
@@ -194,6 +191,12 @@ class EdgeMailbox:
             self._say(edge, kind)
         if verdict is None:
             self._tick_at = now  # a hello may have made a knock due
+
+    def _spoilt(self, peer: Peer, edge: Edge | None, rejected: Rejected) -> None:
+        """What cannot be read: counted, and not missed in the sequence of its edge."""
+        self._reject(rejected.reason)
+        if edge is not None and (peer.role == "child" or peer.incarnation == edge.incarnation):
+            edge.spoilt()
 
     def _tick(self, now: float) -> None:
         self._tick_at = now + self._tick_s

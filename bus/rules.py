@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import NamedTuple
+
+from msgspec import Struct
 
 
 class State(StrEnum):
@@ -110,7 +111,7 @@ class Terms:
     hello_s: float
 
 
-class Taken(NamedTuple):
+class Taken(Struct, frozen=True):
     """A message that counts. `left_s`: when the activation left that it answers, for a target."""
 
     version: int

@@ -16,7 +16,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import zmq
 from torch import Tensor
@@ -60,6 +60,17 @@ They say nothing of the component behind it: the I/O thread of a hung process an
 
 Socket = zmq.Socket[bytes]
 
+
+class Line(NamedTuple):
+    """A socket, and its verbs past pyzmq's wrappers, looked up once and not for every frame."""
+
+    socket: Socket
+    send: Callable[..., Any]
+    recv: Callable[..., Any]
+    peer: Peer | None
+    """Who speaks on it; None: many, each under an identity."""
+
+
 _DONTWAIT, _MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)
 """As plain ints: pyzmq's flags are enums, whose `|` costs more than the call that it is for."""
 
@@ -89,8 +100,8 @@ class ZmqTransport:
         self._children = {child: Peer("child", child) for child in children}
         self._known: dict[bytes, Peer] = {}
         self._identities: dict[Peer, bytes] = {}
-        self._dealers: dict[str, Socket] = {}
-        self._asked: dict[Socket, Peer] = {}
+        self._dealers: dict[str, Line] = {}
+        self._lines: dict[Socket, Line] = {}
         self._ready: list[tuple[Any, int]] = []
         """Sockets that a wait has found readable."""
         self._marks: dict[str, tuple[int, int] | None] = dict.fromkeys(self._children)
@@ -102,7 +113,7 @@ class ZmqTransport:
         self._context.setsockopt(zmq.RCVHWM, 0)  # also of monitors: a full one would stop the I/O thread
         self._guard = None if keys is None else Guard(self._context, keys)
         self._poller = zmq.Poller()
-        self._router: Socket | None = None
+        self._router: Line | None = None
         self._strangers: Strangers | None = None
         self._endpoint = ""
         address.announce(directory, name, incarnation)
@@ -117,28 +128,29 @@ class ZmqTransport:
 
     def send(self, peer: Peer, frames: Frames) -> bool:
         """Send without blocking; False if there is no connection to the peer."""
-        socket = self._dealers.get(peer.name) if peer.role == "child" else self._router
-        if socket is None:
+        line = self._dealers.get(peer.name) if peer.role == "child" else self._router
+        if line is None:
             return False
+        send = line.send
         try:
-            if socket is self._router:
-                socket.send(self._identity_of(peer), _MORE)
-            first, *rest = frames  # frame 0 is short, the others are long
-            if not rest:
-                socket.send(first, _DONTWAIT)
+            if line.peer is None:
+                send(self._identities.get(peer) or self._identity_of(peer), _MORE)
+            if len(frames) == 1:
+                send(frames[0], _DONTWAIT)
                 return True
+            first, *rest = frames  # frame 0 is short, the others are long
             if max(map(len, rest)) >= PIECES_FROM and len(rest) <= TENSORS_CAP:
-                rest = self._in_pieces(socket, rest)
-            socket.send(first, _MORE)
+                rest = _in_pieces(send, rest)
+            send(first, _MORE)
             for frame in rest[:-1]:
-                socket.send(frame, _MORE, copy=len(frame) <= COPY_CAP)
-            socket.send(rest[-1], _DONTWAIT, copy=len(rest[-1]) <= COPY_CAP)
+                send(frame, _MORE, len(frame) <= COPY_CAP)
+            send(rest[-1], _DONTWAIT, len(rest[-1]) <= COPY_CAP)
         except zmq.ZMQError:  # Again: nobody connected (IMMEDIATE); EHOSTUNREACH: that identity has left
             return False
         return True
 
     def receive(self) -> list[Parcel]:
-        """What has come. An empty mailbox costs one look at all sockets; so does every message of one."""
+        """What has come. An empty mailbox costs one look at all sockets, a message one at those that had some."""
         parcels: list[Parcel] = []
         ready, self._ready = self._ready or self._look(0), []
         if self._strangers is not None and ready and ready[-1][0] is self._strangers.monitor:
@@ -146,10 +158,12 @@ class ZmqTransport:
             parcels += [(STRANGER, Rejected(Reason.HUNG_UP))] * self._strangers.gone()
         while ready and len(parcels) < AT_ONCE:
             for socket, _ in ready:
-                child = self._asked.get(socket)
-                peer = self._caller(socket) if child is None else child
-                parcels.append((peer, _frames(socket, self._pool, self._max_bytes)))
-            ready = zmq.zmq_poll(self._poller.sockets, 0)
+                _, _, recv, child = self._lines[socket]
+                peer = child or self._caller(recv)
+                frame = recv(_DONTWAIT, False)
+                frames = _frames(recv, frame, self._pool, self._max_bytes) if frame.more else [frame.buffer]
+                parcels.append((peer, frames))
+            ready = zmq.zmq_poll(ready, 0)
         if self._guard is not None:
             parcels += [(STRANGER, Rejected(Reason.KEY))] * self._guard.refused()
         return parcels
@@ -183,12 +197,12 @@ class ZmqTransport:
         """Close sockets, remove what was published. Waits at most 0.2 s for last words to leave."""
         if self._context.closed:
             return
-        for socket in self._dealers.values():
-            self._close(socket, LINGER_MS)
+        for line in self._dealers.values():
+            self._close(line.socket, LINGER_MS)
         address.depart(self._directory, self._name, self._incarnation)
         if self._router is not None:
             address.withdraw(self._directory, self._name, self._endpoint)
-            self._close(self._router, LINGER_MS)
+            self._close(self._router.socket, LINGER_MS)
             if self._endpoint.startswith("ipc://"):
                 Path(self._endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
         if self._guard is not None:
@@ -196,26 +210,20 @@ class ZmqTransport:
         self._context.term()
 
     def _close(self, socket: Socket, linger_ms: int) -> None:
-        if socket is self._router and self._strangers is not None:
+        if self._strangers is not None and self._router is not None and socket is self._router.socket:
             self._strangers.close()
         if self._guard is not None:
             self._guard.release(socket)
         socket.close(linger=linger_ms)
 
-    def _in_pieces(self, socket: Socket, rest: list[Frame]) -> list[Frame]:
-        """Announce pieces; what is to follow frame 0."""
-        lengths = [*map(len, rest), *[0] * TENSORS_CAP][:TENSORS_CAP]
-        socket.send(_PIECES.pack(_MAGIC, len(rest), *lengths), _MORE)
-        views = [memoryview(frame) for frame in rest]
-        return [view[at : at + PIECE] for view in views for at in range(0, len(view), PIECE)]
-
     def _bind(self, transport: str, path: Path) -> None:
-        self._router = self._socket(zmq.ROUTER)
-        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # else an answer to a parent that left vanishes, "sent"
+        router = self._socket(zmq.ROUTER)
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # else an answer to a parent that left vanishes, "sent"
+        self._router = self._line(router, None)
         if self._guard is None:
-            self._strangers = Strangers(self._router)
-        self._router.bind(f"ipc://{path}" if transport == "ipc" else f"tcp://{self._host}:0")
-        self._endpoint = self._router.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+            self._strangers = Strangers(router)
+        router.bind(f"ipc://{path}" if transport == "ipc" else f"tcp://{self._host}:0")
+        self._endpoint = router.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
         self._endpoint = self._endpoint.replace("//0.0.0.0:", "//127.0.0.1:")  # every address: also this one
         address.publish(self._directory, self._name, self._endpoint)
 
@@ -223,10 +231,10 @@ class ZmqTransport:
         """A fresh socket to a freshly published endpoint, in place of an older one."""
         old = self._dealers.pop(child, None)
         if old is not None:
-            self._poller.unregister(old)
-            del self._asked[old]
+            self._poller.unregister(old.socket)
+            del self._lines[old.socket]
             self._ready = []
-            self._close(old, 0)
+            self._close(old.socket, 0)
         socket = self._socket(zmq.DEALER)
         socket.setsockopt(zmq.IDENTITY, self._identity)
         socket.setsockopt(zmq.IMMEDIATE, 1)  # else messages queue for a child that may never come
@@ -238,10 +246,13 @@ class ZmqTransport:
             self._poller.unregister(socket)
             self._close(socket, 0)
             return False
-        self._dealers[child] = socket
-        self._asked[socket] = self._children[child]
+        self._dealers[child] = self._line(socket, self._children[child])
         self._endpoints[child] = endpoint
         return True
+
+    def _line(self, socket: Socket, peer: Peer | None) -> Line:
+        plain: Any = super(zmq.Socket, socket)
+        return self._lines.setdefault(socket, Line(socket, plain.send, plain.recv, peer))
 
     def _socket(self, kind: int) -> Socket:
         socket: Socket = self._context.socket(kind)
@@ -266,11 +277,11 @@ class ZmqTransport:
             identity = self._identities[parent] = f"{parent.name}:{parent.incarnation}".encode()
         return identity
 
-    def _caller(self, router: Socket) -> Peer:
+    def _caller(self, recv: Callable[..., Any]) -> Peer:
         """Who has sent the message that waits at our door; its next frame is its own first one."""
         if self._strangers is None or not self._strangers.there:
-            return self._parent(router.recv(_DONTWAIT))
-        frame = router.recv(_DONTWAIT, copy=False)
+            return self._parent(recv(_DONTWAIT))
+        frame = recv(_DONTWAIT, False)
         peer = self._parent(frame.bytes)
         if peer is not STRANGER:
             self._strangers.know(frame)
@@ -337,35 +348,42 @@ class ZmqMailbox(EdgeMailbox):
         )
 
 
-def _frames(socket: Socket, pool: Pool, cap: int) -> list[Frame]:
-    """The frames of a message that waits, without an identity; they arrive together."""
-    frame = socket.recv(_DONTWAIT, copy=False)
+def _in_pieces(send: Callable[..., Any], rest: list[Frame]) -> list[Frame]:
+    """Announce pieces; what is to follow frame 0."""
+    lengths = [*map(len, rest), *[0] * TENSORS_CAP][:TENSORS_CAP]
+    send(_PIECES.pack(_MAGIC, len(rest), *lengths), _MORE)
+    views = [memoryview(frame) for frame in rest]
+    return [view[at : at + PIECE] for view in views for at in range(0, len(view), PIECE)]
+
+
+def _frames(recv: Callable[..., Any], frame: zmq.Frame, pool: Pool, cap: int) -> list[Frame]:
+    """The frames of a message that begins with this one, without an identity; they arrive together."""
     frames: list[Frame] = [frame.buffer]
     while frame.more:
         if len(frame) == _PIECES.size and frames[-1][:4] == _MAGIC:
-            frames[-1:] = _pieces(socket, frame.buffer, pool, cap)
+            frames[-1:] = _pieces(recv, frame.buffer, pool, cap)
             break
-        frame = socket.recv(_DONTWAIT, copy=False)
+        frame = recv(_DONTWAIT, False)
         if len(frames) < FRAMES_CAP:
             frames.append(frame.buffer)
     return frames
 
 
-def _pieces(socket: Socket, announced: memoryview, pool: Pool, cap: int) -> list[Frame]:
+def _pieces(recv: Callable[..., Any], announced: memoryview, pool: Pool, cap: int) -> list[Frame]:
     """A frame, and those whose pieces follow it, in memory of our own; nothing if they are not as announced.
 
     The pieces are all there, since a message arrives whole: memory is taken when they are seen to be as long as
     announced, for the announcement alone costs its sender nothing.
     """
-    frames: list[Frame] = [socket.recv(_DONTWAIT)]
+    frames: list[Frame] = [(first := recv(_DONTWAIT, False)).bytes]
     _, count, *lengths = _PIECES.unpack(announced)
     lengths = lengths[:count]
     right = sum(lengths) <= cap
     sizes = [min(PIECE, length - at) for length in lengths for at in range(0, length, PIECE)] if right else []
     pieces: list[memoryview] = []
-    more = socket.rcvmore == 1
+    more = first.more
     while more:
-        piece = socket.recv(_DONTWAIT, copy=False)
+        piece = recv(_DONTWAIT, False)
         more = piece.more
         right = right and len(pieces) < len(sizes) and len(piece) == sizes[len(pieces)]
         if right:

@@ -4,8 +4,7 @@
     hello       window, schema, heard   –
     activation  id, version, owes,      inputs, labels?, context?
                 depth
-    target      id, version             embedding, gradient?, logits?,
-                                        layer?
+    target      id, version             embedding, gradient?, logits?, layer?
     gradient    id, version of target   gradient
     bye         –                       –
     bye-ack     –                       –
@@ -24,7 +23,6 @@ Nothing is ever pickled or evaluated.
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, lru_cache
 from hashlib import blake2b
@@ -33,6 +31,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
+from msgspec import Struct
 from torch import Tensor
 
 from bus import tensors
@@ -45,6 +44,9 @@ SCHEMA = 5
 INLINE_CAP = 1 << 16
 """Tensors of this many bytes together travel in frame 0. Longer ones are sent, and received, without a copy. A
 transport that has something better for long ones draws the line lower (`Transport.inline_cap`)."""
+
+SHORT = 1 << 13
+"""Messages of one frame below this are copied out of it: libzmq has put several into one block of its memory."""
 
 Frame = bytes | bytearray | memoryview
 """A received one is ours alone, unless it is `bytes`: its tensor then needs no copy."""
@@ -93,8 +95,7 @@ class Reason(StrEnum):
     STALE_SLOT = "stale-slot"  # whose content has gone already
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejected(Struct, frozen=True):
     """A value, not an exception: frames that are dropped and counted."""
 
     reason: Reason
@@ -128,7 +129,7 @@ class Preamble(NamedTuple):
     """How long frame 0 is then."""
 
 
-class Header(NamedTuple):
+class Header(Struct, frozen=True):
     """What frame 0 says."""
 
     preamble: Preamble
@@ -144,7 +145,7 @@ class Header(NamedTuple):
         return self.preamble.kind
 
 
-class Stamp(NamedTuple):
+class Stamp(Struct, frozen=True):
     """What the sender adds to a message."""
 
     run: str
@@ -182,6 +183,7 @@ PREFIX = _HEAD.size + _PREAMBLE.size
 _KINDS = tuple(Kind)
 _CODES = {kind: code for code, kind in enumerate(_KINDS)}
 _ACTIVATION, _TARGET, _GRADIENT = (_CODES[kind] for kind in (Kind.ACTIVATION, Kind.TARGET, Kind.GRADIENT))
+_TARGET_KIND, _GRADIENT_KIND = Kind.TARGET, Kind.GRADIENT  # to look a member up costs as much as two calls
 _MASKS = tuple(range(1, 1 << len(TENSORS[kind]), 2) or (0,) for kind in _KINDS)
 _FLAGS = tuple(255 if kind is Kind.ACTIVATION else 0 for kind in _KINDS)
 _SCHEMAS = tuple(SCHEMA if kind is Kind.HELLO else 0 for kind in _KINDS)
@@ -219,9 +221,9 @@ def encode(message: Message, stamp: Stamp, form: Form = PLAIN, cap: int = INLINE
             kinds += ((part.dtype, part.shape),)
             mask |= bit
         bit += bit
-    run, sender, incarnation, sequence = stamp
-    preamble, described, size = _preamble_of(code, flags, mask, codec, kinds, run, sender, incarnation)
-    body = _BODY.pack(sequence, of, version) + preamble
+    sender = stamp.run, stamp.sender, stamp.incarnation
+    preamble, described, size = _preamble_of(code, flags, mask, codec, kinds, *sender)
+    body = _BODY.pack(stamp.sequence, of, version) + preamble
     frame: list[bytes | memoryview] = [_SEAL.pack(_MAGIC, crc32(body)), body]
     if size > cap:
         return [b"".join(frame), *[_bytes(part, each) for part, each in zip(held, described, strict=True)]]
@@ -253,10 +255,9 @@ def _said(message: Message, form: Form) -> tuple[int, int, Codec, int, int, tupl
 
 def encode_control(kind: Kind, stamp: Stamp, *, window: int = 0, heard: int = 0) -> list[Frame]:
     """The frames of a hello, bye or bye-ack."""
-    run, sender, incarnation, sequence = stamp
-    code = _CODES[kind]
-    preamble = _PREAMBLE.pack(code, _SCHEMAS[code], 0, 0, window, tag(run), tag(sender), incarnation, heard)
-    body = _BODY.pack(sequence, 0, 0) + preamble
+    code, run, sender = _CODES[kind], tag(stamp.run), tag(stamp.sender)
+    preamble = _PREAMBLE.pack(code, _SCHEMAS[code], 0, 0, window, run, sender, stamp.incarnation, heard)
+    body = _BODY.pack(stamp.sequence, 0, 0) + preamble
     return [_SEAL.pack(_MAGIC, crc32(body)) + body]
 
 
@@ -297,21 +298,21 @@ def message_of(header: Header, frames: Frames, pool: Pool, samples: Tensor | Non
     Raises:
         ValueError: a header of a kind that is no message: the caller's mistake.
     """
-    preamble, _, of, version = header
+    preamble, of, version = header.preamble, header.id, header.version
     parts: list[Tensor | None] = [None] * TENSORS_CAP
     if len(frames) > 1:
         for (place, described, _), frame in zip(preamble.tensors, frames[1:], strict=True):
             parts[place] = tensors.unpack(described, _owned(frame, pool), 0)
     else:
-        owned = bytearray(frames[0])
+        owned = bytearray(frames[0]) if len(frames[0]) < SHORT else _owned(frames[0], pool)
         for place, described, start in preamble.tensors:
             parts[place] = tensors.unpack(described, owned, start)
     bulk, extra, third, fourth = parts
     if bulk is None:
         raise ValueError(f"a {preamble.kind} is no message")
-    if preamble.kind is Kind.TARGET:
+    if preamble.kind is _TARGET_KIND:
         return Target(of, version, bulk, extra, third, fourth)
-    if preamble.kind is Kind.GRADIENT:
+    if preamble.kind is _GRADIENT_KIND:
         return Gradient(of, version, bulk)
     if not preamble.indexed:
         return Activation(of, version, bulk, extra, preamble.owes, context=third, depth=preamble.depth)
@@ -384,7 +385,7 @@ def _owned(frame: Frame, pool: Pool) -> bytearray | memoryview:
     if isinstance(frame, bytearray):
         return frame
     view = memoryview(frame)
-    if view.readonly or np.frombuffer(view, np.uint8).__array_interface__["data"][0] & 7:
+    if view.readonly or len(view) < 8 or not np.ndarray((1,), np.uint64, view).flags.aligned:
         return pool.copy(view)
     return view
 

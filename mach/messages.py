@@ -1,16 +1,15 @@
 """The vocabulary of the program: what components say to each other. Knows no socket and no wire format.
 
 Shapes: B batch, E embedding, K classes. A message never changes after it was made, and nobody writes
-into a tensor that a message holds: it may still be on its way.
+into a tensor that a message holds: it may still be on its way. They are msgspec's frozen records, not dataclasses:
+one is made in 0.1 µs instead of 1.4, and a turn makes a dozen.
 """
 
-from dataclasses import dataclass
-
+from msgspec import Struct
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
+class Batch(Struct, frozen=True, eq=False):
     """What a component may train on: samples of its own data, or in stream wiring what a parent sent."""
 
     id: int
@@ -24,8 +23,7 @@ class Batch:
     """The parent that sent it, and wants an answer; None: drawn from our own data."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Activation:
+class Activation(Struct, frozen=True, eq=False):
     """Parent → child: "what do you make of this?" Takes one place in the edge's window until answered."""
 
     id: int
@@ -42,8 +40,7 @@ class Activation:
     """How many levels further down the answer shall come from (`mach/deep.py`)."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Target:
+class Target(Struct, frozen=True, eq=False):
     """Child → parent: the embedding of an activation. The parent learns from it and distils it."""
 
     id: int
@@ -57,8 +54,7 @@ class Target:
     """Now and then the weights of the child's first layer, where the parent's head wants them (`mach/momentum.py`)."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Gradient:
+class Gradient(Struct, frozen=True, eq=False):
     """Parent → child: ∂L_parent/∂target, one hop, late (law 3)."""
 
     id: int
@@ -71,16 +67,14 @@ class Gradient:
 Message = Activation | Target | Gradient
 
 
-@dataclass(frozen=True, slots=True)
-class Age:
+class Age(Struct, frozen=True):
     """How old a message is. A lower bound in versions for a target, exact in seconds (see design: Staleness)."""
 
     versions: int
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Letter:
+class Letter(Struct, frozen=True, eq=False):
     """A message as it is taken from the mailbox: who sent it, and how old it is at that moment.
 
     The age of a target counts from the departure of its activation, on the receiver's own clock. Other

@@ -13,7 +13,7 @@ from mach import state as pack
 from mach.data import Batches
 from mach.evaluate import Exam
 from mach.learner import Learner, Step
-from mach.messages import Activation, Batch, Gradient, Letter, Target
+from mach.messages import Activation, Batch, Gradient, Letter, Message, Target
 from mach.relay import Relay
 
 WAIT_S = 0.1
@@ -53,7 +53,7 @@ class Trainer:
 
         None, after a wait at the mailbox, if there is nothing to train on yet: in stream wiring nothing has come.
         """
-        self.take(self.mailbox.receive())  # 1 read what has come, if anything
+        post: list[tuple[str, Message]] = [*self.answers(self.mailbox.receive())]  # 1 read what has come, if anything
         examined = {child for child in self.children if self.examine(child)}
         batch = self.next_batch(examined)
         if batch is not None:
@@ -62,7 +62,9 @@ class Trainer:
                     if self.learner.deep.on:
                         self.ask_by_turns(batch, child)
                     else:
-                        self.mailbox.send(child, self.learner.ask(batch, child))
+                        post.append((child, self.learner.ask(batch, child)))
+        for peer, message in post:  # together: the first wakes the bus, the rest find it awake
+            self.mailbox.send(peer, message)
         step = self.learner.step(batch, self.mailbox.now())  # 3 learn: from an answered batch, else with the student
         if step is None:
             self.take(self.wait(WAIT_S))
@@ -178,6 +180,11 @@ class Trainer:
 
     def take(self, letters: Iterable[Letter]) -> None:
         """Answer what was asked, keep what was answered."""
+        for parent, answer in self.answers(letters):
+            self.mailbox.send(parent, answer)
+
+    def answers(self, letters: Iterable[Letter]) -> list[tuple[str, Target]]:
+        """The answers to what was asked, yet to be sent; keep what was answered."""
         answers: list[tuple[str, Target]] = []
         for letter in letters:
             match letter.message:
@@ -195,8 +202,7 @@ class Trainer:
                     assert_never(letter.message)
         if self.learner.deep.on:
             answers += self.learner.due(self.mailbox.now())
-        for parent, answer in answers:  # together: code and buffers of the bus are warm after the first
-            self.mailbox.send(parent, answer)
+        return answers
 
     def dropped(self) -> dict[str, int]:
         """Messages that reached the learner and were not used: of no use to it, or remembered by it no more."""

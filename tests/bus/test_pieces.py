@@ -76,7 +76,7 @@ def test_pieces_that_are_not_as_announced_are_refused(
     pair: tuple[ZmqMailbox, ZmqMailbox], lengths: tuple[int, int], pieces: list[int]
 ) -> None:
     parent, child = pair
-    dealer = parent._transport._dealers["c1"]  # type: ignore[attr-defined]
+    dealer = parent._transport._dealers["c1"].socket  # type: ignore[attr-defined]
     dealer.send_multipart([marker(2, *lengths), b"first", *map(bytes, pieces)])
     assert parent.send("c1", Activation(0, 0, torch.ones(3)))
     (letter,) = child.receive(DEADLINE_S)
@@ -87,7 +87,7 @@ def test_pieces_that_are_not_as_announced_are_refused(
 def test_an_announcement_alone_costs_nothing(pair: tuple[ZmqMailbox, ZmqMailbox]) -> None:
     """Each says that a frame of the largest legal length follows; a byte does."""
     parent, child = pair
-    dealer = parent._transport._dealers["c1"]  # type: ignore[attr-defined]
+    dealer = parent._transport._dealers["c1"].socket  # type: ignore[attr-defined]
     tracemalloc.start()
     for shorter in range(20):
         announced = sockets._PIECES.pack(sockets._MAGIC, 1, (1 << 20) - shorter, *[0] * (TENSORS_CAP - 1))

@@ -1,9 +1,8 @@
 """From a configuration to a learner: its own weights, on its own device."""
 
-from dataclasses import replace
-
 import pytest
 import torch
+from msgspec.structs import replace
 
 from configs.load import load
 from configs.tree import Config
