@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -281,13 +282,13 @@ def test_it_goes_with_targets_gradients_and_every_way_of_late_ones(late: str) ->
     )
     learner, child = learner_at(0, settings), learner_at(1, settings)
     for seed in range(4):
-        drawn = replace(batch(seed), id=seed)
+        drawn = structs.replace(batch(seed), id=seed)
         asked = learner.ask(drawn, "c1")
         child.answer("c0", asked, 0.0)
         step = child.step(child.stream.next(), 0.0)
         ((_, told),) = step.owed
         learner.keep(Letter("c1", told, Age(0, 0.0)), 0.0)
-        paid = learner.step(replace(batch(seed + 10), id=seed + 10), 0.0)
+        paid = learner.step(structs.replace(batch(seed + 10), id=seed + 10), 0.0)
         assert paid.on_child
         for _, gradient in paid.owed:
             child.keep(Letter("c0", gradient), 0.0)
