@@ -153,9 +153,9 @@ def simulated(**words: Any) -> None:
 def compare(ctx: click.Context, /, recipes: tuple[str, ...], *, runs: Path, gpus: str | None, **words: Any) -> None:
     """Train recipes side by side, on the same data, sizes, seeds and steps, and beside the honest controls.
 
-    Controls are plain loops in one process: backpropagation of the same depth; one component alone; one alone with
-    encoder and student trained on the labels; one as large as all; as many independent ones, averaged. The graph is a
-    chain, unless --set graph says otherwise.
+    Controls are plain loops in one process: backpropagation of the same depth, without and with a loss at every
+    component's head; one component alone; one alone with encoder and student trained on the labels; one as large as
+    all; as many independent ones, averaged. The graph is a chain, unless --set graph says otherwise.
 
     \b
     Examples:
