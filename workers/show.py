@@ -6,10 +6,11 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+from msgspec import structs
 from rich.live import Live
 
 from configs.tree import Config
@@ -56,7 +57,7 @@ def print_outcome(outcome: Outcome, times: dict[str, list[curves.Reached]]) -> N
 
 
 CONTROL_RECIPES = {"skip": "mach", "stream": "backprop"}
-"""Whose settings the controls of a wiring have."""
+"""Whose settings the controls of a wiring have; x comes along in them if it does in any recipe beside them."""
 
 
 def comparison(
@@ -78,7 +79,7 @@ def comparison(
         scoreboard.check_plot(png)
     configs = {name: [configured(name, seed) for seed in range(seeds)] for name in recipes}
     wirings: dict[str, None] = dict.fromkeys(config.wiring for each in configs.values() for config in each)
-    base = {wiring: [configured(CONTROL_RECIPES[wiring], seed) for seed in range(seeds)] for wiring in wirings}
+    base = {wiring: [control_of(configured, wiring, configs, seed) for seed in range(seeds)] for wiring in wirings}
     check(config for each in (*configs.values(), *base.values()) for config in each)
     with tempfile.TemporaryDirectory(prefix="mach-comparison-") as folder:
         found = compare(configs, base, runner, Path(folder) if runs is None else runs, say)
@@ -92,6 +93,16 @@ def comparison(
     if png is not None:
         scoreboard.draw(found, png)
         say(f"curves: {png}")
+
+
+def control_of(
+    configured: Callable[[str, int], Config], wiring: str, recipes: Mapping[str, Sequence[Config]], seed: int
+) -> Config:
+    """What the controls of a wiring are made of: a recipe that gets x again has an opponent that gets it, too."""
+    config = configured(CONTROL_RECIPES[wiring], seed)
+    beside = [each for rows in recipes.values() for each in rows if each.wiring == wiring]
+    context = config.method.context or any(each.method.context for each in beside)
+    return structs.replace(config, method=structs.replace(config.method, context=context))
 
 
 def say(line: str) -> None:
