@@ -4,7 +4,8 @@
     ├── ConfigError   a key, value, device or command line that cannot be run      exit 2
     ├── DataError     a data file that is missing or not what it should be         exit 2
     ├── PeerError     a neighbour broke the protocol beyond repair                 exit 1
-    └── RunError      a run that is missing (exit 3), busy (exit 2) or broken
+    ├── RunError      a run that is missing (exit 3), busy (exit 2) or broken
+    └── Unsaved       a component has done its steps, and the disk takes the outcome not      exit 4 of its process
 
 They live on the ground floor so that every floor can raise them and only the top one (`cli`) prints them.
 """
@@ -38,3 +39,9 @@ class NoSuchRun(RunError):
     """No run of that name, or no run at all."""
 
     exit_code = 3
+
+
+class Unsaved(MachError):
+    """A component that has ended and could not write down what it has learnt; another life of it could not either."""
+
+    exit_code = 4

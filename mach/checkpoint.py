@@ -16,6 +16,7 @@ from torch import Tensor
 from configs.errors import DataError
 from mach.component import Component
 from mach.shelf import STATE, FileFacts, Manifest, Shelf, measure, to_disk, verify, write_manifest
+from mach.sound import LARGEST, bounded
 from mach.state import State
 
 
@@ -34,7 +35,9 @@ def save_state(
 
     Raises:
         OSError: the disk is full or the directory cannot be written; nothing partial is left, what was there still is.
+        DataError: its numbers are ruined; it is not written, since it would push out a good one.
     """
+    _judge(shelf.path(version), state)
     draft, replaced = shelf.draft(version), shelf.folder / f".{version}.old"
     try:
         _make(shelf.folder)
@@ -66,14 +69,16 @@ def load_state(shelf: Shelf, version: int, component: str) -> tuple[Manifest, St
     """One checkpoint, every checksum compared.
 
     Raises:
-        DataError: it is missing or damaged; says which file.
+        DataError: it is missing or damaged, or its numbers are ruined; says which file.
     """
     path = shelf.path(version)
     manifest = verify(path, component, version)
     try:
-        return manifest, State(load_file(path / STATE), manifest.values)
+        state = State(load_file(path / STATE), manifest.values)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path / STATE}: holds no tensors ({error})") from error
+    _judge(path, state)
+    return manifest, state
 
 
 def save_weights(component: Component, path: Path, about: Mapping[str, str]) -> None:
@@ -103,6 +108,15 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: holds no weights ({error}); train the run to its end first") from error
+
+
+def _judge(path: Path, state: State) -> None:
+    """Raise a DataError if a number is NaN, infinite, or larger than the square of what neighbours may send: moments
+    hold squares. Nothing good comes of going on from there, whatever the checksums say.
+    """
+    for name, tensor in state.tensors.items():
+        if tensor.is_floating_point() and tensor.numel() and not bounded(tensor, LARGEST**2):
+            raise DataError(f"{path}: {name} holds numbers that are not finite, or beyond {LARGEST**2:g}")
 
 
 def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> FileFacts:

@@ -92,6 +92,10 @@ class Shelf:
         os.rename(self.path(version), gone)
         shutil.rmtree(gone)
 
+    def set_aside(self, version: int) -> None:
+        """Take one out of the count, and leave it for people to look at."""
+        os.rename(self.path(version), self.folder / f"{version}.damaged")
+
     def sweep(self) -> None:
         """Remove what killed writers left."""
         if self.folder.is_dir():

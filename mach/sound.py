@@ -34,12 +34,15 @@ def fits(tensor: Tensor, shape: torch.Size | None) -> bool:
 
     No number is larger than the norm of all; where that is too large, as of many numbers, they are looked at.
     """
-    if tensor.shape != shape or not tensor.is_floating_point():
-        return False
+    return tensor.shape == shape and tensor.is_floating_point() and bounded(tensor, LARGEST)
+
+
+def bounded(tensor: Tensor, largest: float) -> bool:
+    """Whether these quantities, at least one, are at most so far from 0, and none of them NaN."""
     if tensor.itemsize == 1:  # float8, of which torch knows no norm
         tensor = tensor.float()
-    return float(torch.linalg.vector_norm(tensor)) <= LARGEST or all(
-        abs(float(end)) <= LARGEST for end in tensor.aminmax()
+    return float(torch.linalg.vector_norm(tensor)) <= largest or all(
+        abs(float(end)) <= largest for end in tensor.aminmax()
     )
 
 

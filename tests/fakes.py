@@ -54,6 +54,7 @@ class Life:
         self.dumped += 1
 
     def say(self, state: str, step: int = 0, reason: str = "", saved: int | None = None, **more: Any) -> None:
+        more.setdefault("checkpoint", Checkpoint(step=saved))
         report = Report(
             component="c1",
             kind=self.kind,  # type: ignore[arg-type]
@@ -63,7 +64,6 @@ class Life:
             state=state,  # type: ignore[arg-type]
             step=step,
             reason=reason,
-            checkpoint=Checkpoint(step=saved),
             **more,
         )
         self.theirs.send(msgspec.msgpack.encode(report))

@@ -1,5 +1,6 @@
 """Stopped, killed, finished, damaged: a run goes on as a user would ask it to, on real processes."""
 
+import contextlib
 import json
 import os
 import re
@@ -190,10 +191,8 @@ def test_a_disk_that_fills_up_or_turns_read_only_stops_no_training(
     )
     run.until(lambda status: all((row["checkpoint"]["step"] or 0) > 1 for row in status["components"]))
     filler = tmp_path / "disk" / "filler"
-    with filler.open("wb", buffering=0) as file:
-        while file.write(bytes(1 << 20)) == 1 << 20:
-            continue
-    full_at = steps_shown(run)  # status.json lies on the full disk, too: the launcher's own lines tell
+    fill(run, filler)
+    full_at = steps_shown(run)
     stuck = {name: shelf(run, name).sound(name) for name in ("c0", "c1")}
     assert all(len(versions) == 2 for versions in stuck.values()), "the previous ones still load"
     full_later = steps_shown(run)
@@ -219,6 +218,38 @@ def test_a_disk_that_fills_up_or_turns_read_only_stops_no_training(
     log = logs(run, "c1")
     assert log.count("Read-only file system") == 1, "said once"
     assert "checkpoints are written again" in log
+
+
+@pytest.mark.slow
+def test_an_end_that_a_full_disk_cannot_take_is_told_and_resumed(
+    disk: Callable[[Path, str], None], launch: Launch, tmp_path: Path
+) -> None:
+    disk(tmp_path / "disk", "size=8m")
+    runs = tmp_path / "disk"
+    run = launch("--components", "2", "--steps", "800", *QUICK, "--set", "checkpoint.every_s=0.2", runs=runs)
+    run.until(lambda status: all((row["checkpoint"]["step"] or 0) > 1 for row in status["components"]))
+    filler = runs / "filler"
+    fill(run, filler)
+    assert run.end() == 1, run.output
+    kept = {name: shelf(run, name).sound(name) for name in ("c0", "c1")}
+    assert all(versions and versions[0] < 800 for versions in kept.values()), "the disk was full at the end"
+    assert re.search(r"c\d.*could not save its end: .*No space left on device.*mach resume test", run.output)
+    filler.unlink()
+    again = launch("--gpus", "cpu", name="test", runs=runs, resume=True)
+    assert again.end() == 0, again.output
+    assert all(shelf(run, name).versions()[0] == 800 for name in kept)
+    assert all((run.directory / "weights" / f"{name}.safetensors").is_file() for name in kept)
+
+
+def fill(run: Launched, filler: Path) -> None:
+    """Until nothing fits: one that was being written makes room when it takes the place of an older one."""
+    before, now = None, []
+    while now != before:
+        with filler.open("ab", buffering=0) as file, contextlib.suppress(OSError):  # not one byte more
+            while file.write(bytes(1 << 16)) == 1 << 16:
+                continue
+        steps_shown(run)  # status.json lies on the full disk, too: the launcher's own lines tell that time goes on
+        before, now = now, [shelf(run, name).versions() for name in ("c0", "c1")]
 
 
 def steps_shown(run: Launched) -> dict[str, int]:

@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 import msgspec
 import psutil
 
+from configs.errors import Unsaved
 from workers.plan import ProcessPlan
 from workers.report import Report
 
@@ -91,6 +92,11 @@ class Attempt:
         """Whether it found, before its first step, that the configuration or the data cannot be run."""
         return self.exit_code == REFUSED and not self.stepped
 
+    @property
+    def unsaved(self) -> bool:
+        """Whether it left because what it has learnt could not be written down."""
+        return self.exit_code == Unsaved.exit_code
+
     def read(self, now: float) -> None:
         """Take what it has said, and notice its end."""
         if not self.alive:
@@ -148,7 +154,8 @@ class Attempt:
         code = self.exit_code
         if code is not None and code < 0:
             number = signal.Signals(-code)
-            return f"ended by {number.name}" + (f" ({SIGNALS[number]})" if number in SIGNALS else "")
+            why = self._last_word or SIGNALS.get(number, "")
+            return f"ended by {number.name}" + (f" ({why})" if why else "")
         if self._last_word:
             return self._last_word + (f"; out of memory: {LOWER}" if MEMORY.search(self._last_word) else "")
         if code == HELPER_LOST:

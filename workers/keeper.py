@@ -24,6 +24,7 @@ from mach.checkpoint import load_state, save_state
 from mach.shelf import Manifest, Shelf
 from mach.state import Copies, State
 from workers.plan import Plan
+from workers.process import line
 from workers.report import Checkpoint
 from workers.rundir import RunDir
 
@@ -31,7 +32,6 @@ LOCKSTEP_STEPS = 100
 """Between two checkpoints in lock-step, where `checkpoint.every_steps` says nothing."""
 SLOW_S = 30.0
 """A disk that takes longer for one checkpoint is shown as trouble."""
-STDOUT = 1
 
 
 class Keeper:
@@ -114,6 +114,11 @@ class Keeper:
         self._look(now)
         return self._writing is None
 
+    @property
+    def failing(self) -> str:
+        """Why the newest that was handed over is not on disk; empty if it is, or is being written."""
+        return self._trouble if self._failing else ""
+
     def record(self, now: float) -> Checkpoint:
         """For the report."""
         self._look(now)
@@ -144,6 +149,8 @@ class Keeper:
 
     def _damaged(self, version: int, error: DataError) -> None:
         if self.resume_at is not None:
+            with suppress(OSError):  # if it cannot be moved, the next resume meets it again
+                self.shelf.set_aside(version)
             raise DataError(f"{error}; mach resume once more goes on from an older one") from error
         self._abandoned.add(version)
         self._trouble = f"checkpoint of step {version} is damaged, an older one was used: {error}"
@@ -164,7 +171,7 @@ class Keeper:
         )
 
     def _look(self, now: float) -> None:
-        """Whether the writer is done, and what came of it. An error that is no OSError is ours, and is raised."""
+        """Whether the writer is done, and what came of it. Any other error than these two is ours, and is raised."""
         if self._writing is None or not self._writing.done():
             return
         writing, self._writing = self._writing, None
@@ -172,7 +179,7 @@ class Keeper:
         version = self._taken[0]
         try:
             writing.result()
-        except OSError as error:
+        except (OSError, DataError) as error:
             self._taken = (-1, now)  # the same version may be tried again
             self._trouble = f"checkpoints cannot be written ({error}); training goes on, and it is tried again"
             if not self._failing:
@@ -195,9 +202,8 @@ class Keeper:
 
 
 def say(name: str, version: int, sentence: str) -> None:
-    """One line in the component's log, unbuffered: the log may lie on the disk that is full, and costs nobody."""
-    with suppress(OSError):
-        os.write(STDOUT, f"[{name} - step {version}] {sentence}\n".encode())
+    """One line in the component's log."""
+    line(f"[{name} - step {version}] {sentence}")
 
 
 def terms(plan: Plan) -> tuple[float | None, int | None, int]:

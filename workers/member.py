@@ -21,7 +21,7 @@ from configs.tree import Supervise
 from workers.attempt import Attempt
 from workers.desk import Answer, Promise
 from workers.policy import GiveUp, Restarts, patience_s
-from workers.report import Report, State
+from workers.report import Report, State, older
 from workers.rundir import RunDir
 from workers.status import ComponentStatus, Failure
 
@@ -67,6 +67,7 @@ class Member:
         self._start = start
         self._account = Restarts(rules.max_restarts)
         self._report: Report | None = None
+        self._reported_at = now
         self._why = ""
         self._next_at = float("inf")
         self._kill_at = float("inf")
@@ -94,6 +95,11 @@ class Member:
     def refused(self) -> bool:
         """Whether it found, before its first step, that the configuration or the data cannot be run: so will all."""
         return self.over == "failed" and self.attempt.refused and not self._account.trained
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether it ended, and what it has learnt could not be written down."""
+        return self.over == "failed" and self.attempt.unsaved
 
     @property
     def cause(self) -> str:
@@ -189,6 +195,7 @@ class Member:
         state, reason = self._state(now)
         heard = self.attempt.heard_at
         fields = msgspec.structs.asdict(report) | {
+            "checkpoint": older(report.checkpoint, now - self._reported_at),
             "state": state,
             "reason": reason,
             "incarnation": self.incarnation,
@@ -226,7 +233,7 @@ class Member:
         said = self.attempt.report
         if said is None or said is self._report:
             return
-        self._report = said
+        self._report, self._reported_at = said, now
         self._account.saved(said.checkpoint.step)
         if self.attempt.stepped:
             self._account.began()
@@ -269,7 +276,7 @@ class Member:
             self._end("finished" if said == "finished" else "stopped", "asked to stop" if said == "stopped" else "")
         elif self._told and attempt.killed:
             self._end("finished" if attempt.done else "stopped", attempt.killed)
-        elif self._told == "release" and attempt.done:
+        elif self._told == "release" and attempt.done and not attempt.unsaved:
             self._end("finished", f"had finished, and then {attempt.verdict()}")
         else:
             self._fail(attempt.verdict(), now)
@@ -281,7 +288,8 @@ class Member:
         self.failure = Failure(reason=why, incarnation=self.incarnation, at_s=round(now, 3), exit_code=code, log=log)
         self._why = why
         self._ended_at = now
-        if self._told or not self.mends or (self.attempt.refused and not self._account.trained):
+        hopeless = self.attempt.unsaved or (self.attempt.refused and not self._account.trained)
+        if self._told or not self.mends or hopeless:
             self._end("failed", why, now)
             return
         verdict = self._account.failed()

@@ -20,6 +20,7 @@ import socket
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -28,7 +29,6 @@ import msgspec
 from configs.errors import MachError
 from workers.plan import Plan, ProcessPlan
 from workers.report import Report
-from workers.rundir import RunDir
 
 MODULES = {"trainer": "workers.trainer", "stub": "workers.stub"}
 """Where the body of each kind of process lives: `run(plan, name, control)`."""
@@ -43,14 +43,16 @@ UNEXPECTED = 1
 """Exit code after an error that is no MachError; those bring their own."""
 PACKET = 1 << 16
 """Most bytes of one order."""
+STDOUT = 1
 PR_SET_PDEATHSIG = 1
 
 
 class Control:
     """The child's end of the pair: reports out, orders in."""
 
-    def __init__(self, channel: socket.socket, incarnation: int) -> None:
+    def __init__(self, channel: socket.socket, name: str, incarnation: int) -> None:
         channel.setblocking(False)
+        self.name = name
         self.incarnation = incarnation
         self._channel = channel
         self._orders: set[str] = set()
@@ -61,6 +63,21 @@ class Control:
             self._channel.send(msgspec.msgpack.encode(report))
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             return
+
+    def last_word(self, sentence: str) -> None:
+        """Say why this life ends, in the log and to the supervisor, which keeps the numbers of the report before."""
+        line(f"{self.name}: {sentence}")
+        self.send(
+            Report(
+                component=self.name,
+                kind="trainer",
+                incarnation=self.incarnation,
+                pid=os.getpid(),
+                device="",
+                state="failed",
+                reason=sentence,
+            )
+        )
 
     def orders(self) -> set[str]:
         """All orders so far."""
@@ -83,51 +100,40 @@ def device_of(process: ProcessPlan) -> str:
     return "cpu" if process.device == "cpu" else "cuda:0"
 
 
-def enter(plan_json: bytes, name: str, incarnation: int, channel: socket.socket, launcher: int) -> None:
+def enter(plan_json: bytes, name: str, incarnation: int, channel: socket.socket, launcher: int, log: str) -> None:
     """The target of a child process; leaves with the exit code that the supervisor judges."""
-    die_with(launcher)
-    plan = msgspec.json.decode(plan_json, type=Plan)
-    process = plan.process(name)
-    redirect(RunDir(Path(plan.directory)).log(name, incarnation))
-    control = Control(channel, incarnation)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, control.order_stop)
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
-    os.environ["CUDA_VISIBLE_DEVICES"] = "" if process.device == "cpu" else process.device
-    print(f"{name}: incarnation {incarnation}, pid {os.getpid()}, device {process.device}", flush=True)
+    control = Control(channel, name, incarnation)
     try:
-        body(process, plan, control)
+        redirect(Path(log))
+        die_with(launcher)
+        plan = msgspec.json.decode(plan_json, type=Plan)
+        body(plan.process(name), plan, control)
     except MachError as error:
-        last_word(control, process, str(error))
+        control.last_word(str(error))
         sys.exit(error.exit_code)
     except BaseException as error:
-        last_word(control, process, f"{type(error).__name__}: {error}")
-        traceback.print_exc()  # last: it may need memory that there is not
+        control.last_word(f"{type(error).__name__}: {error}")
+        line(traceback.format_exc())  # last: it may need memory that there is not
         sys.exit(UNEXPECTED)
 
 
 def body(process: ProcessPlan, plan: Plan, control: Control) -> None:
-    """Set up torch, whose threads belong to this process, and do what the process is for."""
+    """Set up signals, the device and torch, whose threads belong to this process, and do what the process is for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, control.order_stop)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    os.environ["CUDA_VISIBLE_DEVICES"] = "" if process.device == "cpu" else process.device
+    line(f"{process.name}: incarnation {control.incarnation}, pid {os.getpid()}, device {process.device}")
     import torch
 
     torch.set_num_threads(plan.config.threads)
     importlib.import_module(MODULES[process.kind]).run(plan, process.name, control)
 
 
-def last_word(control: Control, process: ProcessPlan, sentence: str) -> None:
-    """Say why, in the log and to the supervisor."""
-    print(f"{process.name}: {sentence}", file=sys.stderr, flush=True)
-    control.send(
-        Report(
-            component=process.name,
-            kind=process.kind,
-            incarnation=control.incarnation,
-            pid=os.getpid(),
-            device=process.device,
-            state="failed",
-            reason=sentence,
-        )
-    )
+def line(text: str) -> None:
+    """One line into the log, unbuffered: it may lie on the disk that is full, and costs nobody."""
+    with suppress(OSError):
+        os.write(STDOUT, f"{text}\n".encode())
 
 
 def redirect(log: Path) -> None:

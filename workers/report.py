@@ -113,6 +113,12 @@ class Checkpoint(Record):
     """Why no newer one can be written, or an older one had to be used; empty again after the next that was written."""
 
 
+def older(checkpoint: Checkpoint, by_s: float | None) -> Checkpoint:
+    """The same one, some seconds later; None: nobody knows how many."""
+    age_s = None if checkpoint.age_s is None or by_s is None else round(checkpoint.age_s + by_s, 3)
+    return msgspec.structs.replace(checkpoint, age_s=age_s)
+
+
 class Report(Record):
     """All of it."""
 

@@ -18,7 +18,7 @@ from configs.errors import ConfigError, NoSuchRun, RunError
 from configs.load import load
 from configs.tree import Supervise
 from workers.policy import patience_s
-from workers.report import Record, Report
+from workers.report import Record, Report, older
 from workers.rundir import RunDir, replace
 
 RunState = Literal["starting", "training", "stopping", "finished", "stopped", "failed"]
@@ -109,6 +109,7 @@ def read(run: RunDir, now: float | None = None) -> Status:
     for row in status.components:
         if row.last_seen_s is not None:
             row.last_seen_s = round(row.last_seen_s + age, 3)
+        row.checkpoint = older(row.checkpoint, age if same else None)
         mark(row, patience_s(rules.stalled_ms, row.step_ms_p99), age, lost=lost)
     if lost:
         status.state = "failed"

@@ -16,6 +16,7 @@ import random
 import signal
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,8 +45,9 @@ GRADIENT = 1e-3
 """Size of a gradient entry, times the batch: about that of a mean loss."""
 
 
-def die() -> None:
-    """The crash of `crash_at`: SIGKILL to itself, so that nothing is cleaned up."""
+def die(why: str = "", tell: Callable[[str], None] = lambda why: None) -> None:
+    """The crash of `crash_at`: SIGKILL to itself, so that nothing is cleaned up; `tell` hears `why` before."""
+    tell(why)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -220,6 +222,7 @@ def run(plan: Plan, name: str, control: Control) -> None:
             seed=seed,
             symbols=dataset.symbols,
             fired=fired,
+            crash=partial(die, f"its script says so: components.{process.index}.stub.crash_at", control.last_word),
         )
         mailbox.counts.faults = fired
         live(stub, journal, control)

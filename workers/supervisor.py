@@ -209,10 +209,10 @@ class Supervisor:
         """Begin one life of a component."""
         warm()  # the forkserver may have been killed, too
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        plan = msgspec.json.encode(self.plan)
+        plan, log = msgspec.json.encode(self.plan), str(self.run.log(process.name, incarnation))
         try:
             child = get_context("forkserver").Process(
-                target=enter, args=(plan, process.name, incarnation, theirs, os.getpid()), name=process.name
+                target=enter, args=(plan, process.name, incarnation, theirs, os.getpid(), log), name=process.name
             )
             child.start()
         except BaseException:

@@ -14,6 +14,7 @@ import torch
 
 from bus.mailbox import EdgeView, Mailbox
 from bus.sockets import ZmqMailbox
+from configs.errors import Unsaved
 from configs.load import dump
 from configs.tree import Config
 from mach.assemble import exam_of, learner_of, samples_of
@@ -55,6 +56,8 @@ class Life:
         self.idle = False
         """Whether the last turn found nothing to train on."""
         self.pulse = partial(self.report_if_due, "training", "examines itself")  # it may take longer than many steps
+        self.unsaved = ""
+        """Why the end is not on disk."""
         self.first = 1
         """Version after the first step of this life."""
 
@@ -68,15 +71,30 @@ class Life:
             self.say("its parents have ended for good, so nothing more will come")
         if not stopped:
             self.examine()
-        run = RunDir(Path(self.plan.directory))
-        learner = self.trainer.learner
-        about = {"component": self.process.name, "version": str(learner.version), "config": dump(self.config)}
-        save_weights(learner.component, run.weights(self.process.name), about)
-        self.say("stopped; weights are saved" if stopped else "has done its steps; weights are saved")
+        self.save_end("stopped" if stopped else "has done its steps")
         if not stopped:
             self.trainer.leave()
             self.serve_parents()
-        self.report("stopped" if stopped else "finished", "asked to stop" if stopped else "")
+        if self.unsaved:
+            self.save_end("at its very end")
+        self.report("stopped" if stopped else "finished", self.unsaved or ("asked to stop" if stopped else ""))
+
+    def save_end(self, when: str) -> None:
+        """The weights, and the last checkpoint, if it is not written yet; `unsaved` is why that could not be."""
+        learner, before = self.trainer.learner, self.unsaved
+        weights = RunDir(Path(self.plan.directory)).weights(self.process.name)
+        about = {"component": self.process.name, "version": str(learner.version), "config": dump(self.config)}
+        try:
+            if self.keeper.failing:
+                self.checkpoint(last=True)
+            save_weights(learner.component, weights, about)
+            self.unsaved = self.keeper.failing
+        except OSError as error:
+            self.unsaved = f"{weights}: cannot be written ({error.strerror or error})"
+        if not self.unsaved:
+            self.say(f"{when}; weights are saved")
+        elif not before:
+            self.say(f"{when}, but cannot save that, and tries again: {self.unsaved}")
 
     def train(self) -> None:
         """Turns until the steps, or the minutes, are done."""
@@ -172,10 +190,13 @@ class Life:
 
     def serve_parents(self) -> None:
         """Answer until every parent said BYE, or the supervisor knows that none will."""
-        self.report("finished", "answers its parents until they are done")
+        doing = "answers its parents until they are done"
+        self.report("finished", f"{doing}; {self.unsaved}" if self.unsaved else doing)
         while self.trainer.mailbox.parents_left() and not {"stop", "release"} & self.orders:
             self.trainer.serve(WAIT_S)
-            self.report_if_due("finished", "answers its parents until they are done")
+            if self.unsaved and self.journal.due(self.trainer.mailbox.now()):
+                self.save_end("there is room again")
+            self.report_if_due("finished", f"{doing}; {self.unsaved}" if self.unsaved else doing)
             self.orders |= self.control.orders()
 
     def note_exam(self) -> None:
@@ -233,6 +254,7 @@ def run(plan: Plan, name: str, control: Control) -> None:
 
     Raises:
         DataError, ConfigError: before the first step, with a sentence for the user.
+        Unsaved: its end could not be written down.
     """
     config, process = plan.config, plan.process(name)
     device = torch.device(device_of(process))
@@ -252,12 +274,20 @@ def run(plan: Plan, name: str, control: Control) -> None:
         trainer = assemble(plan, process, learner, mailbox, dataset)
         journal = Journal(plan, name, incarnation=control.incarnation)
         with contextlib.closing(Keeper(plan, name, incarnation=control.incarnation)) as keeper:
-            Life(plan, process, trainer, journal, keeper, control).live()
+            life = Life(plan, process, trainer, journal, keeper, control)
+            life.live()
         journal.close()
     except BaseException:
         mailbox.close(farewell=False)  # its next life is due, and its neighbours expect it
         raise
     mailbox.close()
+    if life.unsaved:
+        kept = keeper.record(mailbox.now()).step
+        raise Unsaved(
+            f"could not save its end: {life.unsaved}; its newest checkpoint is "
+            + (f"of step {kept}" if kept is not None else "none")
+            + f"; make room, then mach resume {plan.run}"
+        )
 
 
 def assemble(

@@ -14,8 +14,8 @@ EXITS: Mapping[int, str] = {
     FINISHED: "every component finished",
     FAILED: "the run failed: no component finished, or, in lock-step, one failed",
     REFUSED: "it cannot be run as asked; nothing was trained",
-    DEGRADED: "some component failed for good or was stopped alone; the others finished",
-    STOPPED: "stopped",
+    DEGRADED: "some component failed for good, was stopped alone or could not save its end; the others did well",
+    STOPPED: "stopped, and everything is saved",
 }
 
 
@@ -34,6 +34,9 @@ def judge(members: Sequence[Member], *, run: str, stopped: str, lockstep: bool) 
     first = min(failed, key=lambda member: member.failed_at, default=None)
     refused = next((member for member in failed if member.refused), None)
     if stopped:
+        unsaved = next((member for member in failed if member.unsaved), None)
+        if unsaved is not None:
+            return Verdict("stopped", f"{stopped}; {unsaved.cause}", DEGRADED)
         return Verdict("stopped", stopped, STOPPED)
     if refused is not None:
         return Verdict("failed", refused.cause, REFUSED)

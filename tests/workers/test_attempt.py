@@ -83,6 +83,11 @@ def test_an_exception_is_told_in_its_own_words_and_keeps_the_numbers(life: Life)
     assert life.attempt.report.step == 5
 
 
+def test_a_signal_that_was_announced_is_named_in_its_own_words(life: Life) -> None:
+    life.say("failed", reason="its script says so")
+    assert ended(life, -9) == "ended by SIGKILL (its script says so)"
+
+
 def test_only_before_its_first_step_it_is_refused() -> None:
     for step, refused in ((0, True), (5, False)):
         life = Life()

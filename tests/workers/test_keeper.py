@@ -1,6 +1,7 @@
 """A keeper: when it writes, that no step waits for it, what a failing disk costs, which state it goes on from."""
 
 import fcntl
+import math
 import os
 import resource
 import subprocess
@@ -215,6 +216,45 @@ def test_a_damaged_one_is_named_the_older_used_and_the_damaged_goes(
     save(second, 15, state_of(15), 0.0)
     assert second.shelf.versions() == [15, 10]
     assert second.record(0.0).trouble == ""
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -1e13])
+def test_one_whose_numbers_are_ruined_is_not_written_and_the_good_one_stays(keepers: Any, number: float) -> None:
+    keeper = keepers()
+    save(keeper, 1, state_of(1), 0.0)
+    save(keeper, 2, State({"w": torch.tensor([1.0, number])}, {"number": 2}), 10.0)
+    saved = keeper.record(10.0)
+    assert saved.step == 1
+    assert "w holds numbers that are not finite" in saved.trouble
+    assert keeper.shelf.versions() == [1]
+
+
+def test_one_that_was_written_with_ruined_numbers_is_named_and_the_older_used(
+    keepers: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = keepers()
+    save(first, 10, state_of(10), 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr("mach.checkpoint._judge", lambda path, state: None)
+        save(first, 20, state_of(math.nan), 0.0)
+    first.close()
+    assert first.shelf.versions() == [20, 10], "its checksums are right"
+    second = keepers()
+    assert went_on(second) == [10]
+    assert "step 20" in second.record(0.0).trouble
+    assert f"{first.shelf.path(20)}: w holds numbers that are not finite" in capfd.readouterr().out
+
+
+def test_a_damaged_common_step_is_set_aside_so_that_the_next_resume_finds_another(keepers: Any) -> None:
+    first = keepers()
+    for version in (10, 20):
+        save(first, version, state_of(version), 0.0)
+    first.close()
+    flip(first.shelf.path(20) / STATE)
+    with pytest.raises(DataError, match="mach resume once more"):
+        went_on(keepers(resume_at=20))
+    assert first.shelf.versions() == [10]
+    assert (first.shelf.folder / "20.damaged" / STATE).is_file()
 
 
 def test_none_good_starts_from_the_beginning_and_says_so(keepers: Any, capfd: pytest.CaptureFixture[str]) -> None:

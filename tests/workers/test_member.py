@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from configs.errors import Unsaved
 from configs.tree import Supervise
 from fakes import Life
 from workers.member import DUMP_S, Member
+from workers.report import Checkpoint
 from workers.rundir import RunDir
 
 
@@ -265,6 +267,28 @@ def test_killed_in_the_end_it_is_what_it_had_become(one: Harness, said: str, ove
     one.pass_s()
     assert one.member.over == over
     assert "did not leave in time" in one.shown[1]
+
+
+def unsaved(one: Harness) -> None:
+    one.life.say("failed", reason="could not save its end: No space left on device")
+    one.end(Unsaved.exit_code)
+
+
+@pytest.mark.parametrize("told", ["release", "stop", ""])
+def test_one_that_could_not_save_its_end_has_failed_and_is_not_begun_anew(one: Harness, told: str) -> None:
+    one.say("finished", 7)
+    if told:
+        one.member.order(told)
+    unsaved(one)
+    assert (one.member.over, one.member.unsaved, len(one.lives)) == ("failed", True, 1)
+    assert "No space left on device" in one.member.cause
+
+
+def test_the_age_of_its_checkpoint_goes_on_between_reports(one: Harness) -> None:
+    one.life.say("training", 7, checkpoint=Checkpoint(step=5, age_s=1.5))
+    one.pass_s()
+    one.pass_s(4.0)
+    assert one.member.status(one.now).checkpoint.age_s == 5.5
 
 
 def test_a_restart_that_was_asked_for_saves_first_and_costs_no_budget(tmp_path: Path) -> None:

@@ -76,6 +76,14 @@ def test_the_limit_of_silence_is_the_runs_own(tmp_path: Path) -> None:
     assert read(run, now=1022.0).components[0].state == "training"
 
 
+def test_the_age_of_a_checkpoint_goes_on_when_nobody_writes_any_more(tmp_path: Path) -> None:
+    saved = component(checkpoint=Checkpoint(step=5, age_s=2.0))
+    gone = run_with(tmp_path, status(launcher_started="1", components=[saved]))
+    assert read(gone, now=1040.0).components[0].checkpoint.age_s == 32.0
+    of_another_boot = run_with(tmp_path, status(boot="another", components=[saved]), "s")
+    assert read(of_another_boot, now=1040.0).components[0].checkpoint.age_s is None
+
+
 def test_a_run_without_its_launcher_has_failed(tmp_path: Path) -> None:
     found = read(run_with(tmp_path, status(launcher_started="1")), now=1010.0)
     assert found.state == "failed"

@@ -16,6 +16,7 @@ class FakeMember:
     over: str
     failed_at: float = float("inf")
     refused: bool = False
+    unsaved: bool = False
     kind: str = "trainer"
 
     @property
@@ -46,6 +47,13 @@ def failed(name: str = "c1", at: float = 1.0, **more: object) -> FakeMember:
         ([finished("c0", "stub"), failed("c1")], "", False, ("failed", "c1 failed", 1)),
         ([FakeMember("c0", "stopped"), failed("c1", refused=True)], "", False, ("failed", "c1 failed", 2)),
         ([FakeMember("c0", "stopped"), failed("c1")], "by SIGINT", False, ("stopped", "by SIGINT", 130)),
+        (
+            [FakeMember("c0", "stopped"), failed(unsaved=True)],
+            "by SIGINT",
+            False,
+            ("stopped", "by SIGINT; c1 failed", 3),
+        ),
+        ([finished(), failed("c1", unsaved=True)], "", False, ("finished", "c1 failed", 3)),
     ],
 )
 def test_the_table(members: list[FakeMember], stopped: str, lockstep: bool, verdict: tuple[str, str, int]) -> None:
