@@ -84,6 +84,8 @@ def test_a_stub_that_crashes_in_each_of_its_lives_is_given_up_and_the_others_fin
     assert run.end() == 3, run.output
     rows = {row["component"]: row for row in run.status()["components"]}
     assert (rows["c1"]["state"], rows["c1"]["restarts"]) == ("failed", 3)
+    assert "ended by SIGKILL (its script says so: components.1.stub.crash_at)" in run.output
+    assert "out of memory" not in run.output
     assert all(rows[name]["step"] == 600 and rows[name]["state"] == "finished" for name in ("c0", "c2", "c3"))
 
 
