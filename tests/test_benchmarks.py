@@ -70,3 +70,15 @@ def test_the_recovery_benchmark_kills_and_sees_everybody_back() -> None:
     assert found["lost"] == []
     assert 0 < found["restart_s"]["p50"] <= found["restart_s"]["max"]
     assert found["peers_rate_ratio"] > 0
+
+
+@pytest.mark.slow
+def test_the_depth_benchmark_has_every_recipe_at_every_depth_and_lag() -> None:
+    found = last_line("benchmarks.depth", "--quick", "--config", "digits", "--set", "train.steps=6", "--json")
+    assert found["unit"] == "accuracy"
+    assert set(found["depth"]) == {"mach-stream", "dgl", "backprop", "independent"}
+    assert all(set(row) == {"1", "2", "4"} for row in found["depth"].values())
+    assert set(found["lag"]["mach-stream"]) == set(found["lag"]["dgl"]) == {"0", "8"}
+    assert all(
+        0 < each["mean"] <= 1 for axis in ("depth", "lag") for row in found[axis].values() for each in row.values()
+    )

@@ -8,7 +8,7 @@ Laws: every recipe and control sees the same test set, and takes the same number
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -191,12 +191,19 @@ def recipe(
     )
 
 
-def control_rows(wiring: str, seeds: Sequence[Config], dataset: Dataset, runner: Runner, say: Say) -> list[Row]:
-    """Every control, for the wiring of some recipe."""
-    rows: dict[str, list[Result]] = {name: [] for name in CONTROLS}
+def control_rows(
+    wiring: str,
+    seeds: Sequence[Config],
+    dataset: Dataset,
+    runner: Runner,
+    say: Say,
+    names: Collection[str] = tuple(CONTROLS),
+) -> list[Row]:
+    """Controls, for the wiring of some recipe: all, or those of these names, the first of them the measure of time."""
+    rows: dict[str, list[Result]] = {name: [] for name in names}
     for config in seeds:
         alone: Trained | None = None
-        for name in sorted(CONTROLS, key=lambda name: name != "alone"):  # the measure of the others' time comes first
+        for name in sorted(names, key=lambda name: name != "alone"):  # the measure of the others' time comes first
             began = time.monotonic()
             found = controls.train(name, config, dataset)
             alone = alone or found
