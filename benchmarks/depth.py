@@ -146,7 +146,6 @@ def document(points: Sequence[Point], unit: str) -> dict[str, Any]:
 
 def draw(points: Sequence[Point], unit: str, file: Path) -> None:
     """Both pictures side by side: mean over seeds, bars of one standard deviation."""
-    check_plot()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -182,7 +181,7 @@ def main(config: str, seeds: int, settings: tuple[str, ...], png: Path | None, *
     short = (f"train.steps={QUICK_STEPS}",) if quick else ()
     png = png or (None if quick else Path(__file__).with_suffix(".png"))
     if png is not None:
-        check_plot()
+        check_plot(png)
     with tempfile.TemporaryDirectory(prefix="mach-depth-") as folder:
         bench = Bench(config, (*short, "evaluate.every_steps=1000000", *settings), seeds, Path(folder))
         unit = "bits a byte" if bench.dataset.symbols else "accuracy"
