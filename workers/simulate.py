@@ -126,6 +126,11 @@ class Unkept(Keeper):
         """Nothing is ever being written."""
         return True
 
+    @property
+    def failing(self) -> str:
+        """Nothing ever fails."""
+        return ""
+
     def record(self, now: float) -> Checkpoint:
         """There is none."""
         return Checkpoint()
