@@ -296,6 +296,7 @@ class Simulation:
             finally:
                 mailbox.close()
                 self._ended_s = max(self._ended_s, self.stage.bus.clock.now)
+            life.answer_for_its_end()
 
         self.stage.enact(process, body)
 

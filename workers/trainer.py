@@ -96,6 +96,17 @@ class Life:
         elif not before:
             self.say(f"{when}, but cannot save that, and tries again: {self.unsaved}")
 
+    def answer_for_its_end(self) -> None:
+        """Raise `Unsaved` if it is not on disk, when neighbours have been told good-bye."""
+        if not self.unsaved:
+            return
+        kept = self.keeper.record(self.trainer.mailbox.now()).step
+        newest = "none" if kept is None else f"of step {kept}"
+        raise Unsaved(
+            f"could not save its end: {self.unsaved}; its newest checkpoint is {newest}; make room, then mach resume "
+            f"{self.plan.run}"
+        )
+
     def train(self) -> None:
         """Turns until the steps, or the minutes, are done."""
         learner, exam = self.trainer.learner, self.trainer.exam
@@ -281,13 +292,7 @@ def run(plan: Plan, name: str, control: Control) -> None:
         mailbox.close(farewell=False)  # its next life is due, and its neighbours expect it
         raise
     mailbox.close()
-    if life.unsaved:
-        kept = keeper.record(mailbox.now()).step
-        raise Unsaved(
-            f"could not save its end: {life.unsaved}; its newest checkpoint is "
-            + (f"of step {kept}" if kept is not None else "none")
-            + f"; make room, then mach resume {plan.run}"
-        )
+    life.answer_for_its_end()
 
 
 def assemble(

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import reference
-from configs.errors import RunError
+from configs.errors import RunError, Unsaved
 from configs.load import load
 from configs.tree import Config
 from mach.recipes import RECIPES
@@ -177,10 +177,10 @@ def test_stubs_play_and_a_crash_is_the_end_of_one(tmp_path: Path) -> None:
 
 def test_an_error_of_one_life_ends_all_and_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
-        raise OSError("no space")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("workers.trainer.save_weights", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(Unsaved, match="c0.safetensors: cannot be written .No space left on device"):
         run(tmp_path, config("train.steps=3"), timing())
 
 
