@@ -10,6 +10,7 @@ done, 2 cannot be done, 3 no such run, 130 interrupted.
 import importlib.metadata
 import signal
 from pathlib import Path
+from functools import partial
 from typing import Any
 
 import click
@@ -70,6 +71,7 @@ def launch(ctx: click.Context, /, *, runs: Path, name: str | None, detach: bool,
     if not dry_run and not detach:
         commands.warm()
     config = configured(**{key: words[key] for key in (*CONFIGURED, "max_restarts")})
+    other = None if name else partial(fresh_name, words["config_name"], runs)
     name = name or fresh_name(words["config_name"], runs)
     commands.check_name(runs, name)
     devices = commands.choose_devices(words["gpus"])
@@ -80,7 +82,7 @@ def launch(ctx: click.Context, /, *, runs: Path, name: str | None, detach: bool,
         click.echo("no CUDA device: training on the CPU", err=True)
     if detach:
         ctx.exit(commands.detach(config, runs, name, words["gpus"], lockstep=words["lockstep"]))
-    ctx.exit(commands.train(config, runs, name, devices, lockstep=words["lockstep"]))
+    ctx.exit(commands.train(config, runs, name, devices, lockstep=words["lockstep"], other=other))
 
 
 @cli.command(epilog="\b\n" + exits_help())

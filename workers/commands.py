@@ -93,19 +93,28 @@ def describe(config: Config, runs: Path, name: str, devices: tuple[str, ...], *,
     return "\n".join(lines)
 
 
-def train(config: Config, runs: Path, name: str, devices: tuple[str, ...], *, lockstep: bool) -> int:
-    """Run to the end on this terminal; the exit code."""
-    try:
-        return launched(
-            runs / name,
-            config,
-            lambda sockets: make_plan(
-                config, run=name, directory=runs / name, sockets=sockets, devices=devices, lockstep=lockstep
-            ),
-        )
-    except FileExistsError:
-        check_name(runs, name)
-        raise
+def train(
+    config: Config,
+    runs: Path,
+    name: str,
+    devices: tuple[str, ...],
+    *,
+    lockstep: bool,
+    other: Callable[[], str] | None = None,
+) -> int:
+    """Run to the end on this terminal; the exit code. `other`: a name in place of one that was taken meanwhile."""
+
+    def plan_at(sockets: Path) -> Plan:
+        return make_plan(config, run=name, directory=runs / name, sockets=sockets, devices=devices, lockstep=lockstep)
+
+    while True:
+        try:
+            return launched(runs / name, config, plan_at)
+        except FileExistsError:
+            if other is None:
+                check_name(runs, name)
+                raise
+            name = other()
 
 
 def resume(run: RunDir, file: str | None, settings: Sequence[str], gpus: str | None) -> int:

@@ -2,13 +2,16 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bus import address
 from configs.errors import RunError
-from workers.commands import log_lines, restart, stop
+from configs.tree import Config
+from workers.commands import log_lines, restart, stop, train
+from workers.plan import Plan
 from workers.rundir import RunDir
 from workers.status import RunState, Status, boot, write
 
@@ -72,3 +75,27 @@ def test_what_has_ended_can_be_stopped_again_and_not_restarted(run: RunDir) -> N
     assert stop(run, 15) == "run r has finished already"  # type: ignore[arg-type]
     with pytest.raises(RunError, match="nothing to restart"):
         restart(run, "c0")
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_a_name_taken_at_the_very_moment_is_refused_if_it_was_chosen_and_else_another_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: bool
+) -> None:
+    """Another launch makes the directory between our look and our own attempt to make it."""
+    tried: list[str] = []
+
+    def launched(directory: Path, config: Config, plan_at: Callable[[Path], Plan]) -> int:
+        tried.append(plan_at(tmp_path).run)
+        if len(tried) == 1:
+            RunDir(directory).make()  # the other one is faster
+        RunDir(directory).make()
+        return 0
+
+    monkeypatch.setattr("workers.commands.launched", launched)
+    other = None if chosen else iter(["r-2"]).__next__
+    if chosen:
+        with pytest.raises(RunError, match="choose another --name"):
+            train(Config(), tmp_path, "r", ("cpu",), lockstep=False, other=other)
+    else:
+        assert train(Config(), tmp_path, "r", ("cpu",), lockstep=False, other=other) == 0
+    assert tried == (["r"] if chosen else ["r", "r-2"])
