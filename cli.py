@@ -9,8 +9,8 @@ done, 2 cannot be done, 3 no such run, 130 interrupted.
 
 import importlib.metadata
 import signal
-from pathlib import Path
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
