@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import pytest
@@ -108,12 +108,16 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
     """Launch a run, or resume it; whatever is left of it at the end of the test is killed, and nothing may be left."""
     launched: list[Launched] = []
 
-    def start(*words: str, name: str = "test", runs: Path = tmp_path / "runs", resume: bool = False) -> Launched:
+    def start(
+        *words: str,
+        name: str = "test",
+        runs: Path = tmp_path / "runs",
+        resume: bool = False,
+        errors: int | IO[str] = subprocess.STDOUT,
+    ) -> Launched:
         verb = ("resume", name) if resume else ("launch", "--name", name)
         command = [sys.executable, "-m", "mach", *verb, "--runs", str(runs), *words]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True)
         run = Launched(process, runs, name)
         launched.append(run)
         return run

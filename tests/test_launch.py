@@ -207,16 +207,21 @@ def test_two_runs_of_one_name_are_refused_with_one_sentence(launch: Launch, tmp_
     assert first.process.poll() is None
 
 
-def test_a_reader_that_leaves_ends_the_run_quietly(launch: Launch) -> None:
-    run = launch("--components", "2", "--steps", "100000", "--set", "report.every_ms=100")
-    run.until(all_training)
-    below = processes_of(run)
-    assert run.process.stdout is not None
-    run.process.stdout.close()
-    run.process.stdout = None
-    assert run.process.wait(30) == 1
-    assert all(wait_gone(pid) for pid in below)
-    assert run.status()["state"] == "failed"
+def test_a_reader_that_leaves_ends_the_run_in_one_sentence(launch: Launch, tmp_path: Path) -> None:
+    with (tmp_path / "errors").open("w+") as errors:
+        run = launch("--components", "2", "--steps", "100000", "--set", "report.every_ms=100", errors=errors)
+        run.until(all_training)
+        below = processes_of(run)
+        assert run.process.stdout is not None
+        run.process.stdout.close()
+        run.process.stdout = None
+        assert run.process.wait(30) == 1
+        assert all(wait_gone(pid) for pid in below)
+        assert run.status()["state"] == "failed"
+        errors.seek(0)
+        told = [line for line in errors.read().splitlines() if "CUDA" not in line]
+    assert len(told) == 1
+    assert told[0].startswith("mach: nobody reads what is printed any more, so run test was ended; mach resume test")
 
 
 def test_a_delay_on_one_edge_shows_and_stops_nobody(launch: Launch) -> None:

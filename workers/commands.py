@@ -27,6 +27,7 @@ from workers.resume import config_of, has_finished, recorded_plan, resumed_plan,
 from workers.rundir import RunDir
 from workers.status import FINAL, Status, find_run, launcher_alive, read, rules_of
 from workers.supervisor import Supervisor, warm
+from workers.verdict import FAILED
 
 __all__ = ["check_name", "choose_devices", "describe", "detach", "log_lines", "restart", "resumable", "resume"]
 __all__ += ["stop", "train", "warm", "watch"]
@@ -166,8 +167,17 @@ def launched(directory: Path, config: Config, plan_at: Callable[[Path], Plan]) -
     sockets = address.make_directory()
     try:
         return supervised(plan_at(sockets))
-    except (FileExistsError, BrokenPipeError):  # the name is taken; nobody reads what we print
+    except FileExistsError:  # the name is taken
         raise
+    except BrokenPipeError as error:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # what still waits to be printed raises no second time
+        unread = RunError(
+            f"nobody reads what is printed any more, so run {directory.name} was ended; mach resume {directory.name} "
+            "goes on with it, and --detach needs no reader"
+        )
+        unread.exit_code = FAILED
+        raise unread from error
     except BlockingIOError as error:
         raise RunError(f"{directory}: another launcher is running this run; mach stop {directory.name}") from error
     except OSError as error:
