@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from chaos.storm import on_path
 from cli import cli
 from configs.load import load
 from conftest import Launched, mach, wait_gone
@@ -223,22 +224,24 @@ def test_a_disk_that_fills_up_or_turns_read_only_stops_no_training(
 
 @pytest.mark.slow
 def test_an_end_that_a_full_disk_cannot_take_is_told_and_resumed(
-    disk: Callable[[Path, str], None], launch: Launch, tmp_path: Path
+    disk: Callable[[Path, str], None], launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk(tmp_path / "disk", "size=8m")
+    on_path(monkeypatch, PACE_S="0.03")  # so that the disk is full long before the end, on a fast machine, too
+    disk(tmp_path / "disk", "size=24m")
     runs = tmp_path / "disk"
-    run = launch("--components", "2", "--steps", "800", *QUICK, "--set", "checkpoint.every_s=0.2", runs=runs)
+    words = ("--components", "2", "--steps", "300", *QUICK, "--set", "checkpoint.every_s=0.2")
+    run = launch(*words, "--set", "model.family=paced:mlp", runs=runs)
     run.until(lambda status: all((row["checkpoint"]["step"] or 0) > 1 for row in status["components"]))
     filler = runs / "filler"
     fill(run, filler)
     assert run.end() == 1, run.output
     kept = {name: shelf(run, name).sound(name) for name in ("c0", "c1")}
-    assert all(versions and versions[0] < 800 for versions in kept.values()), "the disk was full at the end"
+    assert all(versions and versions[0] < 300 for versions in kept.values()), "the disk was full at the end"
     assert re.search(r"c\d.*could not save its end: .*No space left on device.*mach resume test", run.output)
     filler.unlink()
     again = launch("--gpus", "cpu", name="test", runs=runs, resume=True)
     assert again.end() == 0, again.output
-    assert all(shelf(run, name).versions()[0] == 800 for name in kept)
+    assert all(shelf(run, name).versions()[0] == 300 for name in kept)
     assert all((run.directory / "weights" / f"{name}.safetensors").is_file() for name in kept)
 
 
