@@ -72,7 +72,7 @@ class Loss(Node, frozen=True):
     """Weights of the terms of the loss (method.md, "One component")."""
 
     child: NonNegative = 1.0
-    """CE(head(joiner(a, d)), y): with the child's target."""
+    """CE(head(joiner(a, d)), y): with the child's target; where the head looks down the chain, the CE there."""
     student: NonNegative = 1.0
     """CE(head(joiner(a, s)), y): with the student standing in."""
     distill: NonNegative = 1.0
@@ -83,7 +83,7 @@ class Loss(Node, frozen=True):
     """⟨a, g_a⟩: a child's late gradient of our activation, in `stream` wiring."""
     logits: NonNegative = 0.0
     """T²·KL(softmax(z_d/T) ‖ softmax(z_s/T)): the head over the students learns from the child's logits, where those
-    come along (`method.targets`)."""
+    come along (`method.targets`), or from those of the head that looks down the chain."""
     temperature: Annotated[float, Meta(gt=0.0)] = 2.0
     """T."""
     distance: Literal["mse", "cosine", "normalised"] = "mse"
@@ -111,15 +111,23 @@ class Method(Node, frozen=True):
     Less than `bus.window`: questions that go deeper leave places to those that go less deep."""
     update_every: Positive = 1
     """The gradients of so many batches are averaged for one optimiser step."""
-    momentum_head: bool = False
-    """In `stream` wiring, what a component's joiner and head get is not its activation but what a moving average of its
-    child's first layer makes of it (MAN; see `mach/momentum.py`): a local loss then looks one layer further down. The
-    child sends that layer along with its answers now and then."""
+    targets_every: Positive = 1
+    """In `stream` wiring, a child's answer says what it is asked for (`targets`) for every so manieth batch only; the
+    answers to the others are receipts."""
+    momentum_head: Literal["none", "layer", "chain"] = "none"
+    """In `stream` wiring, how far a component's own loss looks down, through moving averages of what is below it, which
+    the child sends along with its answers now and then. `layer`: joiner and head get what the child's first layer makes
+    of the activation in place of the activation itself (MAN; see `mach/momentum.py`). `chain`: the loss is that of the
+    last component's head, over all sections in between (`mach/below.py`); for chains."""
     momentum_decay: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.995
     """What is left of that average after one version of the child's."""
     momentum_every: Positive = 64
-    """Versions of the child's from one time that it sends its layer to the next. On digits a layer is 67 KB: at 64 it
-    is 3 % of what `dgl` sends, and 0.8 % of `mach-stream`'s."""
+    """Versions of the child's from one time that it sends them to the next. On digits a layer is 67 KB: at 64 it is 3 %
+    of what `dgl` sends."""
+
+    def targeted(self, id: int) -> bool:
+        """Whether the answer to this batch says what `targets` asks for."""
+        return self.targets != "none" and id % self.targets_every == 0
 
 
 class Staleness(Node, frozen=True):
@@ -156,7 +164,8 @@ class Optimiser(Node, frozen=True):
     lr: Annotated[float, Meta(gt=0.0)] = 1e-3
     weight_decay: NonNegative = 1e-2
     momentum: Share = 0.9
-    """For `sgd`."""
+    """For `sgd` and `muon`. What makes up for noise makes lag worse: 0.8 or less where weights or gradients come late
+    (measured: benchmarks/depth.md)."""
     separate_late: bool = False
     """Late gradients, of parents and of children, keep moments apart from the own loss's: a second optimiser of the
     same kind steps along them, after the first and without decay of the weights."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from configs.errors import ConfigError
 from configs.tree import Config
+from mach.below import Below
 from mach.component import Component, Tally
 from mach.data.dataset import Dataset
 from mach.evaluate import Exam
@@ -78,6 +79,7 @@ def component_of(config: Config, index: int, children: Sequence[str], dataset: D
             place = replace(place, ahead=len(momentum.bias))
         torch.manual_seed(seed_of(config.seed, index, "weights"))
         component = made(place, momentum)
+        component.below = below_of(config, index, dataset)
         component.residual = config.model.join == "residual"
         if runs_up(config):
             component.tally = tally_of(config, component, place)
@@ -96,7 +98,7 @@ def momentum_of(config: Config, index: int, children: Sequence[str], dataset: Da
         ConfigError: a family whose encoder has no first layer to show.
     """
     method = config.method
-    if not method.momentum_head or config.wiring == "skip" or not children:
+    if method.momentum_head != "layer" or config.wiring == "skip" or not children:
         return None
     layers, width = {}, 0
     graph = children_of(config.graph, config.n_components)
@@ -107,12 +109,34 @@ def momentum_of(config: Config, index: int, children: Sequence[str], dataset: Da
         if not isinstance(encoder, Opens):
             raise ConfigError(
                 f"method.momentum_head: the encoder that model.family {config.model.family!r} makes has no first layer "
-                "to show; give it a method opening() (mach/momentum.py, Opens), or set method.momentum_head=false"
+                "to show; give it a method opening() (mach/momentum.py, Opens), or set method.momentum_head=none"
             )
         layers[name_of(child)] = encoder.opening()
         with torch.no_grad():
             width = layers[name_of(child)](what_comes(below)[0]).shape[-1]
     return Momentum({child: layers[child] for child in children}, width, method.momentum_decay)
+
+
+def below_of(config: Config, index: int, dataset: Dataset) -> Below | None:
+    """What the head of component `index` looks down through, with the weights that each begins with; None where the
+    method wants none, or there is nobody below.
+
+    Leaves the global generator as it was.
+    """
+    graph = children_of(config.graph, config.n_components)
+    if config.method.momentum_head != "chain" or config.wiring == "skip" or not graph[index]:
+        return None
+    followers = []
+    while graph[index]:
+        index = graph[index][0]
+        names = [name_of(child) for child in graph[index]]
+        with torch.random.fork_rng(devices=[]):
+            place = component_place(config, index, names, dataset)
+            torch.manual_seed(seed_of(config.seed, index, "weights"))
+            followers.append((name_of(index), made(place)))
+    last = followers[-1][1]
+    sections = {name: component.encoder for name, component in followers}
+    return Below(sections, last.joiner, last.head, config.method.momentum_decay, context=config.method.context)
 
 
 def runs_up(config: Config) -> bool:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from mach.below import Below
 from mach.momentum import Momentum
 
 
@@ -64,6 +65,8 @@ class Component(nn.Module):
         tally: where logits run up the chain; then read E + K for E below.
         guess: where a recipe wants one, a model of the gradient of the activation (`mach/networks/guess.py`).
         momentum: where the method wants one, what stands in front of the joiner in place of a (`mach/momentum.py`).
+        below: where the method wants them, copies of all that follows (`mach/below.py`): what a parent gets is then the
+            embedding at their end.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Component(nn.Module):
         tally: Tally | None = None,
         guess: nn.Module | None = None,
         momentum: Momentum | None = None,
+        below: Below | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -89,6 +93,7 @@ class Component(nn.Module):
         self.tally = tally
         self.guess = guess
         self.momentum = momentum
+        self.below = below
 
     @property
     def children_names(self) -> tuple[str, ...]:
@@ -131,6 +136,15 @@ class Component(nn.Module):
         if self.tally is not None:
             return self.tally.add(e, self.head(e), dict(zip(self.students, logits, strict=True)))
         return e + torch.stack(d).mean(dim=0) if self.residual and d else e
+
+    def told(self, a: Tensor, targets: Mapping[str, Tensor], *come: Tensor) -> Tensor:
+        """What a parent gets: e [B, E] as `embed` makes it, or as the chain below does; a is made of what came."""
+        return self.embed(a, targets) if self.below is None else self.below(a, come[-1])[0]
+
+    @property
+    def shown(self) -> Momentum | Below | None:
+        """What children's weights go to."""
+        return self.momentum if self.below is None else self.below
 
     def classify(self, e: Tensor) -> Tensor:
         """E [B, E] → z [B, K]."""

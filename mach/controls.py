@@ -161,7 +161,7 @@ def train(name: str, config: Config, dataset: Dataset) -> Trained:
     """
     if config.train.minutes is not None:
         raise ConfigError("train.minutes: controls take as many steps as a component; use train.steps (--steps)")
-    config = msgspec.structs.replace(config, method=msgspec.structs.replace(config.method, momentum_head=False))
+    config = msgspec.structs.replace(config, method=msgspec.structs.replace(config.method, momentum_head="none"))
     loops = [loop(member, dataset, network) for member, network in CONTROLS[name](config, dataset)]
     rate = schedule_of(config)
     read = averaged([each.forward for each in loops]) if len(loops) > 1 else loops[0].forward

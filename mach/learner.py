@@ -26,6 +26,7 @@ from torch import Tensor
 from configs.tree import Loss, Method
 from configs.tree import Probes as ProbeSettings
 from configs.tree import Staleness as StalenessSettings
+from mach.below import chain
 from mach.component import Component
 from mach.deep import Deep
 from mach.descent import Descent
@@ -34,7 +35,7 @@ from mach.late import WAYS, Held, Recompute, Told
 from mach.lesson import Arrived, Late, Learnt, Lesson, Teacher, owed, passed_on
 from mach.memory import Memory
 from mach.messages import Activation, Age, Batch, Gradient, Letter, Target
-from mach.momentum import Showing
+from mach.momentum import Showing, first_layer
 from mach.probes import Probes
 from mach.sieve import Sieve
 from mach.sound import finite, fits
@@ -120,8 +121,10 @@ class Learner:
         self.descent = Descent(
             component, optimiser, self.late, self.staleness, schedule, self.method.update_every, average, apart
         )
-        looked_at = self.method.momentum_head and stream is not None and not stream.draws
-        self.showing = Showing(component.encoder, self.method.momentum_every, on=looked_at)
+        looked_at = self.method.momentum_head != "none" and stream is not None and not stream.draws
+        self.showing = Showing(
+            partial(SHOWN[self.method.momentum_head], component), self.method.momentum_every, on=looked_at
+        )
         self._lessons = LESSONS["skip" if stream is None else self.method.gradient_reach]
         self._at_hand: tuple[Batch, Held] | None = None
 
@@ -215,8 +218,8 @@ class Learner:
                 if held is not None and self.sieve.answer(letter.sender, held, target):
                     age = letter.age or Age(0, 0.0)
                     self.memory.arrived.append(Arrived(letter.sender, held, target, age, now))
-                    if target.layer is not None and self.component.momentum is not None:
-                        self.component.momentum.take(letter.sender, target.layer, target.version)
+                    if target.layer is not None and self.component.shown is not None:
+                        self.component.shown.take(letter.sender, target.layer, target.version)
                 elif held is not None:
                     self.unfit["target"] += 1
             case Gradient(gradient=gradient):
@@ -253,7 +256,7 @@ class Learner:
             losses={name: value.detach() for name, value in learnt.losses.items()},
             on_child=bool(arrived),
             owed=[*self._owed(arrived, own, learnt, version, now, layer), *(passed_on(late) if self.deep.on else ())],
-            target_ages=[self.memory.age(each, now) for each in arrived if self.method.targets != "none"],
+            target_ages=[self.memory.age(each, now) for each in arrived if self.method.targeted(each.held.id)],
             gradient_ages=ages,
             updated=self.version > version,
             probes=probed,
@@ -345,16 +348,16 @@ class Learner:
         """∂L/∂d to the children whose targets were used, an answer to the parent whose batch was (law 3)."""
         letters: list[tuple[str, Gradient | Target]] = []
         for each in arrived:
-            if (each.child, each.held.id) in learnt.leaves:
+            if (each.child, each.held.id) in learnt.leaves and self.component.below is None:
                 letters.append((each.child, Gradient(each.target.id, each.target.version, owed(learnt, each))))
         for held in own:
             if held.sender is None:
                 continue
             gradient, held.come[0].grad = held.come[0].grad, None
-            wanted = self.method.targets
+            wanted = self.method.targets if self.method.targeted(held.id) else "none"
             e = None if wanted == "none" or learnt.e is None else learnt.e.detach()
             z = None if wanted != "logits" or learnt.z is None else learnt.z.detach()
-            if e is not None:
+            if e is not None and self.method.momentum_head != "chain":  # there it is imitated, and nothing is owed
                 held.shape, held.at = e.shape, now
                 self.memory.answer(held.sender, held)
             nothing = torch.empty(0, dtype=self.dtype)
@@ -388,6 +391,13 @@ def _when_answered(learner: Learner, batch: Batch | None) -> list[Lesson]:
         return [Lesson(arrived[0].held, arrived)] if arrived else []
     return [] if batch is None else [Lesson(learner.hold(batch))]
 
+
+SHOWN: Mapping[str, Callable[[Component], list[Tensor]]] = {
+    "none": lambda component: [],
+    "layer": first_layer,
+    "chain": chain,
+}
+"""Weights of ours that a parent's head is made of, by `method.momentum_head`."""
 
 LESSONS: Mapping[str, Callable[[Learner, Batch | None], list[Lesson]]] = {
     "skip": _skip,

@@ -4,6 +4,8 @@
             + w_student · CE(head(joiner(a, s)), y)    the component must also be good on its own
             + w_distill · distill(s, stopgrad(d))
             + w_logits · T²·KL(z_d ‖ z_s)              the child's logits are at hand
+            or, where the head looks down the chain (z_b over its copies, `mach/below.py`), at once
+            w_child · CE(z_b, y) + w_student · CE(head(joiner(a, s)), y) + w_logits · T²·KL(stopgrad(z_b) ‖ z_s)
             + ⟨a, ĝ⟩                                   a local model guesses the gradient of the activation (DNI)
     late    w_activation · ⟨a, g_a⟩                    a child's late gradient of our activation
             + w_late · Σ ⟨e(x_old), g_e⟩               parents' late gradients of old answers
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor
 
 from configs.tree import Loss, Method
+from mach.below import Below
 from mach.component import Component
 from mach.late import Held, Recompute
 from mach.losses import DISTANCES, cross_entropy, distil_logits, pull
@@ -110,7 +113,7 @@ class Teacher:
     def teach(self, lesson: Lesson, learnt: Learnt, version: int) -> None:
         """Add the terms of one lesson, in the step that follows `version`."""
         held = lesson.held
-        d = {each.child: self._leaf(each) for each in lesson.arrived if self.method.targets != "none"}
+        d = {each.child: self._leaf(each) for each in lesson.arrived if self.method.targeted(held.id)}
         learnt.leaves.update({(child, held.id): leaf for child, leaf in d.items()})
         if self.judges or d:
             self._judge(lesson, d, learnt)
@@ -149,6 +152,10 @@ class Teacher:
         weight, y = self.loss, lesson.held.labels
         net, a = self._today(lesson.held)
         s = net.imitate(a)  # by child, [B, E]
+        if net.below is not None:
+            self._look_down(net.below, lesson, (net, a, s), learnt)
+            self._distil(s, d, learnt)
+            return
         alone = net.embed(a, s)
         z_s = net.classify(alone) if lesson.own or weight.logits > 0.0 else None
         if lesson.own:
@@ -163,9 +170,7 @@ class Teacher:
                 learnt.add("target", cross_entropy(z, y), weight.child)
                 if student is not None:
                     learnt.add("student", student, weight.student)
-            distance = DISTANCES[weight.distance]
-            distill = torch.stack([distance(s[name], each.detach()) for name, each in d.items()]).sum()
-            learnt.add("distill", distill, weight.distill)
+            self._distil(s, d, learnt)
         elif student is not None and self.judges:
             learnt.add("target", student)
             learnt.losses["student"] = student
@@ -173,6 +178,30 @@ class Teacher:
             if z_s is not None and weight.logits > 0.0 and each.target.logits is not None:
                 z_d = each.target.logits.to(a.device, self.dtype)
                 learnt.add("logits", distil_logits(z_s, z_d, weight.temperature), weight.logits)
+
+    def _look_down(
+        self, below: Below, lesson: Lesson, seen: tuple[Component, Tensor, Mapping[str, Tensor]], learnt: Learnt
+    ) -> None:
+        """The same where the head looks down the chain: the loss at its end, which the readout over students imitates."""
+        weight, y = self.loss, lesson.held.labels
+        net, a, s = seen
+        if not lesson.own:
+            return
+        learnt.e, learnt.z = below(a, lesson.held.come[-1])
+        if y is None:
+            return
+        z_s = net.classify(net.embed(a, s))
+        learnt.add("target", cross_entropy(learnt.z, y), weight.child)
+        learnt.add("student", cross_entropy(z_s, y), weight.student)
+        if weight.logits > 0.0:
+            learnt.add("logits", distil_logits(z_s, learnt.z.detach(), weight.temperature), weight.logits)
+
+    def _distil(self, s: Mapping[str, Tensor], d: Mapping[str, Tensor], learnt: Learnt) -> None:
+        """What imitations [B, E] are from the targets, by child."""
+        if d:
+            distance = DISTANCES[self.loss.distance]
+            distill = torch.stack([distance(s[name], each.detach()) for name, each in d.items()]).sum()
+            learnt.add("distill", distill, self.loss.distill)
 
     def _take_back(self, arrived: Arrived, g: Tensor, learnt: Learnt, version: int) -> None:
         """A child's gradient of our activation: pulled on, or what a guess learns from."""

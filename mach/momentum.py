@@ -16,7 +16,7 @@ Shapes: B batch, D numbers of an activation, H of what the layer makes of it, P 
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -64,12 +64,7 @@ class Momentum(nn.Module):
         One that went back to an older checkpoint counts by how far: n = |version − the last one|.
         """
         place = list(self.names).index(child)
-        before = int(self.shown[place])
-        share = 1.0 if before < 0 else 1.0 - self.decay ** abs(version - before)
-        weights = self._weights(child)
-        parts = torch.split(layer.to(self.bias.device, self.bias.dtype), [each.numel() for each in weights])
-        for weight, part in zip(weights, parts, strict=True):
-            weight.lerp_(part.view_as(weight), share)
+        approach(self._weights(child), layer, share_of(int(self.shown[place]), version, self.decay))
         self.shown[place] = version
 
     def _weights(self, child: str) -> list[Tensor]:
@@ -78,22 +73,42 @@ class Momentum(nn.Module):
 
 
 class Showing:
-    """The child's part: what it shows of its encoder, and when."""
+    """The child's part: what it shows, and when."""
 
-    def __init__(self, encoder: nn.Module, every: int, *, on: bool) -> None:
-        """`every`: versions from one time to the next. `on`: whether anybody looks."""
-        self.encoder = encoder
+    def __init__(self, weights: Callable[[], list[Tensor]], every: int, *, on: bool) -> None:
+        """`weights`: what is shown, as it is today. `every`: versions from one time to the next. `on`: whether anybody
+        looks.
+        """
+        self.weights = weights
         self.every = every
         self.on = on
         self._last: int | None = None
 
     def due(self, version: int) -> Tensor | None:
-        """The first layer [P] for the answer about to be given, if it is time; a life begins by showing it."""
+        """The weights [P] for the answer about to be given, if it is time; a life begins by showing them."""
         if not self.on or (self._last is not None and version - self._last < self.every):
             return None
-        assert isinstance(self.encoder, Opens), "the parent's head was built of this very opening"
         self._last = version
-        return flat(list(self.encoder.opening().parameters()))
+        return flat(self.weights())
+
+
+def first_layer(component: nn.Module) -> list[Tensor]:
+    """Its weights, of a component whose encoder shows it."""
+    encoder = component.get_submodule("encoder")
+    assert isinstance(encoder, Opens), "the parent's head was built of this very opening"
+    return list(encoder.opening().parameters())
+
+
+def share_of(before: int, version: int, decay: float) -> float:
+    """1 − μⁿ: how far an average goes to what is shown n versions after the last time; 1 if there was none."""
+    return 1.0 if before < 0 else 1.0 - decay ** abs(version - before)
+
+
+def approach(weights: Sequence[Tensor], shown: Tensor, share: float) -> None:
+    """Move the averages by a share of the way to what was shown [P], all of them one after the other."""
+    shown = shown.to(weights[0].device, weights[0].dtype)
+    for weight, part in zip(weights, torch.split(shown, [each.numel() for each in weights]), strict=True):
+        weight.lerp_(part.view_as(weight), share)
 
 
 def flat(weights: Sequence[Tensor]) -> Tensor:

@@ -119,7 +119,9 @@ class Muon(torch.optim.Optimizer):
         common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
         matrices = [flat.get(id(weight), weight) for weight in hidden]
         if matrices:
-            self._inner.append(torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **common))
+            self._inner.append(
+                torch.optim.Muon(matrices, momentum=settings.momentum, adjust_lr_fn="match_rms_adamw", **common)
+            )
         if rest:
             self._inner.append(torch.optim.AdamW(rest, fused=True, **common))
         super().__init__([group for inner in self._inner for group in inner.param_groups], {})

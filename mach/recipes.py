@@ -14,8 +14,23 @@ PATIENT_MS = 600_000
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     # the 2019 method, its defects mended: students answer, one-hop gradients of targets
     "mach": {"wiring": "skip", "loss": {"child": 1.0, "student": 1.0, "distill": 1.0, "late": 1.0}},
-    # targets and one-hop gradients of both tensors, on sections of one deep network that see x again
-    "mach-stream": {**STREAM, "method": {"targets": "embedding", "gradient_reach": "hop", "context": True}},
+    # sections of one deep network that see x again; every loss looks down the chain, through copies that travel up in
+    # place of gradients; students learn beside, from labels, from those copies and from now and then a target
+    "mach-stream": {
+        **STREAM,
+        "method": {
+            "targets": "embedding",
+            "targets_every": 8,
+            "gradient_reach": "none",
+            "context": True,
+            "momentum_head": "chain",
+            "momentum_decay": 0.9,
+            "momentum_every": 4,
+        },
+        "loss": {"student": 0.3, "logits": 1.0, "temperature": 1.0, "late": 0.0},
+    },
+    # targets and one-hop gradients of both tensors, on such sections
+    "mach-hop": {**STREAM, "method": {"targets": "embedding", "gradient_reach": "hop", "context": True}},
     # decoupled greedy learning: local heads, nothing comes back (arXiv 1901.08164)
     "dgl": {**STREAM, "method": {"targets": "none", "gradient_reach": "none"}},
     # end to end, late, at the weights of then; only the last has a head (arXiv 1804.10574)

@@ -207,6 +207,8 @@ class Relay:
             d = {name: question.answers[name].embedding.to(a.device, a.dtype) for name in s}
             e = component.embed(a, {**s, **d})
             z = component.classify(e)
+            if component.below is not None:
+                e = component.told(a, {}, self.inputs[question.part].to(a.device))
             told = question.answers[self.children[0]].logits if self.children else z
             deep = None if told is None else told.to(a.device, a.dtype)
         if d and self.judges:

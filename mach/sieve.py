@@ -47,13 +47,13 @@ class Sieve:
     def answer(self, child: str, held: Held, target: Target) -> bool:
         """Whether an answer has what the method wants of it, and nothing else."""
         wanted, good = self.method, True
-        if wanted.targets != "none":
+        if wanted.targeted(held.id):
             good = self.embedding(child, held, target)
             if good and wanted.targets == "logits":
                 good = target.logits is not None and fits(target.logits, self._logits(target.embedding))
         if good and target.layer is not None:
-            head = self.component.momentum
-            good = head is not None and fits(target.layer, head.shape(child))
+            ours = self.component.shown
+            good = ours is not None and fits(target.layer, ours.shape(child))
         if good and target.gradient is not None:
             due = wanted.gradient_reach != "none" and self.sent is not None
             good = due and fits(target.gradient, torch.Size((len(held.come[0]), *(self.sent or ()))))

@@ -109,12 +109,21 @@ class Whole(nn.Module):
         else:
             sent = self.sent(a, come, x)
             targets = {
-                name_of(child): self.answer(child, sent, x, depth - 1, known if self.wiring == "skip" else {})
+                name_of(child): self.told(child, sent, x, depth - 1, known if self.wiring == "skip" else {})
                 for child in self.children_of[index]
             }
         e = part.embed(a, targets)
         known[index, depth] = e
         return e
+
+    def told(
+        self, index: int, come: tuple[Tensor, ...], x: Tensor, depth: int, known: dict[tuple[int, int], Tensor]
+    ) -> Tensor:
+        """What a parent gets of a component [B, E]: its embedding, or the one at the end of its copies."""
+        part = self.part(index)
+        if part.below is None:
+            return self.answer(index, come, x, depth, known)
+        return part.told(part.activation(*come), {}, *come)
 
     def sent(self, a: Tensor, come: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:
         """What goes to a child: what came in `skip` wiring, the activation in `stream`, with x if it comes along."""

@@ -124,11 +124,7 @@ def check_settings(config: Config, *, lockstep: bool) -> None:
         raise ConfigError("train.minutes: in lock-step everybody takes the same steps; use train.steps (--steps)")
     if config.bus.activation == "indices" and config.data.noise > 0.0:
         raise ConfigError("bus.activation: indices: samples with noise have none; set data.noise=0 or send inputs")
-    if config.method.momentum_head and (config.wiring == "skip" or config.method.heads == "last"):
-        raise ConfigError(
-            "method.momentum_head: is for components of stream wiring that each have a loss of their own, as by "
-            "recipe=dgl or mach-stream; set wiring=stream and method.heads=every, or leave it out"
-        )
+    check_head(config)
     depth = config.method.depth
     if depth > 0 and lockstep:
         raise ConfigError("method.depth: an answer from further down comes later, and lock-step waits; leave out one")
@@ -141,6 +137,29 @@ def check_settings(config: Config, *, lockstep: bool) -> None:
         raise ConfigError(
             f"method.depth: {depth} levels need a window of {depth + 1} or more, or questions would wait for each "
             f"other's places; set bus.window={depth + 1}"
+        )
+
+
+def check_head(config: Config) -> None:
+    """Raise a ConfigError for a head that looks down where there is nothing to look at."""
+    if config.method.momentum_head == "none":
+        return
+    if config.wiring == "skip" or config.method.heads == "last":
+        raise ConfigError(
+            "method.momentum_head: is for components of stream wiring that each have a loss of their own, as by "
+            "recipe=dgl or mach-hop; set wiring=stream and method.heads=every, or leave it out"
+        )
+    if config.method.momentum_head == "layer":
+        return
+    if any(len(children) > 1 for children in children_of(config.graph, config.n_components)):
+        raise ConfigError(
+            "method.momentum_head: chain looks down one way, and on this graph a component has several children; "
+            "set graph=chain, or method.momentum_head=layer"
+        )
+    if config.method.targets == "none" or config.model.join in ("sum", "mean"):
+        raise ConfigError(
+            "method.momentum_head: chain leaves a component's own joiner and head to its student, which needs targets, "
+            "and logits that do not run up; set method.targets=embedding and model.join=concat, or momentum_head=layer"
         )
 
 

@@ -1,0 +1,82 @@
+"""A head that looks all the way down: through copies of everything that follows.
+
+    e_b = joiner(… section_{k+2}(section_{k+1}(a, x), x) …)     of the last component's joiner, over all between
+    z_b = head(e_b)                                             and of its head
+    copy ← μⁿ·copy + (1 − μⁿ)·shown                             when the child shows what it has, n versions later
+
+A local loss sees no further than its own section, and an end-to-end gradient comes late. Weights that travel up in its
+place are late as well, but the gradient is of today's batch: `mach/momentum.py` (MAN, arXiv 2407.05623) carried on to
+the end of the chain. A child shows its own section and the copies that it has itself, so that they come up hop by hop,
+each hop a little older. Nothing here is learnt: there are only buffers, which are part of the component's state.
+
+Laws: as in `mach/momentum.py`. Knows no message, no loss and no optimiser.
+
+Shapes: B batch, D numbers of an activation, E embedding, K classes, P numbers of all weights that a child shows.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mach.momentum import approach, frozen, share_of
+
+
+class Below(nn.Module):
+    """(a [B, D], x [B, …]) → (e [B, E], z [B, K]); for sequences [B, T, …]."""
+
+    shown: Tensor
+
+    def __init__(
+        self, sections: Mapping[str, nn.Module], joiner: nn.Module, head: nn.Module, decay: float, *, context: bool
+    ) -> None:
+        """`sections`: the encoders of all that follow, nearest first, as they are in the beginning; `joiner` and `head`
+        are the last one's. `decay`: μ. `context`: whether sections get x as well.
+        """
+        super().__init__()
+        self.child = next(iter(sections))
+        self.decay = decay
+        self.context = context
+        self.sections = nn.ModuleDict({name: frozen(section) for name, section in sections.items()})
+        self.joiner = frozen(joiner)
+        self.head = frozen(head)
+        self.learnt = [
+            *(f"sections.{name}.{own}" for name, section in sections.items() for own, _ in section.named_parameters()),
+            *(f"joiner.{own}" for own, _ in joiner.named_parameters()),
+            *(f"head.{own}" for own, _ in head.named_parameters()),
+        ]
+        self.register_buffer("shown", torch.full((1,), -1))  # the child's version when it last showed; −1: never
+
+    def forward(self, a: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the rest of the chain makes of our activation."""
+        for section in self.sections.values():
+            a = section(a, x) if self.context else section(a)
+        e: Tensor = self.joiner(a)
+        z: Tensor = self.head(e)
+        return e, z
+
+    def weights(self) -> list[Tensor]:
+        """All copies, nearest section first, the head last."""
+        return [self.get_buffer(name) for name in self.learnt]
+
+    def shape(self, child: str) -> torch.Size | None:
+        """What `child` must show, [P]; None: it is no child of ours."""
+        return torch.Size((sum(each.numel() for each in self.weights()),)) if child == self.child else None
+
+    def take(self, child: str, shown: Tensor, version: int) -> None:
+        """`child` at this version shows its section and what is below it [P], which fits.
+
+        One that went back to an older checkpoint counts by how far, as in `mach/momentum.py`.
+        """
+        assert child == self.child, "of another child nothing fits"
+        approach(self.weights(), shown, share_of(int(self.shown[0]), version, self.decay))
+        self.shown[0] = version
+
+
+def chain(component: nn.Module) -> list[Tensor]:
+    """What a component shows: its section, then what follows it, or its own joiner and head at the end."""
+    below = getattr(component, "below", None)
+    own = list(component.get_submodule("encoder").parameters())
+    if isinstance(below, Below):
+        return [*own, *below.weights()]
+    return [*own, *(each for part in ("joiner", "head") for each in component.get_submodule(part).parameters())]
