@@ -182,7 +182,7 @@ class Teacher:
     def _look_down(
         self, below: Below, lesson: Lesson, seen: tuple[Component, Tensor, Mapping[str, Tensor]], learnt: Learnt
     ) -> None:
-        """The same where the head looks down the chain: the loss at its end, which the readout over students imitates."""
+        """The same where the head looks down the chain: the loss there, which the readout over students imitates."""
         weight, y = self.loss, lesson.held.labels
         net, a, s = seen
         if not lesson.own:
