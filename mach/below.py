@@ -14,12 +14,14 @@ Laws: as in `mach/momentum.py`. Knows no message, no loss and no optimiser.
 Shapes: B batch, D numbers of an activation, E embedding, K classes, P numbers of all weights that a child shows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from mach.momentum import approach, frozen, share_of
+from configs.tree import Method
+from mach.momentum import Showing, approach, first_layer, frozen, share_of
 
 
 class Below(nn.Module):
@@ -80,3 +82,14 @@ def chain(component: nn.Module) -> list[Tensor]:
     if isinstance(below, Below):
         return [*own, *below.weights()]
     return [*own, *(each for part in ("joiner", "head") for each in component.get_submodule(part).parameters())]
+
+
+SHOWN: Mapping[str, Callable[[nn.Module], list[Tensor]]] = {"layer": first_layer, "chain": chain}
+"""What a parent's head is made of, by `method.momentum_head`."""
+
+
+def showing_of(component: nn.Module, method: Method, *, has_parent: bool) -> Showing:
+    """What a component shows its parent, and when."""
+    shown = SHOWN.get(method.momentum_head)
+    weights = partial(shown or chain, component)
+    return Showing(weights, method.momentum_every, on=shown is not None and has_parent)

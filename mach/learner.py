@@ -26,7 +26,7 @@ from torch import Tensor
 from configs.tree import Loss, Method
 from configs.tree import Probes as ProbeSettings
 from configs.tree import Staleness as StalenessSettings
-from mach.below import chain
+from mach.below import showing_of
 from mach.component import Component
 from mach.deep import Deep
 from mach.descent import Descent
@@ -35,7 +35,6 @@ from mach.late import WAYS, Held, Recompute, Told
 from mach.lesson import Arrived, Late, Learnt, Lesson, Teacher, owed, passed_on
 from mach.memory import Memory
 from mach.messages import Activation, Age, Batch, Gradient, Letter, Target
-from mach.momentum import Showing, first_layer
 from mach.probes import Probes
 from mach.sieve import Sieve
 from mach.sound import finite, fits
@@ -121,10 +120,7 @@ class Learner:
         self.descent = Descent(
             component, optimiser, self.late, self.staleness, schedule, self.method.update_every, average, apart
         )
-        looked_at = self.method.momentum_head != "none" and stream is not None and not stream.draws
-        self.showing = Showing(
-            partial(SHOWN[self.method.momentum_head], component), self.method.momentum_every, on=looked_at
-        )
+        self.showing = showing_of(component, self.method, has_parent=stream is not None and not stream.draws)
         self._lessons = LESSONS["skip" if stream is None else self.method.gradient_reach]
         self._at_hand: tuple[Batch, Held] | None = None
 
@@ -391,13 +387,6 @@ def _when_answered(learner: Learner, batch: Batch | None) -> list[Lesson]:
         return [Lesson(arrived[0].held, arrived)] if arrived else []
     return [] if batch is None else [Lesson(learner.hold(batch))]
 
-
-SHOWN: Mapping[str, Callable[[Component], list[Tensor]]] = {
-    "none": lambda component: [],
-    "layer": first_layer,
-    "chain": chain,
-}
-"""Weights of ours that a parent's head is made of, by `method.momentum_head`."""
 
 LESSONS: Mapping[str, Callable[[Learner, Batch | None], list[Lesson]]] = {
     "skip": _skip,

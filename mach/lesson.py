@@ -6,6 +6,7 @@
             + w_logits · T²·KL(z_d ‖ z_s)              the child's logits are at hand
             or, where the head looks down the chain (z_b over its copies, `mach/below.py`), at once
             w_child · CE(z_b, y) + w_student · CE(head(joiner(a, s)), y) + w_logits · T²·KL(stopgrad(z_b) ‖ z_s)
+            and of a target later the terms with d
             + ⟨a, ĝ⟩                                   a local model guesses the gradient of the activation (DNI)
     late    w_activation · ⟨a, g_a⟩                    a child's late gradient of our activation
             + w_late · Σ ⟨e(x_old), g_e⟩               parents' late gradients of old answers
@@ -153,8 +154,10 @@ class Teacher:
         net, a = self._today(lesson.held)
         s = net.imitate(a)  # by child, [B, E]
         if net.below is not None:
-            self._look_down(net.below, lesson, (net, a, s), learnt)
-            self._distil(s, d, learnt)
+            if lesson.own:
+                self._look_down(net.below, lesson.held, (net, a, s), learnt)
+            if d:
+                self._learn_to_join(net, a, s, d, y, learnt)
             return
         alone = net.embed(a, s)
         z_s = net.classify(alone) if lesson.own or weight.logits > 0.0 else None
@@ -180,14 +183,12 @@ class Teacher:
                 learnt.add("logits", distil_logits(z_s, z_d, weight.temperature), weight.logits)
 
     def _look_down(
-        self, below: Below, lesson: Lesson, seen: tuple[Component, Tensor, Mapping[str, Tensor]], learnt: Learnt
+        self, below: Below, held: Held, seen: tuple[Component, Tensor, Mapping[str, Tensor]], learnt: Learnt
     ) -> None:
-        """The same where the head looks down the chain: the loss there, which the readout over students imitates."""
-        weight, y = self.loss, lesson.held.labels
+        """Where the head looks down the chain: the loss there, which the readout over students imitates."""
+        weight, y = self.loss, held.labels
         net, a, s = seen
-        if not lesson.own:
-            return
-        learnt.e, learnt.z = below(a, lesson.held.come[-1])
+        learnt.e, learnt.z = below(a, held.come[-1])
         if y is None:
             return
         z_s = net.classify(net.embed(a, s))
@@ -195,6 +196,20 @@ class Teacher:
         learnt.add("student", cross_entropy(z_s, y), weight.student)
         if weight.logits > 0.0:
             learnt.add("logits", distil_logits(z_s, learnt.z.detach(), weight.temperature), weight.logits)
+
+    def _learn_to_join(
+        self,
+        net: Component,
+        a: Tensor,
+        s: Mapping[str, Tensor],
+        d: Mapping[str, Tensor],
+        y: Tensor | None,
+        learnt: Learnt,
+    ) -> None:
+        """Where the head looks down the chain: what a true target is for, the readout over it and the student."""
+        if y is not None:
+            learnt.add("target", cross_entropy(net.classify(net.embed(a, {**s, **d})), y), self.loss.child)
+        self._distil(s, d, learnt)
 
     def _distil(self, s: Mapping[str, Tensor], d: Mapping[str, Tensor], learnt: Learnt) -> None:
         """What imitations [B, E] are from the targets, by child."""

@@ -179,7 +179,7 @@ def mach_stream(config: Config, network: Network, batches: Batches, rounds: int)
 
 
 TEXTBOOK: dict[str, Callable[[Config, Network, Batches, int], None]] = {
-    "mach-stream": mach_stream,
+    "mach-hop": mach_stream,
     "dgl": dgl,
     "ddg": ddg,
     "dni": dni,

@@ -48,7 +48,7 @@ EXPECTED = {
         for i in range(3)
     },
     # down the chain: c0 has the gradients of its child alone, c2 those of its parent
-    "mach-stream": {
+    "mach-hop": {
         "c0": of_child("c1") | {"agreement/child", "idle"} | OF_GRADIENTS,
         "c1": of_child("c2") | {"bytes/c0", "agreement/child", "agreement/parent", "idle"} | OF_GRADIENTS,
         "c2": {"bytes/c1", "agreement/parent", "idle"} | OF_GRADIENTS,

@@ -30,10 +30,10 @@ def test_a_recipe_reaches_95_percent_on_digits_with_two_components(launch: Launc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["dgl", "mach-stream"])
+@pytest.mark.parametrize("recipe", ["dgl", "mach-hop"])
 def test_heads_fed_by_the_child_s_first_layer_reach_95_percent_on_three_components(launch: Launch, recipe: str) -> None:
     run = launch(
-        "--components", "3", "--gpus", "cpu", "--set", f"recipe={recipe}", "--set", "method.momentum_head=true"
+        "--components", "3", "--gpus", "cpu", "--set", f"recipe={recipe}", "--set", "method.momentum_head=layer"
     )
     assert run.end() == 0, run.output
     rows = run.status()["components"]
@@ -54,7 +54,7 @@ def shown_to(run: Launched, name: str) -> int:
 
 @pytest.mark.slow
 def test_a_head_outlives_the_child_that_feeds_it_and_the_run_itself(launch: Launch) -> None:
-    words = ("recipe=dgl", "method.momentum_head=true", "method.momentum_every=16", "report.every_ms=100")
+    words = ("recipe=dgl", "method.momentum_head=layer", "method.momentum_every=16", "report.every_ms=100")
     words = tuple(word for each in words for word in ("--set", each))
     run = launch("--components", "2", "--gpus", "cpu", "--minutes", "5", "--set", "checkpoint.every_steps=32", *words)
     before = run.until(lambda status: all(row["step"] > 100 for row in status["components"]))["components"]

@@ -89,7 +89,7 @@ def test_deep_supervision_equals_a_loop_written_out(dataset: Dataset, settings: 
 
 def test_controls_know_nothing_of_a_child_s_first_layer(dataset: Dataset) -> None:
     plain = config("recipe=dgl")
-    headed = msgspec.structs.replace(plain, method=msgspec.structs.replace(plain.method, momentum_head=True))
+    headed = msgspec.structs.replace(plain, method=msgspec.structs.replace(plain.method, momentum_head="layer"))
     for name in ("backprop", "alone+student"):
         assert controls.train(name, headed, dataset).reading == controls.train(name, plain, dataset).reading
 

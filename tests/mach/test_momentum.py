@@ -6,6 +6,7 @@ import math
 import sys
 import types
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from mach.data import load as load_data
 from mach.graph import name_of
 from mach.learner import Learner
 from mach.messages import Activation, Age, Batch, Letter, Target
-from mach.momentum import Momentum, Showing, flat, frozen
+from mach.momentum import Momentum, Showing, first_layer, flat, frozen
 from mach.optimisers import optimiser_of
 from mach.recipes import RECIPES
 from mach.state import Copies
@@ -38,7 +39,7 @@ B, N, ROUNDS = 16, 3, 50
 
 def config(*settings: str) -> Config:
     plain = ("data.noise=0", f"train.batch_size={B}", f"n_components={N}", "seed=3", "optimiser.schedule=constant")
-    return load("digits", ("recipe=dgl", "method.momentum_head=true", *plain, *settings), RECIPES)
+    return load("digits", ("recipe=dgl", "method.momentum_head=layer", *plain, *settings), RECIPES)
 
 
 def children_at(index: int) -> list[str]:
@@ -106,17 +107,18 @@ def test_a_frozen_layer_computes_the_same_and_has_nothing_to_learn() -> None:
 
 def test_a_layer_is_shown_at_once_and_then_after_so_many_versions() -> None:
     settings = config("method.momentum_every=5")
-    encoder = component_of(settings, 1, children_at(1), DATASET).encoder
-    showing = Showing(encoder, 5, on=True)
+    child = component_of(settings, 1, children_at(1), DATASET)
+    encoder, layer = child.encoder, partial(first_layer, child)
+    showing = Showing(layer, 5, on=True)
     assert [version for version in range(2, 20) if showing.due(version) is not None] == [2, 7, 12, 17]
-    shown = Showing(encoder, 5, on=True).due(0)
+    shown = Showing(layer, 5, on=True).due(0)
     assert shown is not None
     before = shown.clone()
     with torch.no_grad():
         for weight in encoder.parameters():
             weight.zero_()
     assert torch.equal(shown, before), "a copy: the weights move on while it is on its way"
-    assert Showing(encoder, 5, on=False).due(0) is None
+    assert Showing(layer, 5, on=False).due(0) is None
 
 
 @pytest.mark.parametrize(
@@ -165,7 +167,7 @@ def test_the_global_generator_is_left_alone_and_other_weights_are_as_without_a_h
     torch.manual_seed(1)
     with_head = component_of(config(), 0, ["c1"], DATASET)
     assert torch.equal(torch.rand(1), expected)
-    without = component_of(config("method.momentum_head=false"), 0, ["c1"], DATASET)
+    without = component_of(config("method.momentum_head=none"), 0, ["c1"], DATASET)
     assert torch.equal(with_head.encoder.net[0].weight, without.encoder.net[0].weight)
 
 
@@ -253,7 +255,7 @@ def test_a_layer_that_cannot_be_is_never_taken(wrong: str) -> None:
 
 def test_nobody_takes_a_layer_that_is_not_wanted() -> None:
     layer = layer_like(learner_at(0, config()))
-    learner = learner_at(0, config("method.momentum_head=false"))
+    learner = learner_at(0, config("method.momentum_head=none"))
     learner.keep(answer(learner.ask(batch(), "c1").id, layer), 0.0)
     assert learner.unfit == {"target": 1}
 
@@ -272,14 +274,12 @@ def test_a_life_goes_on_with_the_average_that_it_had() -> None:
     assert all(torch.equal(each, expected[name]) for name, each in found.items())
     torch.testing.assert_close(flat(list(head_of(other).layers.buffers())), 0.25 * one + 0.75 * two)
     with pytest.raises(DataError, match="momentum"):
-        learner_at(0, config("method.momentum_head=false")).restore(learner.state(0.0), 0.0)
+        learner_at(0, config("method.momentum_head=none")).restore(learner.state(0.0), 0.0)
 
 
 @pytest.mark.parametrize("late", ["recompute", "stash"])
 def test_it_goes_with_targets_gradients_and_every_way_of_late_ones(late: str) -> None:
-    settings = config(
-        "recipe=mach-stream", "method.momentum_head=true", f"staleness.late={late}", "evaluate.average=0.9"
-    )
+    settings = config("recipe=mach-hop", "method.momentum_head=layer", f"staleness.late={late}", "evaluate.average=0.9")
     learner, child = learner_at(0, settings), learner_at(1, settings)
     for seed in range(4):
         drawn = structs.replace(batch(seed), id=seed)

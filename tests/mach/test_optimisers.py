@@ -128,7 +128,7 @@ def test_a_muon_step_is_torchs_own_on_matrices_and_on_flattened_kernels() -> Non
         assert parameter.grad is not None
         alone = before[key].flatten(1).requires_grad_()
         alone.grad = parameter.grad.flatten(1)
-        torch.optim.Muon([alone], lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw").step()
+        torch.optim.Muon([alone], lr=0.1, momentum=0.9, weight_decay=0.0, adjust_lr_fn="match_rms_adamw").step()
         assert torch.equal(parameter.detach().flatten(1), alone.detach())
     optimiser.zero_grad()
     assert all(parameter.grad is None for parameter in network.parameters())

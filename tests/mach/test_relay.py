@@ -80,7 +80,7 @@ def test_end_to_end_recipes_are_judged_by_what_the_last_component_says(lose: int
 
 
 def test_with_targets_every_component_is_judged_alone_with_its_child_and_to_the_end() -> None:
-    components, relays, dataset = chain_of("mach-stream")
+    components, relays, dataset = chain_of("mach-hop")
     examine(relays)
     x = dataset.test_inputs
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_with_targets_every_component_is_judged_alone_with_its_child_and_to_the_
 
 
 def test_a_new_examination_takes_the_place_of_one_that_runs_and_late_answers_to_that_one_count_for_nothing() -> None:
-    components, relays, dataset = chain_of("mach-stream")
+    components, relays, dataset = chain_of("mach-hop")
     relays[0].begin(7)
     answers = []
     for _ in range(3):
@@ -134,7 +134,7 @@ def test_a_new_examination_takes_the_place_of_one_that_runs_and_late_answers_to_
 
 
 def test_an_examination_of_the_same_version_goes_on() -> None:
-    _, relays, _ = chain_of("mach-stream")
+    _, relays, _ = chain_of("mach-hop")
     relays[0].begin(7)
     first = relays[0].ask("c1", 0.0)
     relays[0].begin(7)
@@ -152,7 +152,7 @@ def started(relay: Relay, version: int) -> int:
 
 
 def test_the_deepest_component_of_all_is_judged_at_once() -> None:
-    config = load("digits", ("recipe=mach-stream", "n_components=1", "train.batch_size=64"), RECIPES)
+    config = load("digits", ("recipe=mach-hop", "n_components=1", "train.batch_size=64"), RECIPES)
     dataset = load_data(config.data)
     learner = learner_of(config, 0, [], dataset, CPU)
     relay = exam_of(config, learner, dataset)
@@ -171,7 +171,7 @@ def test_the_deepest_component_of_all_is_judged_at_once() -> None:
 
 
 def test_component_0_is_judged_with_its_students_though_nobody_answers() -> None:
-    components, relays, dataset = chain_of("mach-stream")
+    components, relays, dataset = chain_of("mach-hop")
     net, relay = components[0], relays[0]
     assert started(relay, 3) == len(relay.inputs)
     with torch.no_grad():
@@ -188,7 +188,7 @@ def test_component_0_is_judged_with_its_students_though_nobody_answers() -> None
 
 
 def test_until_a_new_examination_is_complete_the_answers_of_the_old_one_stand() -> None:
-    components, relays, _ = chain_of("mach-stream")
+    components, relays, _ = chain_of("mach-hop")
     examine(relays)
     old = relays[0].result
     assert old is not None
@@ -211,7 +211,7 @@ def test_without_heads_of_their_own_students_are_not_judged() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float8_e5m2], ids=str)
 def test_questions_and_answers_of_another_precision_are_judged(dtype: torch.dtype) -> None:
-    _, relays, _ = chain_of("mach-stream")
+    _, relays, _ = chain_of("mach-hop")
     relays[0].begin(0)
     asked = relays[0].ask("c1", 0.0)
     assert asked is not None
@@ -229,7 +229,7 @@ def test_questions_and_answers_of_another_precision_are_judged(dtype: torch.dtyp
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e300, 1e30])
 def test_numbers_of_one_that_diverged_are_no_questions_and_no_answers(value: float) -> None:
-    _, relays, _ = chain_of("mach-stream")
+    _, relays, _ = chain_of("mach-hop")
     relays[0].begin(0)
     asked = relays[0].ask("c1", 0.0)
     assert asked is not None
@@ -244,7 +244,7 @@ def test_numbers_of_one_that_diverged_are_no_questions_and_no_answers(value: flo
 
 
 def test_questions_and_answers_that_do_not_fit_are_no_questions_and_no_answers() -> None:
-    _, relays, _ = chain_of("mach-stream")
+    _, relays, _ = chain_of("mach-hop")
     relays[0].begin(0)
     asked = relays[0].ask("c1", 0.0)
     assert asked is not None

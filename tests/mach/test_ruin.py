@@ -61,7 +61,7 @@ def test_finite_numbers_that_would_ruin_weights_are_counted_and_never_trained_on
 
 @pytest.mark.parametrize(("value", "dtype"), RUIN)
 def test_a_stream_takes_no_activation_and_no_gradient_that_would_ruin_weights(value: float, dtype: torch.dtype) -> None:
-    parent, child = stream_learner(0, "mach-stream"), stream_learner(1, "mach-stream")
+    parent, child = stream_learner(0, "mach-hop"), stream_learner(1, "mach-hop")
     asked = parent.ask(batch(0, width=64))
     bad = torch.full(asked.inputs.shape, value, dtype=torch.float64).to(dtype)
     wrong = Activation(0, 0, bad, asked.labels, context=asked.context)
@@ -77,7 +77,7 @@ def test_a_stream_takes_no_activation_and_no_gradient_that_would_ruin_weights(va
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float8_e5m2], ids=str)
 def test_a_stream_trains_on_tensors_of_another_precision(dtype: torch.dtype) -> None:
-    parent, child = stream_learner(0, "mach-stream"), stream_learner(1, "mach-stream")
+    parent, child = stream_learner(0, "mach-hop"), stream_learner(1, "mach-hop")
     asked = parent.ask(batch(0, width=64))
     assert asked.context is not None
     answer = answered(child, Activation(0, 0, asked.inputs.to(dtype), asked.labels, context=asked.context.to(dtype)))

@@ -52,7 +52,7 @@ def batch(dataset: Dataset = DATASET) -> Batch:
 @pytest.mark.parametrize("join", ["sum", "mean"])
 @pytest.mark.parametrize("wiring", ["skip", "stream"])
 def test_the_whole_chain_says_the_sum_or_the_mean_of_all_its_heads(join: str, wiring: Any) -> None:
-    recipe = {"skip": "mach", "stream": "mach-stream"}[wiring]
+    recipe = {"skip": "mach", "stream": "mach-hop"}[wiring]
     parts = parts_of(config(f"recipe={recipe}", "method.context=false", "graph=chain", f"model.join={join}"))
     x = batch().inputs
     whole = Whole(parts, ((1,), (2,), ()), wiring=wiring)

@@ -60,10 +60,10 @@ def test_a_plan_survives_json() -> None:
         (("recipe=dgl", "graph=ring"), False, "graph: in stream wiring"),
         (("recipe=backprop",), True, "--lockstep: keeps"),
         (("method.depth=1",), True, "method.depth: an answer"),
-        (("recipe=mach-stream", "method.depth=1"), False, "method.depth: is of skip"),
+        (("recipe=mach-hop", "method.depth=1"), False, "method.depth: is of skip"),
         (("method.depth=2", "bus.window=2"), False, "bus.window=3"),
-        (("method.momentum_head=true",), False, "method.momentum_head: is for"),
-        (("recipe=ddg", "method.momentum_head=true"), False, "heads=every"),
+        (("method.momentum_head=layer",), False, "method.momentum_head: is for"),
+        (("recipe=ddg", "method.momentum_head=layer"), False, "heads=every"),
     ],
 )
 def test_what_cannot_be_run_is_refused_with_a_sentence(settings: tuple[str, ...], lockstep: bool, words: str) -> None:

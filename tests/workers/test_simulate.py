@@ -67,7 +67,7 @@ def test_who_watches_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_an_examination_that_runs_at_the_end_of_a_stream_gives_way_to_the_final_one(tmp_path: Path) -> None:
-    late = config("recipe=mach-stream", "evaluate.every_steps=37")  # the whole way takes longer than three steps
+    late = config("recipe=mach-hop", "evaluate.every_steps=37")  # the whole way takes longer than three steps
     outcome = run(tmp_path, late, timing("20ms"))
     for row in outcome.status.components:
         assert row.accuracy is not None
@@ -101,7 +101,7 @@ class Killer:
 def test_those_below_one_that_was_killed_for_good_finish_with_what_they_have_and_nobody_else_notices(
     tmp_path: Path, victim: str, at_s: float
 ) -> None:
-    simulation = Simulation(config("recipe=mach-stream", "bus.timeout_ms=200"), timing(), tmp_path / "run")
+    simulation = Simulation(config("recipe=mach-hop", "bus.timeout_ms=200"), timing(), tmp_path / "run")
     simulation.stage.fibres["killer"] = Killer(simulation, victim, at_s)  # type: ignore[assignment]
     simulation.run()
     rows = {row.component: row for row in simulation.outcome().status.components}
@@ -202,7 +202,7 @@ TARGETS = {f"{part}/c1" for part in ("cka", "r2", "reliance/zeroed", "reliance/s
     ("recipe", "told"),
     [
         ("mach", TARGETS | {"salience/weight/c1", "salience/integrated/own"}),
-        ("mach-stream", STREAM | TARGETS),
+        ("mach-hop", STREAM | TARGETS),
         ("ddg", STREAM - {"agreement/child"}),
         ("dni", {"weight_gap/rms"}),
     ],
@@ -217,15 +217,15 @@ def test_probes_change_no_bit_of_a_run_and_are_in_its_reports(tmp_path: Path, re
     assert [row.probes for row in plain.status.components] == [{}, {}, {}]
     rows = {row.component: row.probes for row in probed.status.components}
     assert told | {"bytes/c1", "idle"} <= set(rows["c0"])
-    assert rows["c0"]["idle"] <= (0.0 if recipe in ("mach", "mach-stream", "dni") else 0.9)
+    assert rows["c0"]["idle"] <= (0.0 if recipe in ("mach", "mach-hop", "dni") else 0.9)
     if recipe != "mach":
         assert rows["c2"]["idle"] > 0.0, "it waits for its first batch"
-    if recipe in ("mach", "mach-stream"):
+    if recipe in ("mach", "mach-hop"):
         assert "agreement/parent" in rows["c1"]
 
 
 def test_what_policies_did_is_in_the_reports(tmp_path: Path) -> None:
-    settings = ("recipe=mach-stream", 'staleness.policies=["bound","discount"]', "staleness.max_versions=1")
+    settings = ("recipe=mach-hop", 'staleness.policies=["bound","discount"]', "staleness.max_versions=1")
     outcome = run(tmp_path, config(*settings), timing("9ms"))
     for row in outcome.status.components:
         ages = outcome.versions[row.component]["gradient"]
@@ -234,5 +234,5 @@ def test_what_policies_did_is_in_the_reports(tmp_path: Path) -> None:
 
 
 def test_without_policies_there_is_nothing_to_count(tmp_path: Path) -> None:
-    outcome = run(tmp_path, config("recipe=mach-stream"), timing("9ms"))
+    outcome = run(tmp_path, config("recipe=mach-hop"), timing("9ms"))
     assert [row.staleness.policies for row in outcome.status.components] == [{}, {}, {}]

@@ -114,7 +114,7 @@ def gap(found: list[Component], expected: list[Component]) -> float:
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
-@pytest.mark.parametrize("recipe", ["mach-stream", "dgl", "dni", "ampnet", "backprop", "ddg"])
+@pytest.mark.parametrize("recipe", ["mach-hop", "dgl", "dni", "ampnet", "backprop", "ddg"])
 def test_with_a_window_of_one_a_recipe_equals_its_textbook_loop(recipe: str, optimiser: str) -> None:
     window = 3 if recipe == "ddg" else 1
     config = configuration(recipe, f"bus.window={window}", f"optimiser.name={optimiser}", "optimiser.schedule=constant")
@@ -132,12 +132,12 @@ def test_with_a_window_of_one_a_recipe_equals_its_textbook_loop(recipe: str, opt
 
 
 def test_the_comparison_would_notice_a_difference() -> None:
-    dataset = doubled(load_data(configuration("mach-stream").data))
-    plain = configuration("mach-stream", "bus.window=1")
+    dataset = doubled(load_data(configuration("mach-hop").data))
+    plain = configuration("mach-hop", "bus.window=1")
     expected = networks(plain, dataset)
     reference_stream.mach_stream(plain, expected, batches_of(plain, dataset), 5)
     for change in ("loss.late=0.9", "loss.child=0.9", "loss.distill=0.9", "loss.activation=0.9"):
-        chain = Chain(configuration("mach-stream", "bus.window=1", change), dataset)
+        chain = Chain(configuration("mach-hop", "bus.window=1", change), dataset)
         for _ in chain.run(5):
             pass
         assert gap([trainer.learner.component for trainer in chain.trainers], expected) > 1e-6, change
@@ -193,7 +193,7 @@ def test_on_the_virtual_clock_ddg_is_as_late_as_its_update_rule_says(n_component
 
 
 def test_a_component_with_nothing_to_train_on_waits_at_its_mailbox_and_makes_no_step() -> None:
-    chain = Chain(configuration("mach-stream"), load_data(configuration("mach-stream").data))
+    chain = Chain(configuration("mach-hop"), load_data(configuration("mach-hop").data))
     waits: list[float] = []
     door = chain.trainers[1].mailbox
     receive = door.receive
@@ -212,7 +212,7 @@ def test_a_component_with_nothing_to_train_on_waits_at_its_mailbox_and_makes_no_
 
 
 def test_a_batch_that_came_is_trained_on_once_and_the_source_waits_for_nobody() -> None:
-    config = configuration("mach-stream", "n_components=2", "bus.window=2")
+    config = configuration("mach-hop", "n_components=2", "bus.window=2")
     chain = Chain(config, load_data(config.data))
     first, second = chain.trainers
     for _ in range(5):
@@ -254,12 +254,12 @@ def test_a_tree_streams_to_every_child() -> None:
 @pytest.mark.parametrize(
     ("recipe", "settings", "terms"),
     [
-        ("mach-stream", ("method.targets=logits", "loss.logits=1"), {"logits", "activation", "late", "distill"}),
-        ("mach-stream", ("staleness.late=stash", "bus.window=2"), {"activation", "late"}),
-        ("mach-stream", ("staleness.policies=[accumulate,clip]", "staleness.accumulate=2"), {"activation", "late"}),
-        ("mach-stream", ("staleness.late=stash", "staleness.policies=[predict,compensate]"), {"activation", "late"}),
-        ("mach-stream", ("method.gradient_reach=full", "model.join=residual"), {"target", "student", "activation"}),
-        ("mach-stream", ("model.join=sum", "staleness.late=stash"), {"student", "distill", "activation", "late"}),
+        ("mach-hop", ("method.targets=logits", "loss.logits=1"), {"logits", "activation", "late", "distill"}),
+        ("mach-hop", ("staleness.late=stash", "bus.window=2"), {"activation", "late"}),
+        ("mach-hop", ("staleness.policies=[accumulate,clip]", "staleness.accumulate=2"), {"activation", "late"}),
+        ("mach-hop", ("staleness.late=stash", "staleness.policies=[predict,compensate]"), {"activation", "late"}),
+        ("mach-hop", ("method.gradient_reach=full", "model.join=residual"), {"target", "student", "activation"}),
+        ("mach-hop", ("model.join=sum", "staleness.late=stash"), {"student", "distill", "activation", "late"}),
         ("takd", ("wiring=stream", "model.join=mean"), {"target", "student", "distill", "logits"}),
         ("ddg", ("method.heads=every", "staleness.policies=[bound,shrink]"), {"target", "activation"}),
     ],
