@@ -169,13 +169,15 @@ class Supervisor:
         os.close(self._lock)
 
     def watch(self) -> Iterator[Status]:
-        """The run's status after every event and at least every TICK_S, until all processes are gone."""
+        """The run's status after every event and at least every TICK_S, until all processes are gone. Who gives up
+        watching may begin again: nothing is lost by it.
+        """
         while any(member.over is None for member in self.members):
             self._wait()
             now = self.clock.look()
             for member in self.members:
                 member.look(now)
-            self._obey(now)
+            self._obey()
             self._desk.serve(partial(self._restart, now=now))
             self._decide(now)
             if now - self._written >= TICK_S:
@@ -245,13 +247,18 @@ class Supervisor:
         if self._bell in heard and select.select([self._bell], [], [], 0)[0]:
             self._bell.recv(4096)
 
-    def _obey(self, now: float) -> None:
+    def stop(self, why: str, *, at_once: bool = False) -> None:
+        """Have everybody save and leave, or, at once, be gone; `watch` goes on until they are. Who has ended, has."""
+        if any(member.over is None for member in self.members):
+            self.state, self.reason = "stopping", why
+            self._order("stop", 0.0 if at_once else self._grace_s, self.clock.now)
+
+    def _obey(self) -> None:
         """The first signal stops the run cleanly, a second one or SIGQUIT at once."""
         signals, self._signals = self._signals, []
         for number in signals:
             at_once = self.state == "stopping" or number == signal.SIGQUIT
-            self.state, self.reason = "stopping", f"by {signal.Signals(number).name}"
-            self._order("stop", 0.0 if at_once else self._grace_s, now)
+            self.stop(f"by {signal.Signals(number).name}", at_once=at_once)
 
     def _restart(self, wanted: Ask, *, now: float) -> Promise:
         """Somebody asked for a restart."""

@@ -1,33 +1,17 @@
 """What the commands read from a run's files, without any process."""
 
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from bus import address
 from configs.errors import RunError
 from configs.tree import Config
+from fakes import status
 from workers.commands import log_lines, restart, stop, train
 from workers.plan import Plan
 from workers.rundir import RunDir
-from workers.status import RunState, Status, boot, write
-
-
-def status(state: RunState) -> Status:
-    return Status(
-        run="r",
-        state=state,
-        launcher_pid=os.getpid(),
-        launcher_started=address.started(os.getpid()),
-        boot=boot(),
-        started_at=0.0,
-        written_s=time.monotonic(),
-        elapsed_s=1.0,
-        components=[],
-    )
+from workers.status import write
 
 
 @pytest.fixture
