@@ -42,8 +42,8 @@ def logs(run: Launched, name: str) -> str:
     return "".join(path.read_text() for path in sorted((run.directory / "logs").glob(f"{name}*.log")))
 
 
-def assert_equals_the_reference(run: Launched, steps: int) -> None:
-    config = load("digits", (*EXACT, f"train.steps={steps}"), RECIPES)
+def assert_equals_the_reference(run: Launched, steps: int, components: int = 2) -> None:
+    config = load("digits", (*EXACT, f"n_components={components}", f"train.steps={steps}"), RECIPES)
     for i, expected in enumerate(train(config, steps)):
         found = load_file(run.directory / "weights" / f"c{i}.safetensors")
         assert found.keys() == expected.keys()
@@ -111,6 +111,45 @@ def test_a_killed_run_in_lockstep_goes_on_from_the_last_common_step(launch: Laun
     assert more.end() == 0, more.output
     assert f"in lock-step from step {newest - 20}" in more.output
     assert_equals_the_reference(run, newest + 80)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("every", ["100000", "7"])
+def test_a_stop_in_lockstep_saves_the_step_at_which_all_stop(launch: Launch, every: str) -> None:
+    """Four components that may be three steps apart, stopped anywhere; what is gone on from is where they stopped."""
+    four = tuple("n_components=4" if word == "n_components=2" else word for word in WORDS)
+    run = launch("--steps", "100000", "--lockstep", *QUICK, *four, "--set", f"checkpoint.every_steps={every}")
+    run.until(lambda status: all(row["step"] > 20 for row in status["components"]))
+    run.process.send_signal(signal.SIGINT)
+    assert run.end() == 130, run.output
+    rows = run.status()["components"]
+    [at] = {row["step"] for row in rows}
+    assert {shelf(run, row["component"]).sound(row["component"])[0] for row in rows} == {at}
+    assert all((row["state"], row["exit_code"], row["reason"]) == ("stopped", 0, "asked to stop") for row in rows)
+    more = launch("--steps", str(at + 50), resume=True)
+    assert more.end() == 0, more.output
+    assert f"in lock-step from step {at}, " in more.output
+    assert_equals_the_reference(run, at + 50, components=4)
+
+
+@pytest.mark.slow
+def test_one_that_hangs_in_a_stop_of_lockstep_is_killed_and_the_others_leave_without_it(launch: Launch) -> None:
+    words = ("checkpoint.every_steps=10", "supervise.stalled_ms=60000")
+    run = launch("--steps", "100000", "--lockstep", *QUICK, *WORDS, *[w for each in words for w in ("--set", each)])
+    hung = run.until(lambda status: all((row["checkpoint"]["step"] or 0) >= 20 for row in status["components"]))
+    os.kill(hung["components"][1]["pid"], signal.SIGSTOP)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end() == 130, run.output
+    c0, c1 = run.status()["components"]
+    assert (c0["state"], c0["exit_code"], c0["reason"]) == ("stopped", 0, "asked to stop")
+    assert (c1["state"], c1["exit_code"]) == ("stopped", -signal.SIGKILL)
+    assert "did not leave in time" in c1["reason"]
+    at = max(set(shelf(run, "c0").sound("c0")) & set(shelf(run, "c1").sound("c1")))
+    assert at % 10 == 0
+    more = launch("--steps", str(at + 30), resume=True)
+    assert more.end() == 0, more.output
+    assert f"in lock-step from step {at}, " in more.output
+    assert_equals_the_reference(run, at + 30)
 
 
 def test_stopped_damaged_killed_and_gone_on_to_the_end(launch: Launch) -> None:

@@ -4,10 +4,11 @@
         for status in supervisor.watch():     # ends by itself, a status every TICK_S at the latest
             show(status)
 
-What happens to one component lies in `workers/member.py`, when it is restarted in `workers/policy.py`, how a run ends
-in `workers/verdict.py`. Laws: it waits on events (reports, deaths, signals, askers, times), never in a spin. A
-component that fails, stops or restarts ends nobody else's training, but in lock-step, where nobody can go on. Its
-own files may vanish: training goes on. Whatever happens, no process is left when it ends.
+What happens to one component lies in `workers/member.py`, when it is restarted in `workers/policy.py`, how lock-step
+stops in `workers/gather.py`, how a run ends in `workers/verdict.py`. Laws: it waits on events (reports, deaths,
+signals, askers, times), never in a spin. A component that fails, stops or restarts ends nobody else's training, but in
+lock-step, where nobody can go on. Its own files may vanish: training goes on. Whatever happens, no process is left
+when it ends.
 """
 
 import atexit
@@ -33,6 +34,7 @@ from configs.load import dump
 from workers import status as status_file
 from workers.attempt import Attempt
 from workers.desk import Answer, Ask, Desk, Promise
+from workers.gather import Gathering
 from workers.member import LEAVE_S, Member
 from workers.plan import Plan, ProcessPlan
 from workers.process import PRELOAD, enter
@@ -107,6 +109,7 @@ class Supervisor:
         self._grace_s = plan.config.supervise.grace_ms / 1000
         self._deadline = float("inf")
         self._ordered: set[str] = set()
+        self._gathering: Gathering | None = None
         self._signals: list[int] = []
         self._handlers: dict[int, object] = {}
         self._bell, self._bell_end = socket.socketpair()
@@ -249,9 +252,15 @@ class Supervisor:
 
     def stop(self, why: str, *, at_once: bool = False) -> None:
         """Have everybody save and leave, or, at once, be gone; `watch` goes on until they are. Who has ended, has."""
-        if any(member.over is None for member in self.members):
-            self.state, self.reason = "stopping", why
-            self._order("stop", 0.0 if at_once else self._grace_s, self.clock.now)
+        if all(member.over is not None for member in self.members):
+            return
+        self.state, self.reason = "stopping", why
+        now = self.clock.now
+        if self.plan.lockstep and not at_once and not self._ordered:
+            self._gathering = Gathering(self.members, now + self._grace_s / 2)  # the other half is for leaving
+            self._order("gather", self._grace_s, now)
+        else:
+            self._order("stop", 0.0 if at_once else self._grace_s, now)
 
     def _obey(self) -> None:
         """The first signal stops the run cleanly, a second one or SIGQUIT at once."""
@@ -283,6 +292,9 @@ class Supervisor:
                 self._order("stop", self._grace_s, now)
             elif all(member.done for member in trainers):  # nobody's answers are needed any more
                 self._order("release", LEAVE_S, now)
+        if self._gathering is not None and (order := self._gathering.order(now)) is not None:
+            self._order(order, self._grace_s, now)
+            self._gathering = None if order == "stop" else self._gathering
         if now >= self._deadline:
             for member in self.members:
                 member.kill("killed, since it did not leave in time")
