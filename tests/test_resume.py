@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from click.testing import CliRunner
@@ -17,11 +18,12 @@ from safetensors.torch import load_file
 
 from chaos.storm import on_path
 from cli import cli
-from configs.load import load
+from configs.load import dump, load
 from conftest import Launched, mach, wait_gone
 from mach.recipes import RECIPES
 from mach.shelf import STATE, Shelf, read_manifest
 from reference import train
+from workers.plan import make_plan
 from workers.rundir import RunDir
 
 Launch = Callable[..., Launched]
@@ -77,6 +79,35 @@ def test_what_cannot_be_resumed_is_one_sentence(
     assert found.exit_code == code
     assert sentence in found.output
     assert code == 0 or len(found.output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("what", [".lock", "earlier", "metrics", "read-only"])
+def test_a_run_that_cannot_be_written_is_not_resumed_and_one_sentence_says_so(
+    tmp_path: Path, disk: Callable[[Path, str], None], what: str
+) -> None:
+    """Something else in the place of what a launcher writes, which stops every user, or a disk that takes nothing."""
+    if what == "read-only":
+        disk(tmp_path / "runs", "size=1m")
+    run = RunDir(tmp_path / "runs" / "test")
+    run.make()
+    plan = make_plan(load("digits", EXACT, RECIPES), run="test", directory=run.path, sockets=tmp_path)
+    run.plan.write_bytes(msgspec.json.encode(plan))
+    run.config.write_text(dump(plan.config))
+    if what == ".lock":
+        (run.path / what).mkdir()
+    elif what == "read-only":
+        subprocess.run(["mount", "-o", "remount,ro", str(tmp_path / "runs")], check=True)
+    else:
+        (run.path / what).rmdir() if (run.path / what).exists() else None
+        (run.path / what).write_text("in the way")
+    before = sorted(run.path.rglob("*"))
+    refused = mach("resume", "test", "--runs", str(tmp_path / "runs"), "--gpus", "cpu")
+    assert refused.returncode == 2
+    assert refused.stdout == ""
+    assert re.fullmatch(
+        rf"mach: {re.escape(str(run.path))}\S*: .*; make it writable, then mach resume test\n", refused.stderr
+    )
+    assert {path for path in run.path.rglob("*") if path.name != ".lock"} <= set(before), "nothing was begun"
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from configs.tree import Config
 from workers import desk, screen
 from workers import devices as devices_of
 from workers.background import detach
-from workers.foreground import announce, supervised
+from workers.foreground import supervised
 from workers.plan import Plan, make_plan
 from workers.resume import config_of, has_finished, recorded_plan, resumed_plan, same_devices, where
 from workers.rundir import RunDir
@@ -100,12 +100,13 @@ def train(
 ) -> int:
     """Run to the end on this terminal; the exit code. `other`: a name in place of one that was taken meanwhile."""
 
-    def plan_at(sockets: Path) -> Plan:
-        return make_plan(config, run=name, directory=runs / name, sockets=sockets, devices=devices, lockstep=lockstep)
+    def plan_at(sockets: Path) -> tuple[Plan, str]:
+        where = runs / name
+        return make_plan(config, run=name, directory=where, sockets=sockets, devices=devices, lockstep=lockstep), ""
 
     while True:
         try:
-            return launched(runs / name, config, plan_at)
+            return launched(runs / name, config, plan_at, "choose another place with --runs")
         except FileExistsError:
             if other is None:
                 check_name(runs, name)
@@ -133,12 +134,11 @@ def resume(run: RunDir, file: str | None, settings: Sequence[str], gpus: str | N
     warm()
     devices = choose_devices(gpus or same_devices(old))
 
-    def plan_at(sockets: Path) -> Plan:
+    def plan_at(sockets: Path) -> tuple[Plan, str]:
         plan = resumed_plan(old, config, status, sockets, devices)
-        announce(run.name, where(run, plan))
-        return plan
+        return plan, where(run, plan)
 
-    return launched(run.path, config, plan_at)
+    return launched(run.path, config, plan_at, f"make it writable, then mach resume {run.name}")
 
 
 def resumable(runs: Path, name: str | None) -> RunDir:
@@ -155,19 +155,26 @@ def status_of(run: RunDir) -> Status | None:
         return None
 
 
-def launched(directory: Path, config: Config, plan_at: Callable[[Path], Plan]) -> int:
-    """Supervise the plan that `plan_at` makes for a directory of sockets; the exit code."""
+def launched(directory: Path, config: Config, plan_at: Callable[[Path], tuple[Plan, str]], otherwise: str) -> int:
+    """Supervise the plan that `plan_at` makes for a directory of sockets, with what to say first; the exit code.
+
+    Raises:
+        FileExistsError: another launch has made the run's directory.
+        RunError: the run is another launcher's, or cannot be written down; `otherwise` is what to do then.
+    """
     keys.check(config.bus)
     address.sweep()
     sockets = address.make_directory()
+    plan: Plan | None = None
     try:
-        return supervised(plan_at(sockets))
-    except FileExistsError:  # the name is taken
-        raise
+        plan, opening = plan_at(sockets)
+        return supervised(plan, opening)
     except BlockingIOError as error:
         raise RunError(f"{directory}: another launcher is running this run; mach stop {directory.name}") from error
     except OSError as error:
-        raise RunError(f"{directory}: {error.strerror or error}; choose another place with --runs") from error
+        if isinstance(error, FileExistsError) and plan is not None and not plan.resumed:
+            raise  # the name is taken
+        raise RunError(f"{error.filename or directory}: {error.strerror or error}; {otherwise}") from error
     finally:
         address.remove(sockets)
 

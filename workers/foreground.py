@@ -24,8 +24,9 @@ UNREAD = "since nobody reads what it prints any more"
 """Why a run was stopped whose reader has left."""
 
 
-def supervised(plan: Plan) -> int:
-    """Start, show, judge. A reader that leaves stops the run; one that leaves when it has ended misses its verdict.
+def supervised(plan: Plan, opening: str = "") -> int:
+    """Start, say the `opening`, show, judge. A reader that leaves stops the run; one that leaves when it has ended
+    misses its verdict.
 
     Raises:
         ConfigError: it cannot be run as asked.
@@ -34,6 +35,8 @@ def supervised(plan: Plan) -> int:
     console = screen.console()
     with Supervisor(plan) as supervisor:
         try:
+            if opening:
+                print(opening, flush=True)
             follow(supervisor, console)
         except BrokenPipeError:
             print_nowhere()
@@ -44,7 +47,7 @@ def supervised(plan: Plan) -> int:
     if status.exit_code == 2:
         raise ConfigError(status.reason)
     if status.reason.startswith(UNREAD):
-        raise unread(status.run, f"stopped{status.reason.removeprefix(UNREAD)}", status.exit_code or STOPPED)
+        raise unread(status)
     try:
         conclude(status, plan, console)
     except BrokenPipeError:
@@ -73,23 +76,14 @@ def conclude(status: Status, plan: Plan, console: Console) -> None:
         print(f"run {status.run}: {plan.directory}", flush=True)
 
 
-def unread(run: str, became: str, exit_code: int) -> RunError:
+def unread(status: Status) -> RunError:
     """What to say, where there still is somebody, of a run whose reader has left."""
     error = RunError(
-        f"nobody reads what is printed any more, so run {run} was {became}; mach resume {run} goes on with it, "
-        "and --detach needs no reader"
+        f"nobody reads what is printed any more, so run {status.run} was stopped{status.reason.removeprefix(UNREAD)}; "
+        f"mach resume {status.run} goes on with it, and --detach needs no reader"
     )
-    error.exit_code = exit_code
+    error.exit_code = status.exit_code or STOPPED
     return error
-
-
-def announce(run: str, sentence: str) -> None:
-    """Say what is about to begin, to somebody who reads it (RunError: nobody does)."""
-    try:
-        print(sentence, flush=True)
-    except BrokenPipeError as error:
-        print_nowhere()
-        raise unread(run, "not begun", STOPPED) from error
 
 
 def print_nowhere() -> None:

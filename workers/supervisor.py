@@ -166,7 +166,7 @@ class Supervisor:
         shutil.rmtree(self.plan.sockets, ignore_errors=True)
         if self._lock < 0:  # the run is another launcher's, or none
             return
-        if kind is not None and self.exit_code is None:
+        if kind is not None and self.exit_code is None and (self.members or not self.plan.resumed):
             self._end("failed", f"the launcher failed: {kind.__name__}: {error}", 1)
             self._write()
         os.close(self._lock)

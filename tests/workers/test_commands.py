@@ -68,8 +68,8 @@ def test_a_name_taken_at_the_very_moment_is_refused_if_it_was_chosen_and_else_an
     """Another launch makes the directory between our look and our own attempt to make it."""
     tried: list[str] = []
 
-    def launched(directory: Path, config: Config, plan_at: Callable[[Path], Plan]) -> int:
-        tried.append(plan_at(tmp_path).run)
+    def launched(directory: Path, config: Config, plan_at: Callable[[Path], tuple[Plan, str]], _: str) -> int:
+        tried.append(plan_at(tmp_path)[0].run)
         if len(tried) == 1:
             RunDir(directory).make()  # the other one is faster
         RunDir(directory).make()

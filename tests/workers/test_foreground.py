@@ -13,7 +13,7 @@ from configs.load import load
 from fakes import status as status_of
 from mach.recipes import RECIPES
 from workers import foreground, screen
-from workers.foreground import UNREAD, announce, supervised
+from workers.foreground import UNREAD, supervised
 from workers.plan import Plan, make_plan
 from workers.status import Status
 
@@ -66,11 +66,11 @@ def reader() -> Iterator[Callable[[], None]]:
 
 @pytest.fixture
 def play(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
-    def run(ends: Status, left_when_over: Callable[[], None] = lambda: None) -> int:
+    def run(ends: Status, left_when_over: Callable[[], None] = lambda: None, opening: str = "") -> int:
         monkeypatch.setattr(foreground, "Supervisor", Played)
         Played.ends, Played.left_when_over, Played.stopped = ends, staticmethod(left_when_over), []
         plan = make_plan(load("digits", (), RECIPES), run="r", directory=tmp_path / "r", sockets=tmp_path)
-        return supervised(plan)
+        return supervised(plan, opening)
 
     return run
 
@@ -104,12 +104,14 @@ def test_a_reader_that_leaves_stops_the_run_and_the_error_says_so(
     assert f"nobody reads what is printed any more, so run r was stopped{more}; mach resume r" in str(raised.value)
 
 
-def test_what_begins_unread_does_not_begin() -> None:
+def test_an_opening_that_nobody_reads_stops_the_run(play: Callable[..., int]) -> None:
     with reader() as leave:
-        announce("r", "run r goes on")
+        assert play(ended("finished", 0), opening="run r goes on") == 0
+        assert Played.stopped == []
         leave()
-        with pytest.raises(RunError, match="so run r was not begun; mach resume r"):
-            announce("r", "run r goes on")
+        with pytest.raises(RunError, match="run r was stopped"):
+            play(ended("stopped", 130, UNREAD), opening="run r goes on")
+    assert Played.stopped == [UNREAD]
 
 
 def test_a_console_without_a_reader_raises_and_ends_no_program() -> None:
