@@ -98,7 +98,8 @@ def test_a_run_that_cannot_be_written_is_not_resumed_and_one_sentence_says_so(
     elif what == "read-only":
         subprocess.run(["mount", "-o", "remount,ro", str(tmp_path / "runs")], check=True)
     else:
-        (run.path / what).rmdir() if (run.path / what).exists() else None
+        if (run.path / what).is_dir():
+            (run.path / what).rmdir()
         (run.path / what).write_text("in the way")
     before = sorted(run.path.rglob("*"))
     refused = mach("resume", "test", "--runs", str(tmp_path / "runs"), "--gpus", "cpu")

@@ -8,6 +8,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -18,8 +19,8 @@ from configs.errors import ConfigError, RunError
 from configs.tree import Config
 from workers import desk, screen
 from workers import devices as devices_of
-from workers.background import detach
-from workers.foreground import supervised
+from workers.background import detach, tell_begun
+from workers.foreground import Opening, supervised
 from workers.plan import Plan, make_plan
 from workers.resume import config_of, has_finished, recorded_plan, resumed_plan, same_devices, where
 from workers.rundir import RunDir
@@ -27,7 +28,7 @@ from workers.status import FINAL, Status, find_run, launcher_alive, read, rules_
 from workers.supervisor import Supervisor, warm
 
 __all__ = ["check_name", "choose_devices", "describe", "detach", "log_lines", "restart", "resumable", "resume"]
-__all__ += ["stop", "train", "warm", "watch"]
+__all__ += ["stop", "tell_begun", "train", "warm", "watch"]
 
 LOOK_S = 0.25
 """Time between two looks into files that somebody else writes."""
@@ -97,12 +98,15 @@ def train(
     *,
     lockstep: bool,
     other: Callable[[], str] | None = None,
+    begun: Callable[[], None] | None = None,
 ) -> int:
-    """Run to the end on this terminal; the exit code. `other`: a name in place of one that was taken meanwhile."""
+    """Run to the end on this terminal; the exit code. `other`: a name in place of one that was taken meanwhile;
+    `begun`: called when the run is ours.
+    """
 
-    def plan_at(sockets: Path) -> tuple[Plan, str]:
+    def plan_at(sockets: Path) -> tuple[Plan, Opening]:
         where = runs / name
-        return make_plan(config, run=name, directory=where, sockets=sockets, devices=devices, lockstep=lockstep), ""
+        return make_plan(config, run=name, directory=where, sockets=sockets, devices=devices, lockstep=lockstep), begun
 
     while True:
         try:
@@ -134,9 +138,9 @@ def resume(run: RunDir, file: str | None, settings: Sequence[str], gpus: str | N
     warm()
     devices = choose_devices(gpus or same_devices(old))
 
-    def plan_at(sockets: Path) -> tuple[Plan, str]:
+    def plan_at(sockets: Path) -> tuple[Plan, Opening]:
         plan = resumed_plan(old, config, status, sockets, devices)
-        return plan, where(run, plan)
+        return plan, partial(print, where(run, plan), flush=True)
 
     return launched(run.path, config, plan_at, f"make it writable, then mach resume {run.name}")
 
@@ -155,8 +159,8 @@ def status_of(run: RunDir) -> Status | None:
         return None
 
 
-def launched(directory: Path, config: Config, plan_at: Callable[[Path], tuple[Plan, str]], otherwise: str) -> int:
-    """Supervise the plan that `plan_at` makes for a directory of sockets, with what to say first; the exit code.
+def launched(directory: Path, config: Config, plan_at: Callable[[Path], tuple[Plan, Opening]], otherwise: str) -> int:
+    """Supervise the plan that `plan_at` makes for a directory of sockets, with its opening; the exit code.
 
     Raises:
         FileExistsError: another launch has made the run's directory.

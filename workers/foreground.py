@@ -6,6 +6,7 @@ Knows no option, and nothing of how a run is planned.
 import os
 import sys
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.live import Live
@@ -24,8 +25,12 @@ UNREAD = "since nobody reads what it prints any more"
 """Why a run was stopped whose reader has left."""
 
 
-def supervised(plan: Plan, opening: str = "") -> int:
-    """Start, say the `opening`, show, judge. A reader that leaves stops the run; one that leaves when it has ended
+Opening = Callable[[], object] | None
+"""What to do, or to say, once the run is ours."""
+
+
+def supervised(plan: Plan, opening: Opening = None) -> int:
+    """Start, do the `opening`, show, judge. A reader that leaves stops the run; one that leaves when it has ended
     misses its verdict.
 
     Raises:
@@ -35,8 +40,8 @@ def supervised(plan: Plan, opening: str = "") -> int:
     console = screen.console()
     with Supervisor(plan) as supervisor:
         try:
-            if opening:
-                print(opening, flush=True)
+            if opening is not None:
+                opening()
             follow(supervisor, console)
         except BrokenPipeError:
             print_nowhere()

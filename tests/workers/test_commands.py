@@ -9,6 +9,7 @@ from configs.errors import RunError
 from configs.tree import Config
 from fakes import status
 from workers.commands import log_lines, restart, stop, train
+from workers.foreground import Opening
 from workers.plan import Plan
 from workers.rundir import RunDir
 from workers.status import write
@@ -68,7 +69,7 @@ def test_a_name_taken_at_the_very_moment_is_refused_if_it_was_chosen_and_else_an
     """Another launch makes the directory between our look and our own attempt to make it."""
     tried: list[str] = []
 
-    def launched(directory: Path, config: Config, plan_at: Callable[[Path], tuple[Plan, str]], _: str) -> int:
+    def launched(directory: Path, config: Config, plan_at: Callable[[Path], tuple[Plan, Opening]], _: str) -> int:
         tried.append(plan_at(tmp_path)[0].run)
         if len(tried) == 1:
             RunDir(directory).make()  # the other one is faster

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,7 @@ from configs.load import load
 from fakes import status as status_of
 from mach.recipes import RECIPES
 from workers import foreground, screen
-from workers.foreground import UNREAD, supervised
+from workers.foreground import UNREAD, Opening, supervised
 from workers.plan import Plan, make_plan
 from workers.status import Status
 
@@ -66,7 +67,7 @@ def reader() -> Iterator[Callable[[], None]]:
 
 @pytest.fixture
 def play(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
-    def run(ends: Status, left_when_over: Callable[[], None] = lambda: None, opening: str = "") -> int:
+    def run(ends: Status, left_when_over: Callable[[], None] = lambda: None, opening: Opening = None) -> int:
         monkeypatch.setattr(foreground, "Supervisor", Played)
         Played.ends, Played.left_when_over, Played.stopped = ends, staticmethod(left_when_over), []
         plan = make_plan(load("digits", (), RECIPES), run="r", directory=tmp_path / "r", sockets=tmp_path)
@@ -105,12 +106,13 @@ def test_a_reader_that_leaves_stops_the_run_and_the_error_says_so(
 
 
 def test_an_opening_that_nobody_reads_stops_the_run(play: Callable[..., int]) -> None:
+    goes_on = partial(print, "run r goes on", flush=True)
     with reader() as leave:
-        assert play(ended("finished", 0), opening="run r goes on") == 0
+        assert play(ended("finished", 0), opening=goes_on) == 0
         assert Played.stopped == []
         leave()
         with pytest.raises(RunError, match="run r was stopped"):
-            play(ended("stopped", 130, UNREAD), opening="run r goes on")
+            play(ended("stopped", 130, UNREAD), opening=goes_on)
     assert Played.stopped == [UNREAD]
 
 
