@@ -58,7 +58,8 @@ def cli() -> None:
 def launch(ctx: click.Context, /, *, runs: Path, name: str | None, detach: bool, dry_run: bool, **words: Any) -> None:
     """Train: one process a component, until every component has done its steps.
 
-    Ctrl-C stops cleanly, a second Ctrl-C at once. A component that fails is started anew, alone.
+    Ctrl-C stops cleanly, a second Ctrl-C at once. So does a reader of the output that leaves: --detach needs none. A
+    component that fails is started anew, alone.
 
     \b
     Examples:

@@ -214,7 +214,7 @@ def terms(plan: Plan) -> tuple[float | None, int | None, int]:
     A run in lock-step goes on from a step that all components have. A component ends its step v only when its
     neighbours have begun theirs, so have ended, and saved if that was due, step v − 1; one that is n − 1 edges away has
     saved step v − (n − 1). So of what the foremost keeps, the rearmost may lack what is of the last n − 1 steps: the
-    newest, which at the end of a run is of any step, and what is due in the n − 2 steps before.
+    newest, which at the end of a run, or a stop, is of any step, and what is due in the n − 2 steps before.
     """
     settings, count = plan.config.checkpoint, len(plan.processes)
     if not plan.lockstep:
