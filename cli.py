@@ -53,11 +53,13 @@ def cli() -> None:
 )
 @click.option("--detach", is_flag=True, help="Leave the run in the background.")
 @click.option("--dry-run", is_flag=True, help="Print the configuration and the plan; start nothing.")
+@click.option("--tell", type=int, hidden=True, help="Of a launch that --detach made: where to say that it has begun.")
 @click.pass_context
 def launch(ctx: click.Context, /, *, runs: Path, name: str | None, detach: bool, dry_run: bool, **words: Any) -> None:
     """Train: one process a component, until every component has done its steps.
 
-    Ctrl-C stops cleanly, a second Ctrl-C at once. A component that fails is started anew, alone.
+    Ctrl-C stops cleanly, a second Ctrl-C at once. So does a reader of the output that leaves: --detach needs none. A
+    component that fails is started anew, alone.
 
     \b
     Examples:
@@ -81,8 +83,10 @@ def launch(ctx: click.Context, /, *, runs: Path, name: str | None, detach: bool,
     if devices == ("cpu",) and words["gpus"] is None:
         click.echo("no CUDA device: training on the CPU", err=True)
     if detach:
-        ctx.exit(commands.detach(config, runs, name, words["gpus"], lockstep=words["lockstep"]))
-    ctx.exit(commands.train(config, runs, name, devices, lockstep=words["lockstep"], other=other))
+        ctx.exit(commands.detach(config, runs, name, words["gpus"], lockstep=words["lockstep"], other=other))
+    tell = words["tell"]
+    begun = None if tell is None else partial(commands.tell_begun, tell)
+    ctx.exit(commands.train(config, runs, name, devices, lockstep=words["lockstep"], other=other, begun=begun))
 
 
 @cli.command(epilog="\b\n" + exits_help())

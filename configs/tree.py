@@ -226,7 +226,7 @@ class Checkpoint(Node, frozen=True):
     every_steps: Positive | None = None
     """After every so many steps, too."""
     keep: Positive = 2
-    """The newest that are kept; lock-step keeps as many as a common step needs."""
+    """The newest that are kept; lock-step keeps so many more that all components have as many alike."""
 
 
 CodecName = Literal["none", "bf16", "fp16", "int8"]

@@ -93,8 +93,11 @@ class Shelf:
         shutil.rmtree(gone)
 
     def set_aside(self, version: int) -> None:
-        """Take one out of the count, and leave it for people to look at."""
-        os.rename(self.path(version), self.folder / f"{version}.damaged")
+        """Take one out of the count, and leave it for people to look at, in place of an earlier one of that step."""
+        aside = self.folder / f"{version}.damaged"
+        if self.path(version).exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        os.rename(self.path(version), aside)
 
     def sweep(self) -> None:
         """Remove what killed writers left."""

@@ -1,14 +1,32 @@
-"""Fakes of a component's process, for what stands above it: real pairs of sockets, no process."""
+"""Fakes of a component's process, for what stands above it: real pairs of sockets, no process. And a run's status."""
 
 import os
 import socket
+import time
 from typing import Any
 
 import msgspec
 
+from bus import address
 from workers.attempt import Attempt
 from workers.plan import ProcessPlan
 from workers.report import Checkpoint, Report
+from workers.status import RunState, Status, boot
+
+
+def status(state: RunState) -> Status:
+    """Of run r, whose launcher is this process."""
+    return Status(
+        run="r",
+        state=state,
+        launcher_pid=os.getpid(),
+        launcher_started=address.started(os.getpid()),
+        boot=boot(),
+        started_at=0.0,
+        written_s=time.monotonic(),
+        elapsed_s=1.0,
+        components=[],
+    )
 
 
 def plan(kind: str = "trainer", name: str = "c1") -> ProcessPlan:

@@ -207,7 +207,7 @@ def test_two_runs_of_one_name_are_refused_with_one_sentence(launch: Launch, tmp_
     assert first.process.poll() is None
 
 
-def test_a_reader_that_leaves_ends_the_run_in_one_sentence(launch: Launch, tmp_path: Path) -> None:
+def test_a_reader_that_leaves_stops_the_run_and_all_is_saved(launch: Launch, tmp_path: Path) -> None:
     with (tmp_path / "errors").open("w+") as errors:
         run = launch("--components", "2", "--steps", "100000", "--set", "report.every_ms=100", errors=errors)
         run.until(all_training)
@@ -215,13 +215,18 @@ def test_a_reader_that_leaves_ends_the_run_in_one_sentence(launch: Launch, tmp_p
         assert run.process.stdout is not None
         run.process.stdout.close()
         run.process.stdout = None
-        assert run.process.wait(30) == 1
+        assert run.process.wait(30) == 130
         assert all(wait_gone(pid) for pid in below)
-        assert run.status()["state"] == "failed"
+        status = run.status()
+        assert (status["state"], status["exit_code"]) == ("stopped", 130)
+        for row in status["components"]:
+            assert (row["state"], row["exit_code"], row["reason"]) == ("stopped", 0, "asked to stop")
+            assert row["checkpoint"]["step"] == row["step"] > 0
+            assert (run.directory / "weights" / f"{row['component']}.safetensors").is_file()
         errors.seek(0)
         told = [line for line in errors.read().splitlines() if "CUDA" not in line]
     assert len(told) == 1
-    assert told[0].startswith("mach: nobody reads what is printed any more, so run test was ended; mach resume test")
+    assert told[0].startswith("mach: nobody reads what is printed any more, so run test was stopped; mach resume test")
 
 
 def test_a_delay_on_one_edge_shows_and_stops_nobody(launch: Launch) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from click.testing import CliRunner
@@ -17,11 +18,12 @@ from safetensors.torch import load_file
 
 from chaos.storm import on_path
 from cli import cli
-from configs.load import load
+from configs.load import dump, load
 from conftest import Launched, mach, wait_gone
 from mach.recipes import RECIPES
 from mach.shelf import STATE, Shelf, read_manifest
 from reference import train
+from workers.plan import make_plan
 from workers.rundir import RunDir
 
 Launch = Callable[..., Launched]
@@ -42,8 +44,8 @@ def logs(run: Launched, name: str) -> str:
     return "".join(path.read_text() for path in sorted((run.directory / "logs").glob(f"{name}*.log")))
 
 
-def assert_equals_the_reference(run: Launched, steps: int) -> None:
-    config = load("digits", (*EXACT, f"train.steps={steps}"), RECIPES)
+def assert_equals_the_reference(run: Launched, steps: int, components: int = 2) -> None:
+    config = load("digits", (*EXACT, f"n_components={components}", f"train.steps={steps}"), RECIPES)
     for i, expected in enumerate(train(config, steps)):
         found = load_file(run.directory / "weights" / f"c{i}.safetensors")
         assert found.keys() == expected.keys()
@@ -79,6 +81,36 @@ def test_what_cannot_be_resumed_is_one_sentence(
     assert code == 0 or len(found.output.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("what", [".lock", "earlier", "metrics", "read-only"])
+def test_a_run_that_cannot_be_written_is_not_resumed_and_one_sentence_says_so(
+    tmp_path: Path, disk: Callable[[Path, str], None], what: str
+) -> None:
+    """Something else in the place of what a launcher writes, which stops every user, or a disk that takes nothing."""
+    if what == "read-only":
+        disk(tmp_path / "runs", "size=1m")
+    run = RunDir(tmp_path / "runs" / "test")
+    run.make()
+    plan = make_plan(load("digits", EXACT, RECIPES), run="test", directory=run.path, sockets=tmp_path)
+    run.plan.write_bytes(msgspec.json.encode(plan))
+    run.config.write_text(dump(plan.config))
+    if what == ".lock":
+        (run.path / what).mkdir()
+    elif what == "read-only":
+        subprocess.run(["mount", "-o", "remount,ro", str(tmp_path / "runs")], check=True)
+    else:
+        if (run.path / what).is_dir():
+            (run.path / what).rmdir()
+        (run.path / what).write_text("in the way")
+    before = sorted(run.path.rglob("*"))
+    refused = mach("resume", "test", "--runs", str(tmp_path / "runs"), "--gpus", "cpu")
+    assert refused.returncode == 2
+    assert refused.stdout == ""
+    assert re.fullmatch(
+        rf"mach: {re.escape(str(run.path))}\S*: .*; make it writable, then mach resume test\n", refused.stderr
+    )
+    assert {path for path in run.path.rglob("*") if path.name != ".lock"} <= set(before), "nothing was begun"
+
+
 @pytest.mark.slow
 def test_a_finished_run_in_lockstep_goes_on_as_if_it_had_never_ended(launch: Launch) -> None:
     """100 + resume + 100 equals 200, bit for bit; and what is refused meanwhile changes nothing."""
@@ -98,8 +130,7 @@ def test_a_finished_run_in_lockstep_goes_on_as_if_it_had_never_ended(launch: Lau
 @pytest.mark.slow
 def test_a_killed_run_in_lockstep_goes_on_from_the_last_common_step(launch: Launch) -> None:
     """kill -9 of the launcher after step 100; one component's newest checkpoint is damaged besides."""
-    rare = ("--set", "checkpoint.every_steps=20", "--set", "checkpoint.keep=4")  # one may be a checkpoint ahead
-    run = launch("--steps", "100000", "--lockstep", *QUICK, *WORDS, *rare)
+    run = launch("--steps", "100000", "--lockstep", *QUICK, *WORDS, "--set", "checkpoint.every_steps=20")
     run.until(lambda status: min(row["step"] for row in status["components"]) > 100)
     kill_launcher(run)
     newest = min(shelf(run, f"c{i}").versions()[0] for i in range(2))
@@ -112,6 +143,45 @@ def test_a_killed_run_in_lockstep_goes_on_from_the_last_common_step(launch: Laun
     assert more.end() == 0, more.output
     assert f"in lock-step from step {newest - 20}" in more.output
     assert_equals_the_reference(run, newest + 80)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("every", ["100000", "7"])
+def test_a_stop_in_lockstep_saves_the_step_at_which_all_stop(launch: Launch, every: str) -> None:
+    """Four components that may be three steps apart, stopped anywhere; what is gone on from is where they stopped."""
+    four = tuple("n_components=4" if word == "n_components=2" else word for word in WORDS)
+    run = launch("--steps", "100000", "--lockstep", *QUICK, *four, "--set", f"checkpoint.every_steps={every}")
+    run.until(lambda status: all(row["step"] > 20 for row in status["components"]))
+    run.process.send_signal(signal.SIGINT)
+    assert run.end() == 130, run.output
+    rows = run.status()["components"]
+    [at] = {row["step"] for row in rows}
+    assert {shelf(run, row["component"]).sound(row["component"])[0] for row in rows} == {at}
+    assert all((row["state"], row["exit_code"], row["reason"]) == ("stopped", 0, "asked to stop") for row in rows)
+    more = launch("--steps", str(at + 50), resume=True)
+    assert more.end() == 0, more.output
+    assert f"in lock-step from step {at}, " in more.output
+    assert_equals_the_reference(run, at + 50, components=4)
+
+
+@pytest.mark.slow
+def test_one_that_hangs_in_a_stop_of_lockstep_is_killed_and_the_others_leave_without_it(launch: Launch) -> None:
+    words = ("checkpoint.every_steps=10", "supervise.stalled_ms=60000")
+    run = launch("--steps", "100000", "--lockstep", *QUICK, *WORDS, *[w for each in words for w in ("--set", each)])
+    hung = run.until(lambda status: all((row["checkpoint"]["step"] or 0) >= 20 for row in status["components"]))
+    os.kill(hung["components"][1]["pid"], signal.SIGSTOP)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end() == 130, run.output
+    c0, c1 = run.status()["components"]
+    assert (c0["state"], c0["exit_code"], c0["reason"]) == ("stopped", 0, "asked to stop")
+    assert (c1["state"], c1["exit_code"]) == ("stopped", -signal.SIGKILL)
+    assert "did not leave in time" in c1["reason"]
+    at = max(set(shelf(run, "c0").sound("c0")) & set(shelf(run, "c1").sound("c1")))
+    assert at % 10 == 0
+    more = launch("--steps", str(at + 30), resume=True)
+    assert more.end() == 0, more.output
+    assert f"in lock-step from step {at}, " in more.output
+    assert_equals_the_reference(run, at + 30)
 
 
 def test_stopped_damaged_killed_and_gone_on_to_the_end(launch: Launch) -> None:

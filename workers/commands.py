@@ -1,4 +1,4 @@
-"""What the commands do: train here or in the background, go on, watch, stop, read logs.
+"""What the commands do: train, go on, watch, stop, read logs.
 
 Knows no option and no torch.
 """
@@ -6,34 +6,30 @@ Knows no option and no torch.
 import os
 import select
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
 from rich.live import Live
-from rich.text import Text
 
 from bus import address, keys
 from configs.errors import ConfigError, RunError
-from configs.load import dump
 from configs.tree import Config
 from workers import desk, screen
 from workers import devices as devices_of
+from workers.background import detach, tell_begun
+from workers.foreground import Opening, supervised
 from workers.plan import Plan, make_plan
 from workers.resume import config_of, has_finished, recorded_plan, resumed_plan, same_devices, where
 from workers.rundir import RunDir
 from workers.status import FINAL, Status, find_run, launcher_alive, read, rules_of
 from workers.supervisor import Supervisor, warm
-from workers.verdict import FAILED
 
 __all__ = ["check_name", "choose_devices", "describe", "detach", "log_lines", "restart", "resumable", "resume"]
-__all__ += ["stop", "train", "warm", "watch"]
+__all__ += ["stop", "tell_begun", "train", "warm", "watch"]
 
-PLAIN_S = 2.0
-"""Time between two blocks of plain lines."""
 LOOK_S = 0.25
 """Time between two looks into files that somebody else writes."""
 PATIENCE_S = 5.0
@@ -102,15 +98,19 @@ def train(
     *,
     lockstep: bool,
     other: Callable[[], str] | None = None,
+    begun: Callable[[], None] | None = None,
 ) -> int:
-    """Run to the end on this terminal; the exit code. `other`: a name in place of one that was taken meanwhile."""
+    """Run to the end on this terminal; the exit code. `other`: a name in place of one that was taken meanwhile;
+    `begun`: called when the run is ours.
+    """
 
-    def plan_at(sockets: Path) -> Plan:
-        return make_plan(config, run=name, directory=runs / name, sockets=sockets, devices=devices, lockstep=lockstep)
+    def plan_at(sockets: Path) -> tuple[Plan, Opening]:
+        where = runs / name
+        return make_plan(config, run=name, directory=where, sockets=sockets, devices=devices, lockstep=lockstep), begun
 
     while True:
         try:
-            return launched(runs / name, config, plan_at)
+            return launched(runs / name, config, plan_at, "choose another place with --runs")
         except FileExistsError:
             if other is None:
                 check_name(runs, name)
@@ -138,12 +138,11 @@ def resume(run: RunDir, file: str | None, settings: Sequence[str], gpus: str | N
     warm()
     devices = choose_devices(gpus or same_devices(old))
 
-    def plan_at(sockets: Path) -> Plan:
+    def plan_at(sockets: Path) -> tuple[Plan, Opening]:
         plan = resumed_plan(old, config, status, sockets, devices)
-        print(where(run, plan), flush=True)
-        return plan
+        return plan, partial(print, where(run, plan), flush=True)
 
-    return launched(run.path, config, plan_at)
+    return launched(run.path, config, plan_at, f"make it writable, then mach resume {run.name}")
 
 
 def resumable(runs: Path, name: str | None) -> RunDir:
@@ -160,51 +159,28 @@ def status_of(run: RunDir) -> Status | None:
         return None
 
 
-def launched(directory: Path, config: Config, plan_at: Callable[[Path], Plan]) -> int:
-    """Supervise the plan that `plan_at` makes for a directory of sockets; the exit code."""
+def launched(directory: Path, config: Config, plan_at: Callable[[Path], tuple[Plan, Opening]], otherwise: str) -> int:
+    """Supervise the plan that `plan_at` makes for a directory of sockets, with its opening; the exit code.
+
+    Raises:
+        FileExistsError: another launch has made the run's directory.
+        RunError: the run is another launcher's, or cannot be written down; `otherwise` is what to do then.
+    """
     keys.check(config.bus)
     address.sweep()
     sockets = address.make_directory()
+    plan: Plan | None = None
     try:
-        return supervised(plan_at(sockets))
-    except FileExistsError:  # the name is taken
-        raise
-    except BrokenPipeError as error:
-        with open(os.devnull, "w", encoding="utf-8") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # what still waits to be printed raises no second time
-        unread = RunError(
-            f"nobody reads what is printed any more, so run {directory.name} was ended; mach resume {directory.name} "
-            "goes on with it, and --detach needs no reader"
-        )
-        unread.exit_code = FAILED
-        raise unread from error
+        plan, opening = plan_at(sockets)
+        return supervised(plan, opening)
     except BlockingIOError as error:
         raise RunError(f"{directory}: another launcher is running this run; mach stop {directory.name}") from error
     except OSError as error:
-        raise RunError(f"{directory}: {error.strerror or error}; choose another place with --runs") from error
+        if isinstance(error, FileExistsError) and plan is not None and not plan.resumed:
+            raise  # the name is taken
+        raise RunError(f"{error.filename or directory}: {error.strerror or error}; {otherwise}") from error
     finally:
         address.remove(sockets)
-
-
-def supervised(plan: Plan) -> int:
-    """Start, show, judge."""
-    console = screen.console()
-    with Supervisor(plan) as supervisor:
-        if console.is_terminal:
-            with Live(console=console, refresh_per_second=8, transient=True) as live:
-                for status in supervisor.watch():
-                    live.update(screen.tables(status, console.width))
-        else:
-            follow_plainly(supervisor)
-        status = supervisor.status
-    if status.exit_code == 2:
-        raise ConfigError(status.reason)
-    console.print(screen.verdict(status, console.width))
-    if status.reason:  # in one line, however long: it has a path in it
-        console.print(Text(status.reason, style=screen.STYLES.get(status.state, "")), soft_wrap=True)
-    else:
-        print(f"run {status.run}: {plan.directory}", flush=True)
-    return status.exit_code or 0
 
 
 def run_quietly(config: Config, runs: Path, name: str, devices: tuple[str, ...]) -> Status:
@@ -226,58 +202,6 @@ def run_quietly(config: Config, runs: Path, name: str, devices: tuple[str, ...])
     if status.exit_code == 2:
         raise ConfigError(status.reason)
     return status
-
-
-def follow_plainly(supervisor: Supervisor) -> None:
-    """A block of lines now and then, and as soon as everybody has made a step."""
-    shown, met = time.monotonic(), False
-    for status in supervisor.watch():
-        everybody = all(row.step > 0 or row.kind == "stub" for row in status.components)
-        if time.monotonic() - shown >= PLAIN_S or (everybody and not met):
-            shown, met = time.monotonic(), met or everybody
-            print("\n".join(screen.plain_lines(status)), flush=True)
-
-
-def detach(config: Config, runs: Path, name: str, gpus: str | None, *, lockstep: bool) -> int:
-    """Start a launcher in a session of its own, and see that its components begin; the exit code."""
-    keys.check(config.bus)
-    runs.mkdir(parents=True, exist_ok=True)
-    draft = runs / f".{name}.yaml"
-    draft.write_text(dump(config), encoding="utf-8")
-    command = [sys.executable, "-m", "mach", "launch", "--config", str(draft), "--name", name, "--runs", str(runs)]
-    command += ["--gpus", gpus] if gpus else []
-    command += ["--lockstep"] if lockstep else []
-    log = runs / f".{name}.log"
-    run = RunDir(runs / name)
-    try:
-        with log.open("wb") as out:
-            launcher = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        code = begun(run, launcher)
-    finally:
-        draft.unlink()
-        if run.path.is_dir():
-            log.replace(run.launcher_log)
-    if code is not None and code != 0:
-        lines = (run.launcher_log if run.path.is_dir() else log).read_text(encoding="utf-8").strip().splitlines()
-        print(lines[-1] if lines else f"mach: the launcher ended with exit code {code}", file=sys.stderr)
-        log.unlink(missing_ok=True)
-        return code
-    print(f"run {name} goes on in the background; mach status {name}, mach logs {name} -f, mach stop {name}")
-    return 0
-
-
-def begun(run: RunDir, launcher: "subprocess.Popen[bytes]") -> int | None:
-    """Wait until every component trains, or the launcher has ended; its exit code in that case."""
-    watch = os.pidfd_open(launcher.pid)
-    try:
-        while not select.select([watch], [], [], LOOK_S)[0]:
-            if run.status.exists() and all(row.state != "starting" for row in read(run).components):
-                return None
-    finally:
-        os.close(watch)
-    return launcher.wait()
 
 
 def watch(run: RunDir) -> Status:

@@ -67,6 +67,8 @@ class Keeper:
         """
         self._alone()
         self.shelf.sweep()
+        if self.resume_at is not None:  # newer ones, which not all have, are given up: they shall take nobody's place
+            self._abandoned = {version for version in self.shelf.versions() if version > self.resume_at}
         for version in self._candidates():
             try:
                 manifest, state = load_state(self.shelf, version, self.name)
@@ -207,16 +209,19 @@ def say(name: str, version: int, sentence: str) -> None:
 
 
 def terms(plan: Plan) -> tuple[float | None, int | None, int]:
-    """Seconds and steps between two checkpoints, and how many are kept.
+    """Seconds and steps between two checkpoints, and how many are kept: in lock-step so many that all share `keep`.
 
-    In lock-step a run goes on from a step that all components have. While one writes that of step kN, another may be
-    n − 1 steps behind, so each keeps as many as lie in between, and one more.
+    A run in lock-step goes on from a step that all components have. A component ends its step v only when its
+    neighbours have begun theirs, so have ended, and saved if that was due, step v − 1; one that is n − 1 edges away has
+    saved step v − (n − 1). So of what the foremost keeps, the rearmost may lack what is of the last n − 1 steps: the
+    newest, which at the end of a run, or a stop, is of any step, and what is due in the n − 2 steps before.
     """
     settings, count = plan.config.checkpoint, len(plan.processes)
     if not plan.lockstep:
         return settings.every_s, settings.every_steps, settings.keep
     every = settings.every_steps or LOCKSTEP_STEPS
-    return None, every, max(settings.keep, 1 + -(-(count - 1) // every))
+    ahead = 1 + -(-(count - 2) // every) if count > 1 else 0
+    return None, every, settings.keep + ahead
 
 
 def digest(config: Config) -> str:

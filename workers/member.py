@@ -92,6 +92,18 @@ class Member:
         return self.over is not None or self.plan.kind == "stub" or (self.attempt.alive and self.attempt.done)
 
     @property
+    def bound(self) -> int | None:
+        """Told to gather: the step that its present life said it is bound to reach."""
+        said = self.attempt.report
+        return None if said is None else said.step if said.state == "finished" else said.bound
+
+    @property
+    def gathered(self) -> bool:
+        """Whether it is where all stop, and has saved what it could."""
+        said = self.attempt.report
+        return self.over is not None or (said is not None and said.state in ("stopping", "stopped", "finished"))
+
+    @property
     def refused(self) -> bool:
         """Whether it found, before its first step, that the configuration or the data cannot be run: so will all."""
         return self.over == "failed" and self.attempt.refused and not self._account.trained
@@ -222,7 +234,7 @@ class Member:
             return "restarting", f"{self._why}; its next life begins in {max(self._next_at - now, 0.0):.1f} s"
         if self.attempt.killed:
             return "stalled", self.attempt.killed
-        if self._told == "stop" or self._asked:
+        if self._told not in ("", "release") or self._asked:
             return "stopping", "told to save and leave"
         if said is None:
             return "starting", ""

@@ -1,7 +1,9 @@
 """First and last thing in every child: one visible device, signals, death with the launcher, log, verdict.
 
     supervisor ◀── reports ── child     one SOCK_SEQPACKET pair per child; neither end ever blocks on it
-    supervisor ─── orders ──▶ child     `stop`: save and leave now; `release`: nobody needs your answers any more
+    supervisor ─── orders ──▶ child     `stop`: save and leave now; `release`: nobody needs your answers any more;
+                                        `orphaned`: nothing more comes from your parents; `gather` and `until N`, in
+                                        lock-step: see `workers/gather.py`
 
 Knows no socket of the bus and no model: what the process is for comes from the plan, as a module with
 `run(plan, name, control)`. Children come from a forkserver that has imported torch once (`PRELOAD`).

@@ -10,7 +10,8 @@ import msgspec
 
 State = Literal["starting", "training", "waiting", "stalled", "restarting", "stopping", "stopped", "failed", "finished"]
 """`waiting`: done with its own steps or in lock-step, waits for a peer (the reason says which). `stalled`: alive
-without progress. `restarting`: its next life is due. `stopping`: it was told to leave. The last three are final."""
+without progress. `restarting`: its next life is due. `stopping`: it was told to leave; if it says so itself, in
+lock-step, it has saved the step at which all stop. The last three are final."""
 
 
 class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -132,6 +133,8 @@ class Report(Record):
     """Why it is in this state, for people."""
     elapsed_s: float = 0.0
     """Since the process's first report."""
+    bound: int | None = None
+    """In lock-step, while the run is being stopped: the step that it will reach in any case. Not in `metrics`."""
     step: int = 0
     """Optimiser steps taken: its version, which goes on in the next life; so do `samples` and `child_steps`."""
     samples: int = 0

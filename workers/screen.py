@@ -238,10 +238,18 @@ def run_lines(found: list[Status]) -> Table:
     return table
 
 
+class Screen(Console):
+    """A console on which it is an error, not the end of the program, that nobody reads any more."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the BrokenPipeError on: what it means is for whoever prints to say."""
+        raise
+
+
 def console(*, stderr: bool = False) -> Console:
     """The terminal, or a pipe at a width that wraps nothing."""
-    terminal = Console(stderr=stderr)
-    return terminal if terminal.is_terminal else Console(width=200, stderr=stderr)
+    terminal = Screen(stderr=stderr)
+    return terminal if terminal.is_terminal else Screen(width=200, stderr=stderr)
 
 
 def number(value: float | None, form: str) -> str:

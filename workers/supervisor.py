@@ -4,10 +4,11 @@
         for status in supervisor.watch():     # ends by itself, a status every TICK_S at the latest
             show(status)
 
-What happens to one component lies in `workers/member.py`, when it is restarted in `workers/policy.py`, how a run ends
-in `workers/verdict.py`. Laws: it waits on events (reports, deaths, signals, askers, times), never in a spin. A
-component that fails, stops or restarts ends nobody else's training, but in lock-step, where nobody can go on. Its
-own files may vanish: training goes on. Whatever happens, no process is left when it ends.
+What happens to one component lies in `workers/member.py`, when it is restarted in `workers/policy.py`, how lock-step
+stops in `workers/gather.py`, how a run ends in `workers/verdict.py`. Laws: it waits on events (reports, deaths,
+signals, askers, times), never in a spin. A component that fails, stops or restarts ends nobody else's training, but in
+lock-step, where nobody can go on. Its own files may vanish: training goes on. Whatever happens, no process is left
+when it ends.
 """
 
 import atexit
@@ -33,6 +34,7 @@ from configs.load import dump
 from workers import status as status_file
 from workers.attempt import Attempt
 from workers.desk import Answer, Ask, Desk, Promise
+from workers.gather import Gathering
 from workers.member import LEAVE_S, Member
 from workers.plan import Plan, ProcessPlan
 from workers.process import PRELOAD, enter
@@ -107,6 +109,7 @@ class Supervisor:
         self._grace_s = plan.config.supervise.grace_ms / 1000
         self._deadline = float("inf")
         self._ordered: set[str] = set()
+        self._gathering: Gathering | None = None
         self._signals: list[int] = []
         self._handlers: dict[int, object] = {}
         self._bell, self._bell_end = socket.socketpair()
@@ -163,19 +166,21 @@ class Supervisor:
         shutil.rmtree(self.plan.sockets, ignore_errors=True)
         if self._lock < 0:  # the run is another launcher's, or none
             return
-        if kind is not None and self.exit_code is None:
+        if kind is not None and self.exit_code is None and (self.members or not self.plan.resumed):
             self._end("failed", f"the launcher failed: {kind.__name__}: {error}", 1)
             self._write()
         os.close(self._lock)
 
     def watch(self) -> Iterator[Status]:
-        """The run's status after every event and at least every TICK_S, until all processes are gone."""
+        """The run's status after every event and at least every TICK_S, until all processes are gone. Who gives up
+        watching may begin again: nothing is lost by it.
+        """
         while any(member.over is None for member in self.members):
             self._wait()
             now = self.clock.look()
             for member in self.members:
                 member.look(now)
-            self._obey(now)
+            self._obey()
             self._desk.serve(partial(self._restart, now=now))
             self._decide(now)
             if now - self._written >= TICK_S:
@@ -245,13 +250,24 @@ class Supervisor:
         if self._bell in heard and select.select([self._bell], [], [], 0)[0]:
             self._bell.recv(4096)
 
-    def _obey(self, now: float) -> None:
+    def stop(self, why: str, *, at_once: bool = False) -> None:
+        """Have everybody save and leave, or, at once, be gone; `watch` goes on until they are. Who has ended, has."""
+        if all(member.over is not None for member in self.members):
+            return
+        self.state, self.reason = "stopping", why
+        now = self.clock.now
+        if self.plan.lockstep and not at_once and not self._ordered:
+            self._gathering = Gathering(self.members, now + self._grace_s / 2)  # the other half is for leaving
+            self._order("gather", self._grace_s, now)
+        else:
+            self._order("stop", 0.0 if at_once else self._grace_s, now)
+
+    def _obey(self) -> None:
         """The first signal stops the run cleanly, a second one or SIGQUIT at once."""
         signals, self._signals = self._signals, []
         for number in signals:
             at_once = self.state == "stopping" or number == signal.SIGQUIT
-            self.state, self.reason = "stopping", f"by {signal.Signals(number).name}"
-            self._order("stop", 0.0 if at_once else self._grace_s, now)
+            self.stop(f"by {signal.Signals(number).name}", at_once=at_once)
 
     def _restart(self, wanted: Ask, *, now: float) -> Promise:
         """Somebody asked for a restart."""
@@ -276,6 +292,9 @@ class Supervisor:
                 self._order("stop", self._grace_s, now)
             elif all(member.done for member in trainers):  # nobody's answers are needed any more
                 self._order("release", LEAVE_S, now)
+        if self._gathering is not None and (order := self._gathering.order(now)) is not None:
+            self._order(order, self._grace_s, now)
+            self._gathering = None if order == "stop" else self._gathering
         if now >= self._deadline:
             for member in self.members:
                 member.kill("killed, since it did not leave in time")

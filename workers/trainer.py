@@ -58,6 +58,8 @@ class Life:
         self.pulse = partial(self.report_if_due, "training", "examines itself")  # it may take longer than many steps
         self.unsaved = ""
         """Why the end is not on disk."""
+        self.bound: int | None = None
+        """Lock-step, told to gather: the step that it said it is bound to reach."""
         self.first = 1
         """Version after the first step of this life."""
 
@@ -66,7 +68,7 @@ class Life:
         self.go_on()
         self.train()
         self.checkpoint(last=True)
-        stopped = self.stopped()
+        stopped = self.called()
         if "orphaned" in self.orders:
             self.say("its parents have ended for good, so nothing more will come")
         if not stopped:
@@ -75,6 +77,8 @@ class Life:
         if not stopped:
             self.trainer.leave()
             self.serve_parents()
+        elif not self.stopped():
+            self.see_all_stop()
         if self.unsaved:
             self.save_end("at its very end")
         self.report("stopped" if stopped else "finished", self.unsaved or ("asked to stop" if stopped else ""))
@@ -110,9 +114,12 @@ class Life:
     def train(self) -> None:
         """Turns until the steps, or the minutes, are done."""
         learner, exam = self.trainer.learner, self.trainer.exam
+        in_turn = partial(self.interrupted, in_turn=True)
         self.journal.begin(self.trainer.mailbox.now())
         while not self.stopped() and not self.trained():
-            step = self.trainer.lockstep_turn(self.interrupted) if self.plan.lockstep else self.trainer.turn()
+            if self.held():
+                continue
+            step = self.trainer.lockstep_turn(in_turn) if self.plan.lockstep else self.trainer.turn()
             now = self.trainer.mailbox.now()
             self.idle = step is None
             if step is None:
@@ -143,7 +150,8 @@ class Life:
     def checkpoint(self, *, last: bool = False) -> None:
         """Hand a copy of all that there is to the keeper; in lock-step, and at the end, wait until it is written.
 
-        A stop in lock-step comes in the middle of a step: the last common checkpoint remains what to go on from.
+        In lock-step an order to stop, other than one to gather before, comes in the middle of a step: the last common
+        checkpoint remains what to go on from.
         """
         lockstep, now = self.plan.lockstep, self.trainer.mailbox.now()
         version = self.trainer.learner.version
@@ -179,6 +187,8 @@ class Life:
             left = self.trainer.mailbox.parents_left()
             self.fed = self.fed or left
             return self.fed and not left
+        if self.until is not None and learner.version >= self.until:
+            return True
         if self.config.train.minutes is not None:
             return self.trainer.mailbox.now() - self.started >= 60.0 * self.config.train.minutes
         return self.trainer.learner.version >= self.config.train.steps
@@ -191,7 +201,7 @@ class Life:
         mailbox = self.trainer.mailbox
         exam.begin(self.trainer.learner.version, pulse=self.pulse)
         start, patience_s = mailbox.now(), 2 * self.config.bus.timeout_ms / 1000
-        while not exam.done and not self.stopped():
+        while not exam.done and not self.called():
             reachable = any(edge.role == "child" and edge.state == "open" for edge in every_edge(mailbox))
             if mailbox.now() - start > (EXAM_S if reachable else patience_s):
                 break
@@ -210,6 +220,14 @@ class Life:
             self.report_if_due("finished", f"{doing}; {self.unsaved}" if self.unsaved else doing)
             self.orders |= self.control.orders()
 
+    def see_all_stop(self) -> None:
+        """Lock-step: the step at which all stop is saved; stay until all have, for those who are not there yet."""
+        doing = "has stopped where all do, and waits for the others"
+        self.report("stopping", doing)
+        while not self.stopped():
+            self.trainer.serve(WAIT_S)
+            self.report_if_due("stopping", doing)
+
     def note_exam(self) -> None:
         """Take over the newest examination result."""
         result = None if self.trainer.exam is None else self.trainer.exam.result
@@ -226,10 +244,37 @@ class Life:
         self.orders |= self.control.orders()
         return "stop" in self.orders
 
-    def interrupted(self) -> bool:
-        """Lock-step's wait: keep reporting, listen for orders."""
+    def called(self) -> bool:
+        """Whether the run is to end before it is done, at once or at a step that all reach."""
+        return self.stopped() or "gather" in self.orders
+
+    @property
+    def until(self) -> int | None:
+        """Lock-step: the step at which all stop, if they do and it is known."""
+        return next((int(order.removeprefix("until ")) for order in self.orders if order.startswith("until ")), None)
+
+    def interrupted(self, *, in_turn: bool = False) -> bool:
+        """Lock-step's wait: keep reporting, listen for orders; `in_turn`: in a step that others may have seen begin."""
         self.report_if_due("waiting", "waits for its neighbours' messages")
-        return self.stopped()
+        stopped = self.stopped()
+        self.tell_bound(in_turn=in_turn)
+        return stopped
+
+    def held(self) -> bool:
+        """Lock-step, told to gather: whether to wait here, between two steps, to be told where all stop."""
+        if "gather" not in self.orders or self.until is not None or self.trainer.learner.descent.gathered:
+            return False
+        self.tell_bound()
+        self.trainer.hold(WAIT_S)
+        self.report_if_due("waiting", "waits to be told at which step all stop")
+        return True
+
+    def tell_bound(self, *, in_turn: bool = False) -> None:
+        """Told to gather, say once what step will be reached in any case: the one that is begun, or was ended."""
+        if self.bound is None and "gather" in self.orders:
+            learner = self.trainer.learner
+            self.bound = learner.version + (in_turn or learner.descent.gathered > 0)
+            self.report("waiting", "is told to stop")
 
     def report_if_due(self, state: State, reason: str) -> None:
         """Progress heartbeat while nothing is trained."""
@@ -247,6 +292,7 @@ class Life:
         saved, did = self.keeper.record(now), self.trainer.learner.staleness.counts
         waited_s = self.trainer.waited_s
         report = self.journal.report(now, mailbox, self.accuracy, state, reason, dropped, saved, did, waited_s)
+        report.bound = self.bound
         self.control.send(report)
 
 

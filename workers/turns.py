@@ -144,6 +144,10 @@ class Trainer:
         self.paid = not self.parents
         return step
 
+    def hold(self, wait_s: float) -> None:
+        """Lock-step: wait between two turns; what comes is of the next one."""
+        self.early += self.wait(wait_s)
+
     def settle(self, interrupted: Callable[[], bool]) -> bool:
         """Lock-step: take the gradients of the last step, so that nothing is under way that the next one needs.
 

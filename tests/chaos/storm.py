@@ -45,6 +45,11 @@ class Storm:
         """By component."""
         return Counter(fired["component"] for fired in self.account["faults"] if fired["kind"] == "kill")
 
+    @property
+    def run_id(self) -> str:
+        """Of the plan."""
+        return str(json.loads((self.run.directory / "plan.json").read_text())["run_id"])
+
     def lives(self, component: str) -> list[list[Row]]:
         """The reports of a component, life by life."""
         lives: dict[int, list[Row]] = {}

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from chaos.storm import Row, statuses
-from conftest import Launched
+from conftest import Launched, mach
 
 Launch = Callable[..., Launched]
 QUICK = ("--set", "report.every_ms=100")
@@ -64,6 +64,27 @@ def test_of_two_launches_with_one_name_one_is_refused(launch: Launch) -> None:
     assert len(refused.output.strip().splitlines()) == 1
     assert "choose another --name" in refused.output
     assert both[0].status()["state"] == "finished"
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.parametrize("name", ["one", ""])
+def test_launches_in_the_background_at_once_tell_of_their_own_runs(tmp_path: Path, name: str) -> None:
+    """Of one name, one begins and says so; without a name, each has its own."""
+    command = [sys.executable, "-m", "mach", "launch", "--detach", "--components", "2", "--minutes", "5", *QUICK]
+    command += ["--runs", str(tmp_path), "--gpus", "cpu", *(["--name", name] if name else [])]
+    pipe = subprocess.PIPE
+    both = [subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=90) for process in both]
+    begun = [out.split()[1] for out, _ in said if out]
+    assert sorted(process.returncode for process in both) == ([0, 2] if name else [0, 0]), said
+    assert len(set(begun)) == len(begun) == (1 if name else 2)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == sorted(begun), "and nothing else is left"
+    if name:
+        assert [err.count("\n") for _, err in said if err] == [1]
+        assert any("choose another --name" in err for _, err in said)
+    for run in begun:
+        assert mach("stop", run, "--runs", str(tmp_path)).stdout == f"run {run} has been stopped\n"
 
 
 @pytest.mark.slow

@@ -4,11 +4,13 @@ import statistics
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from chaos.storm import Row, Storm, on_path, statuses, weather
 from conftest import Launched
+from witness import Evidence
 
 Launch = Callable[..., Launched]
 WINDOW = 2
@@ -16,7 +18,7 @@ PACE_S = "0.04"
 """A step takes about so long: most of it is sleep, so that two runs at a time find room on two cores."""
 SETTINGS = (
     *("bus.timeout_ms=20000", f"bus.window={WINDOW}", "report.every_ms=100", "checkpoint.every_s=0.5"),
-    *("supervise.stalled_ms=30000", "model.family=paced:mlp"),
+    *("supervise.stalled_ms=30000", "model.family=witness:mlp"),
 )
 WORDS = [word for setting in SETTINGS for word in ("--set", setting)]
 LOST = {"timeout", "reset", "bye"}
@@ -32,9 +34,9 @@ def begin(launch: Launch, minutes: float, name: str = "test") -> Launched:
 
 @pytest.mark.slow
 @pytest.mark.chaos
-def test_twenty_kills_in_a_minute(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_twenty_kills_in_a_minute(launch: Launch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The same run without kills, whose accuracy is the measure, goes on at the same time."""
-    on_path(monkeypatch, PACE_S=PACE_S)
+    on_path(monkeypatch, PACE_S=PACE_S, WITNESS=str(tmp_path / "witness"))
     calm = begin(launch, 1.2, name="calm")
     storm = weather(begin(launch, 1.2), "--kill", "20/min", "--seconds", "60", "--seed", "4")
     print(f"\nback in training: {storm.account['restart_s']}")
@@ -43,6 +45,9 @@ def test_twenty_kills_in_a_minute(launch: Launch, monkeypatch: pytest.MonkeyPatc
     only_the_killed_began_anew(storm)
     nobody_went_back_beyond_a_checkpoint(storm)
     what_was_lost_is_accounted_for(storm)
+    told = Evidence(tmp_path / "witness" / storm.run_id)
+    the_witnesses_tell_what_the_reports_tell(storm, told)
+    a_kill_costs_an_edge_a_window_of_each_kind(storm, told)
     nothing_grew(storm)
     print(f"accuracy: {accuracy(storm.status):.4f}, without kills {accuracy(calm.status()):.4f}")
     assert abs(accuracy(storm.status) - accuracy(calm.status())) <= 0.01
@@ -55,6 +60,20 @@ def test_ten_minutes_with_two_restarts_a_minute(launch: Launch, monkeypatch: pyt
     everybody_came_back(storm, kills=20)
     only_the_killed_began_anew(storm)
     nothing_grew(storm)
+
+
+def test_a_witness_names_the_two_lives_between_which_a_message_was_lost(tmp_path: Path) -> None:
+    told = {
+        "c0.1": "sent gradient 7 1, sent gradient 8 1, refused gradient 8 1, sent gradient 9 1",
+        "c0.2": "sent gradient 9 1, sent gradient 10 1, sent gradient 11 1, taken target 9 1",
+        "c1.1": "taken gradient 7 1, taken gradient 9 2, taken gradient 10 2, taken gradient 5 2",
+    }
+    for name, lines in told.items():
+        (tmp_path / name).write_text(lines.replace(", ", "\n") + "\n")
+    passage = Evidence(tmp_path).passage("gradient", "c0", "c1")
+    assert (passage.sent, passage.taken, passage.lost) == (5, 3, {(1, 1): 1, (2, 1): 1})
+    assert [line.id for line in passage.unsent] == [5]
+    assert Evidence(tmp_path).counts("c0", 1) == {("sent", "gradient"): 2}
 
 
 def everybody_came_back(storm: Storm, *, kills: int) -> None:
@@ -108,6 +127,43 @@ def what_was_lost_is_accounted_for(storm: Storm) -> None:
         assert total["timeout"] + total["reset"] <= WINDOW * child
         for reason, count in total.items():
             assert count <= WINDOW * (storm.kills[name] + child + parent), (name, reason, count)
+
+
+def a_kill_costs_an_edge_a_window_of_each_kind(storm: Storm, told: Evidence) -> None:
+    """Of the messages of each kind over each edge, as both ends wrote them down one by one: sent = taken + lost, lost
+    only where a kill has parted two lives that were in touch, and then at most a window of them.
+    """
+    lost: Counter[str] = Counter()
+    names = [row["component"] for row in storm.status["components"]]
+    for parent, child in zip(names, [*names[1:], names[0]], strict=True):
+        last = {name: told.lives(name)[-1] for name in (parent, child)}
+        for kind, sender, receiver in (
+            ("activation", parent, child),
+            ("target", child, parent),
+            ("gradient", parent, child),
+        ):
+            passage = told.passage(kind, sender, receiver)
+            print(f"{kind}s {sender} → {receiver}: {passage.sent} sent, {passage.taken} taken, lost {passage.lost}")
+            assert passage.unsent == []
+            assert passage.sent == passage.taken + passage.lost.total()
+            at_the_end = passage.lost.pop((last[sender], last[receiver]), 0)
+            assert at_the_end <= (WINDOW if kind == "target" else 0), "who has all its steps needs no more targets"
+            assert len(passage.lost) <= storm.kills[sender] + storm.kills[receiver]
+            assert all(count <= WINDOW for count in passage.lost.values()), (kind, sender, receiver, passage.lost)
+            lost[kind] += passage.lost.total()
+    assert min(lost[kind] for kind in ("activation", "target", "gradient")) > 0, "kills cost something of each kind"
+
+
+def the_witnesses_tell_what_the_reports_tell(storm: Storm, told: Evidence) -> None:
+    """Counters of every life: of one that was killed its newest report is a little older than its last message."""
+    for row in storm.status["components"]:
+        lives = storm.lives(row["component"])
+        for life in lives:
+            witnessed, report = told.counts(row["component"], life[-1]["incarnation"]), life[-1]
+            for what, key in (("sent", "sent"), ("taken", "received")):
+                for kind, count in report["messages"][key].items():
+                    assert count <= witnessed[what, kind]
+                    assert count == witnessed[what, kind] or life is not lives[-1], (row["component"], what, kind)
 
 
 def nothing_grew(storm: Storm) -> None:

@@ -1,8 +1,10 @@
 """Checkpoints on disk: whole or not at all, the newest kept, damage seen wherever it is."""
 
+import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -13,6 +15,7 @@ from configs.errors import DataError
 from mach import checkpoint, shelf
 from mach.checkpoint import load_state, save_state
 from mach.shelf import MANIFEST, STATE, Shelf
+from mach.sound import LARGEST
 from mach.state import State
 
 
@@ -134,6 +137,61 @@ def test_anothers_checkpoint_a_renamed_one_and_another_format_are_refused(c0: Sh
     (c0.path(6) / MANIFEST).write_bytes(b"\xff" * 10)
     with pytest.raises(DataError, match="no manifest"):
         load_state(c0, 6, "c0")
+
+
+def test_one_set_aside_counts_no_more_and_stays_for_people_to_look_at(c0: Shelf) -> None:
+    for version in (4, 5):
+        save(c0, version)
+    c0.set_aside(5)
+    assert c0.versions() == c0.sound("c0") == [4]
+    assert sorted(os.listdir(c0.folder / "5.damaged")) == [MANIFEST, STATE]
+    c0.sweep()
+    save(c0, 5)
+    save(c0, 6)
+    assert names(c0) == ["5", "5.damaged", "6"], "neither swept nor thinned out, and in nobody's way"
+    (c0.path(5) / "newer").touch()
+    c0.set_aside(5)
+    assert names(c0) == ["5.damaged", "6"]
+    assert (c0.folder / "5.damaged" / "newer").exists()
+    for missing in (5, 7):
+        with pytest.raises(FileNotFoundError):
+            c0.set_aside(missing)
+    assert names(c0) == ["5.damaged", "6"], "nor does it cost what was set aside before"
+
+
+RUINED = [
+    torch.tensor([1.0, math.nan]),
+    torch.tensor([math.inf, 1.0]),
+    torch.tensor([[0.0], [-math.inf]], dtype=torch.bfloat16),
+    torch.tensor([1.0, -2 * LARGEST**2]),
+]
+
+
+@pytest.mark.parametrize("numbers", RUINED, ids=["nan", "inf", "bf16", "too large"])
+def test_ruined_numbers_are_no_checkpoint_whatever_their_checksums(
+    c0: Shelf, monkeypatch: pytest.MonkeyPatch, numbers: torch.Tensor
+) -> None:
+    """They are not written; those that were, by somebody who did not look, are not loaded. What was there stays."""
+    save(c0, 4)
+    write = partial(save_state, c0, State({"w": torch.ones(2), "moments": numbers}, {}))
+    told = {"component": "c0", "version": 5, "incarnation": 1, "config": "", "keep": 2}
+    with pytest.raises(DataError, match=r"c0/5: moments holds numbers that are not finite, or beyond 1e\+12"):
+        write(**told)
+    assert names(c0) == ["4"]
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_judge", lambda path, state: None)
+        write(**told)
+    assert c0.sound("c0") == [5, 4]
+    with pytest.raises(DataError, match="c0/5: moments holds numbers"):
+        load_state(c0, 5, "c0")
+    assert load_state(c0, 4, "c0")[1].tensors["w"].tolist() == [4.0, 4.0, 4.0]
+
+
+def test_large_moments_whole_numbers_and_empty_tensors_are_sound(c0: Shelf) -> None:
+    moments, steps = torch.tensor([LARGEST**2, -(LARGEST**2)]), torch.tensor([1 << 62])
+    fine = {"moments": moments, "steps": steps, "none": torch.ones(0)}
+    save_state(c0, State(fine, {}), component="c0", version=5, incarnation=1, config="", keep=2)
+    assert all(torch.equal(load_state(c0, 5, "c0")[1].tensors[name], tensor) for name, tensor in fine.items())
 
 
 @pytest.mark.parametrize("at", ["save_file", "write_manifest", "to_disk", "rename"])

@@ -1,33 +1,18 @@
 """What the commands read from a run's files, without any process."""
 
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from bus import address
 from configs.errors import RunError
 from configs.tree import Config
+from fakes import status
 from workers.commands import log_lines, restart, stop, train
+from workers.foreground import Opening
 from workers.plan import Plan
 from workers.rundir import RunDir
-from workers.status import RunState, Status, boot, write
-
-
-def status(state: RunState) -> Status:
-    return Status(
-        run="r",
-        state=state,
-        launcher_pid=os.getpid(),
-        launcher_started=address.started(os.getpid()),
-        boot=boot(),
-        started_at=0.0,
-        written_s=time.monotonic(),
-        elapsed_s=1.0,
-        components=[],
-    )
+from workers.status import write
 
 
 @pytest.fixture
@@ -84,8 +69,8 @@ def test_a_name_taken_at_the_very_moment_is_refused_if_it_was_chosen_and_else_an
     """Another launch makes the directory between our look and our own attempt to make it."""
     tried: list[str] = []
 
-    def launched(directory: Path, config: Config, plan_at: Callable[[Path], Plan]) -> int:
-        tried.append(plan_at(tmp_path).run)
+    def launched(directory: Path, config: Config, plan_at: Callable[[Path], tuple[Plan, Opening]], _: str) -> int:
+        tried.append(plan_at(tmp_path)[0].run)
         if len(tried) == 1:
             RunDir(directory).make()  # the other one is faster
         RunDir(directory).make()

@@ -3,6 +3,7 @@
 import fcntl
 import math
 import os
+import random
 import resource
 import subprocess
 from collections.abc import Iterator
@@ -119,18 +120,54 @@ def test_a_life_that_went_on_waits_for_its_first(keepers: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "components", "expected"),
     [
-        ((), 4, (None, 100, 2)),
-        (("checkpoint.every_steps=3",), 4, (None, 3, 2)),
-        (("checkpoint.every_steps=1",), 4, (None, 1, 4)),
-        (("checkpoint.every_steps=2",), 8, (None, 2, 5)),
-        (("checkpoint.keep=9",), 4, (None, 100, 9)),
+        ((), 1, (None, 100, 2)),
+        ((), 2, (None, 100, 3)),
+        ((), 4, (None, 100, 4)),
+        (("checkpoint.every_steps=3",), 4, (None, 3, 4)),
+        (("checkpoint.every_steps=1",), 4, (None, 1, 5)),
+        (("checkpoint.every_steps=2",), 8, (None, 2, 6)),
+        (("checkpoint.keep=9",), 4, (None, 100, 11)),
     ],
 )
-def test_lockstep_counts_steps_and_keeps_a_common_one(
+def test_lockstep_counts_steps_and_keeps_more_since_not_all_have_the_newest(
     tmp_path: Path, settings: tuple[str, ...], components: int, expected: tuple[Any, ...]
 ) -> None:
     plan = plan_at(tmp_path, f"n_components={components}", *settings, lockstep=True)
     assert terms(plan) == expected
+
+
+def fewest_in_common(count: int, every: int, kept: int, last: int, seed: int) -> int:
+    """A chain in lock-step to its end, one step of somebody at a time: the fewest steps that all ever had alike, from
+    the time on at which all had `kept`. Of those who may move, the first one does, or with a seed anybody.
+    """
+    chance, steps, shelves = random.Random(seed), [0] * count, [[] for _ in range(count)]
+    fewest = kept
+    while min(steps) < last:
+        may = [
+            i
+            for i, step in enumerate(steps)
+            if step < last and all(step <= near for near in steps[max(i - 1, 0) : i + 2])
+        ]
+        i = chance.choice(may) if seed else may[0]
+        steps[i] += 1
+        if steps[i] % every == 0 or steps[i] == last:
+            shelves[i] = [*shelves[i], steps[i]][-kept:]
+        if min(map(len, shelves)) == kept:
+            fewest = min(fewest, len(set.intersection(*map(set, shelves))))
+    return fewest
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 5, 20])
+@pytest.mark.parametrize("components", [2, 3, 4, 8])
+def test_lockstep_keeps_as_many_common_steps_as_others_keep_and_no_more_than_that_takes(
+    tmp_path: Path, components: int, every: int
+) -> None:
+    plan = plan_at(tmp_path, f"n_components={components}", f"checkpoint.every_steps={every}", lockstep=True)
+    keep, kept = plan.config.checkpoint.keep, terms(plan)[2]
+    ends = range(every * (3 * kept), every * (3 * kept + 1))  # a run may end at any step
+    runs = [(last, seed) for last in ends for seed in range(3)]
+    assert min(fewest_in_common(components, every, kept, last, seed) for last, seed in runs) == keep
+    assert min(fewest_in_common(components, every, kept - 1, last, seed) for last, seed in runs) < keep
 
 
 def test_a_step_never_waits_for_the_disk_and_what_is_written_is_of_its_moment(
@@ -312,6 +349,18 @@ def test_a_common_step_is_the_one_gone_on_from(keepers: Any) -> None:
     flip(first.shelf.path(10) / STATE)
     with pytest.raises(DataError, match="mach resume once more"):
         went_on(keepers(resume_at=10))
+
+
+def test_newer_ones_than_the_common_step_are_given_up_and_take_nobodys_place(keepers: Any) -> None:
+    first = keepers(lockstep=True)  # keeps three
+    for version in (10, 20, 30):
+        save(first, version, state_of(version), 0.0)
+    first.close()
+    second = keepers(lockstep=True, resume_at=20)
+    assert went_on(second) == [20]
+    assert second.shelf.versions() == [30, 20, 10], "nothing goes before there is something to go on from"
+    save(second, 40, state_of(40), 0.0)
+    assert second.shelf.versions() == [40, 20, 10]
 
 
 def test_another_life_waits_until_the_earlier_one_writes_no_more(keepers: Any) -> None:

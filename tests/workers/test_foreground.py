@@ -1,0 +1,124 @@
+"""What a run says on a terminal, and what becomes of it when nobody reads: a real pipe, a played supervisor."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from configs.errors import RunError
+from configs.load import load
+from fakes import status as status_of
+from mach.recipes import RECIPES
+from workers import foreground, screen
+from workers.foreground import UNREAD, Opening, supervised
+from workers.plan import Plan, make_plan
+from workers.status import Status
+
+
+class Played:
+    """A supervisor whose run is over when a test says so, and that stops as told."""
+
+    ends: Status
+    left_when_over: Callable[[], None]
+    stopped: list[str]
+
+    def __init__(self, plan: Plan) -> None:
+        self.status = status_of("training")
+
+    def __enter__(self) -> "Played":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def watch(self) -> Iterator[Status]:
+        if not self.stopped and self.ends.state == "stopped":
+            print("still training", flush=True)
+            yield self.status
+            pytest.fail("somebody goes on watching a run that nobody reads")
+        self.status = self.ends
+        yield self.status
+        Played.left_when_over()
+
+    def stop(self, why: str) -> None:
+        self.stopped.append(why)
+
+
+@contextlib.contextmanager
+def reader() -> Iterator[Callable[[], None]]:
+    """Standard output is a pipe; how its reader leaves."""
+    reading, writing = os.pipe()
+    left: list[int] = []
+
+    def leave() -> None:
+        if not left:
+            left.append(reading)
+            os.close(reading)
+
+    with os.fdopen(writing, "w", encoding="utf-8") as out, contextlib.redirect_stdout(out):
+        yield leave
+        print("what is printed afterwards raises nothing", flush=True)
+        leave()
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    def run(ends: Status, left_when_over: Callable[[], None] = lambda: None, opening: Opening = None) -> int:
+        monkeypatch.setattr(foreground, "Supervisor", Played)
+        Played.ends, Played.left_when_over, Played.stopped = ends, staticmethod(left_when_over), []
+        plan = make_plan(load("digits", (), RECIPES), run="r", directory=tmp_path / "r", sockets=tmp_path)
+        return supervised(plan, opening)
+
+    return run
+
+
+def ended(state: str, exit_code: int, reason: str = "") -> Status:
+    return msgspec.structs.replace(status_of(state), exit_code=exit_code, reason=reason)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("reason", ["", "c1 failed: ended by SIGKILL; see logs/c1.1.log"])
+def test_a_reader_that_leaves_before_the_verdict_changes_none(
+    play: Callable[..., int], capsys: pytest.CaptureFixture[str], reason: str
+) -> None:
+    code = 3 if reason else 0
+    with reader() as leave:
+        assert play(ended("finished", code, reason), leave) == code
+    assert capsys.readouterr().err == (f"mach: {reason}\n" if reason else "")
+
+
+@pytest.mark.parametrize(
+    ("code", "more"), [(130, ""), (3, "; c1 failed: could not save its end: No space left on device")]
+)
+def test_a_reader_that_leaves_stops_the_run_and_the_error_says_so(
+    play: Callable[..., int], code: int, more: str
+) -> None:
+    with reader() as leave:
+        leave()
+        with pytest.raises(RunError) as raised:
+            play(ended("stopped", code, UNREAD + more))
+    assert Played.stopped == [UNREAD]
+    assert raised.value.exit_code == code
+    assert f"nobody reads what is printed any more, so run r was stopped{more}; mach resume r" in str(raised.value)
+
+
+def test_an_opening_that_nobody_reads_stops_the_run(play: Callable[..., int]) -> None:
+    goes_on = partial(print, "run r goes on", flush=True)
+    with reader() as leave:
+        assert play(ended("finished", 0), opening=goes_on) == 0
+        assert Played.stopped == []
+        leave()
+        with pytest.raises(RunError, match="run r was stopped"):
+            play(ended("stopped", 130, UNREAD), opening=goes_on)
+    assert Played.stopped == [UNREAD]
+
+
+def test_a_console_without_a_reader_raises_and_ends_no_program() -> None:
+    with reader() as leave:
+        leave()
+        with pytest.raises(BrokenPipeError):
+            screen.console().print("hello")
+        foreground.print_nowhere()
