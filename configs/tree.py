@@ -194,6 +194,9 @@ class Probes(Node, frozen=True):
     """What the loss rises by with a child zeroed, and with a child shuffled across the batch, in nats."""
     salience: bool = False
     """What a child is worth to us, by four measures (`mach/salience.py`)."""
+    copies: bool = True
+    """Versions that a child has moved on since it showed the weights that our head is made of
+    (`method.momentum_head`)."""
     bytes: bool = True
     """Bytes sent to every neighbour over samples trained on."""
     idle: bool = True

@@ -57,6 +57,11 @@ class Below(nn.Module):
         z: Tensor = self.head(e)
         return e, z
 
+    @property
+    def children_names(self) -> tuple[str, ...]:
+        """The one child."""
+        return (self.child,)
+
     def weights(self) -> list[Tensor]:
         """All copies, nearest section first, the head last."""
         return [self.get_buffer(name) for name in self.learnt]

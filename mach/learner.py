@@ -116,7 +116,7 @@ class Learner:
         teacher_of = partial(Teacher, loss=loss, method=self.method, judges=judges, stream=stream is not None)
         self.teacher = teacher_of(component, late=self.late, staleness=self.staleness)
         expects = partial(self.memory.expects, asked=stream is not None)
-        self.probes = Probes(probes or ProbeSettings(), component, teacher_of, expects)
+        self.probes = Probes(probes or ProbeSettings(), component, teacher_of, expects, self.memory.heard)
         self.descent = Descent(
             component, optimiser, self.late, self.staleness, schedule, self.method.update_every, average, apart
         )

@@ -31,7 +31,8 @@ class Memory:
         self.late: deque[Late] = deque()
         self._asked: dict[str, OrderedDict[int, Held]] = {child: OrderedDict() for child in self.children}
         self._answered: dict[str, OrderedDict[int, Held]] = {}
-        self._heard: dict[str, int] = {}
+        self.heard: dict[str, int] = {}
+        """By child, the newest version that it said it has."""
 
     def ask(self, child: str, held: Held) -> None:
         """A batch goes to a child."""
@@ -54,7 +55,7 @@ class Memory:
 
     def hear(self, child: str, target: Target) -> None:
         """The newest of a child's versions: an edge keeps the order, so a lower one is of a life that went back."""
-        self._heard[child] = target.version
+        self.heard[child] = target.version
 
     def answered(self, parent: str, gradient: Gradient) -> Held | None:
         """The batch that a gradient is for; as `asked`."""
@@ -100,7 +101,7 @@ class Memory:
 
     def age(self, arrived: Arrived, now: float) -> Age:
         """Of a target at use: at least so many versions, exactly so many seconds since its activation left."""
-        versions = max(0, self._heard[arrived.child] - arrived.target.version)
+        versions = max(0, self.heard[arrived.child] - arrived.target.version)
         return Age(versions, arrived.age.seconds + now - arrived.at)
 
     def _trim(self, memory: OrderedDict[int, Held]) -> None:

@@ -54,6 +54,11 @@ class Momentum(nn.Module):
         made: Tensor = parts[0] if len(parts) == 1 else torch.stack(parts).mean(dim=0)
         return made + self.bias
 
+    @property
+    def children_names(self) -> tuple[str, ...]:
+        """In the order of `shown`."""
+        return tuple(self.names)
+
     def shape(self, child: str) -> torch.Size | None:
         """What `child` must show, [P]; None: it is no child of ours."""
         return torch.Size((sum(each.numel() for each in self._weights(child)),)) if child in self.names else None

@@ -8,6 +8,7 @@
     r2           R² of the student's imitation of the child's embedding
     reliance     what the loss rises by, in nats, with a child's embedding zeroed, or shuffled across the batch
     salience     what a child is worth to us (`mach/salience.py`)
+    copies       versions that a child has moved on since it showed the weights that our head is made of
 
 What a neighbour would say today is not known here: `fresh` is about our own weights alone. Laws: every probe works on
 copies of the weights and leaves generators as they were, so that training is the same to the last bit with and
@@ -127,13 +128,19 @@ class Probes:
     """Of one component: takes those that are switched on, each as soon as `every_steps` went by since the last time."""
 
     def __init__(
-        self, settings: Settings, component: Component, teacher_of: TeacherOf, expects: Callable[[int], bool]
+        self,
+        settings: Settings,
+        component: Component,
+        teacher_of: TeacherOf,
+        expects: Callable[[int], bool],
+        heard: Mapping[str, int],
     ) -> None:
-        """`expects`: whether a gradient may still come of what was made at a version."""
+        """`expects`: whether a gradient may still come of what was made at a version. `heard`: by child, its newest."""
         self.settings = settings
         self.component = component
         self._teacher_of = teacher_of
         self._expects = expects
+        self._heard = heard
         self._due: dict[str, int] = {}
         self._old: Snapshot | None = None
         self.on = any(getattr(settings, name) for name in (*ON_GRADIENTS, *ON_CHILDREN))
@@ -141,8 +148,9 @@ class Probes:
 
     def take(self, lessons: Sequence[Lesson], late: Sequence[Late], version: int) -> dict[str, float]:
         """What is due of this step from `version`, before the weights change; nothing that is not finite."""
+        found = self._of_copies(version)
         if not self.on:
-            return {}
+            return found
         device = next(self.component.parameters()).device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             net: list[Component] = []
@@ -152,7 +160,7 @@ class Probes:
                     net.append(copy.deepcopy(self.component))
                 return net[0]
 
-            found = self._of_old_weights(today, lessons, late, version)
+            found |= self._of_old_weights(today, lessons, late, version)
             come = bool(late) or any(each.target.gradient is not None for lesson in lessons for each in lesson.arrived)
             if come and self._is_due("agreement", version):
                 found |= self._told("agreement", self._agreement(today(), lessons, late, version), version)
@@ -166,6 +174,15 @@ class Probes:
         """For a copy: every gradient counts as it came, whatever staleness policies there are."""
         plain = Staleness(StalenessSettings())
         return self._teacher_of(net, late=Recompute(net, plain), staleness=plain)
+
+    def _of_copies(self, version: int) -> dict[str, float]:
+        """Of every child that has shown something."""
+        ours = self.component.shown
+        if ours is None or not self._is_due("copies", version):
+            return {}
+        rows = zip(ours.children_names, ours.shown.tolist(), strict=True)
+        ages = {child: float(self._heard.get(child, then) - then) for child, then in rows if then >= 0}
+        return self._told("copies", ages, version) if ages else {}
 
     def _is_due(self, name: str, version: int) -> bool:
         return bool(getattr(self.settings, name)) and version >= self._due.get(name, 0)

@@ -311,3 +311,20 @@ def test_the_global_generator_is_left_alone_and_other_weights_are_as_without() -
     plain = component_of(config("method.momentum_head=none"), 0, ["c1"], DATASET)
     held = partial(dict.__getitem__, dict(looking.named_parameters()))
     assert all(torch.equal(held(name), weight) for name, weight in plain.named_parameters())
+
+
+def test_how_old_the_copies_are_is_measured() -> None:
+    learner = learner_at(0, config("probes.every_steps=1"))
+    drawn = Batches(DATASET, B, seed=1)
+    before = learner.step(next(drawn), 0.0)
+    assert before is not None
+    assert before.probes == {}, "nothing was shown yet"
+    for version, shown, age in ((40, weights_like(learner), 0.0), (42, None, 2.0), (45, None, 5.0)):
+        each = next(drawn)
+        asked = learner.ask(each, "c1")
+        letter = answered(learner, asked, shown, version)
+        learner.keep(letter, 0.0)
+        step = learner.step(each, 0.0)
+        assert step is not None
+        assert step.probes == {"copies/c1": age}
+    assert not learner.unfit
