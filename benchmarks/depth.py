@@ -6,7 +6,8 @@
 Every point is what `mach compare --simulate` would say of the whole depth: recipes in virtual time, controls as plain
 loops, the same data, sizes, steps and seeds (`workers/compare.py`). Depth is measured at the latency of processes of
 one machine; `backprop` is the control of that name, and `independent` the average of as many components, each alone.
-Lag is measured at a fixed depth: every message takes so many steps, each way. Lock-step has no staleness, so that
+Lag is measured at a fixed depth: every message takes so many steps, each way, and windows have room for all that is
+then under way, so that nobody starves. Lock-step has no staleness, so that
 `backprop` learns the same at every lag, at (1 + 2·lag·hops) times the price in time; it is drawn as a line.
 """
 
@@ -67,19 +68,21 @@ class Bench:
         self.folder = folder
         self.dataset: Dataset = load_data(self.configured("backprop", AT, 0).data)
 
-    def configured(self, name: str, depth: int, seed: int) -> Config:
-        """A recipe on a chain, as `mach compare` has it."""
+    def configured(self, name: str, depth: int, seed: int, lag: int = 0) -> Config:
+        """A recipe on a chain, as `mach compare` has it, with room for so many steps of lag."""
         words = (f"recipe={name}", "graph=chain", f"n_components={depth}", f"seed={seed}", *self.settings)
-        return load(self.config, words, RECIPES)
+        config = load(self.config, words, RECIPES)
+        window = max(config.bus.window, 2 * lag + 2)
+        return config if window == config.bus.window else load(self.config, (*words, f"bus.window={window}"), RECIPES)
 
-    def learner(self, axis: str, name: str, depth: int, latency: str, x: int) -> Point:
+    def learner(self, axis: str, name: str, depth: int, latency: str, x: int, lag: int = 0) -> Point:
         """One recipe, simulated."""
         runner = Virtual(timing_of(latency, "0", "5ms", (), depth))
         results = []
         for seed in self.seeds:
             directory = self.folder / f"{axis}-{name}-{x}-{seed}"
             # what a recipe computes is `mach compare`'s to say
-            results.append(recipe(self.configured(name, depth, seed), self.dataset, runner, directory, 1.0))
+            results.append(recipe(self.configured(name, depth, seed, lag), self.dataset, runner, directory, 1.0))
             say(f"{axis} {x}: {told(name, results[-1], 0.0).rpartition(',')[0]}")
         return self.point(axis, name, x, results)
 
@@ -108,8 +111,9 @@ class Bench:
         """Learners at every lag; the control once."""
         for lag in lags:
             for name in LEARNERS:
-                yield self.learner("lag", name, AT, f"{lag}steps", lag)
-        yield from self.controls("lag", ("backprop",), AT, 0)
+                yield self.learner("lag", name, AT, f"{lag}steps", lag, lag)
+        if lags:
+            yield from self.controls("lag", ("backprop",), AT, 0)
 
 
 def say(line: str) -> None:
@@ -144,14 +148,14 @@ def document(points: Sequence[Point], unit: str) -> dict[str, Any]:
     return found
 
 
-def draw(points: Sequence[Point], unit: str, file: Path) -> None:
-    """Both pictures side by side: mean over seeds, bars of one standard deviation."""
+def draw(points: Sequence[Point], shown: Sequence[str], unit: str, file: Path) -> None:
+    """The pictures side by side: mean over seeds, bars of one standard deviation."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(5 * len(shown), 4), layout="constrained")
     titles = {"depth": "components", "lag": f"steps of lag a hop, {AT} components"}
-    for place, (axis, title) in enumerate(titles.items()):
-        axes = figure.add_subplot(1, 2, place + 1, xlabel=title, ylabel=unit)
+    for place, axis in enumerate(shown):
+        axes = figure.add_subplot(1, len(shown), place + 1, xlabel=titles[axis], ylabel=unit)
         mine = [point for point in points if point.axis == axis]
         for name in dict.fromkeys(point.name for point in mine):
             row = sorted((point for point in mine if point.name == name), key=lambda point: point.x)
@@ -172,12 +176,23 @@ def draw(points: Sequence[Point], unit: str, file: Path) -> None:
 @click.option("--seeds", default=1, show_default=True, help="Runs of every point.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As of mach compare; repeatable.")
 @click.option("--quick", is_flag=True, help=f"Depths {QUICK_DEPTHS}, lags {QUICK_LAGS}, {QUICK_STEPS} steps.")
+@click.option("--only", type=click.Choice(["depth", "lag"]), help="One axis; without it both.")
 @click.option("--png", type=click.Path(path_type=Path), help="The figure; without --quick benchmarks/depth.png.")
 @click.option("--json", "as_json", is_flag=True, help="One object instead of tables.")
-def main(config: str, seeds: int, settings: tuple[str, ...], png: Path | None, *, quick: bool, as_json: bool) -> None:
+def main(
+    config: str,
+    seeds: int,
+    settings: tuple[str, ...],
+    only: str | None,
+    png: Path | None,
+    *,
+    quick: bool,
+    as_json: bool,
+) -> None:
     """Measure depth, then lag."""
     torch.set_num_threads(1)
     depths, lags = (QUICK_DEPTHS, QUICK_LAGS) if quick else (DEPTHS, LAGS)
+    depths, lags = (() if only == "lag" else depths), (() if only == "depth" else lags)
     short = (f"train.steps={QUICK_STEPS}",) if quick else ()
     png = png or (None if quick else Path(__file__).with_suffix(".png"))
     if png is not None:
@@ -186,12 +201,13 @@ def main(config: str, seeds: int, settings: tuple[str, ...], png: Path | None, *
         bench = Bench(config, (*short, "evaluate.every_steps=1000000", *settings), seeds, Path(folder))
         unit = "bits a byte" if bench.dataset.symbols else "accuracy"
         points = [*bench.against_depth(depths), *bench.against_lag(lags)]
+    axes = [axis for axis in ("depth", "lag") if only in (None, axis)]
     if as_json:
         click.echo(json.dumps(document(points, unit)))
     else:
-        click.echo(f"{table(points, 'depth', unit)}\n\n{table(points, 'lag', unit)}")
+        click.echo("\n\n".join(table(points, axis, unit) for axis in axes))
     if png is not None:
-        draw(points, unit, png)
+        draw(points, axes, unit, png)
         say(f"figure: {png}")
 
 
