@@ -72,8 +72,12 @@ class Bench:
         """A recipe on a chain, as `mach compare` has it, with room for so many steps of lag."""
         words = (f"recipe={name}", "graph=chain", f"n_components={depth}", f"seed={seed}", *self.settings)
         config = load(self.config, words, RECIPES)
-        window = max(config.bus.window, 2 * lag + 2)
-        return config if window == config.bus.window else load(self.config, (*words, f"bus.window={window}"), RECIPES)
+        window = 2 * lag + 2
+        return (
+            config
+            if lag == 0 or window <= config.bus.window
+            else load(self.config, (*words, f"bus.window={window}"), RECIPES)
+        )
 
     def learner(self, axis: str, name: str, depth: int, latency: str, x: int, lag: int = 0) -> Point:
         """One recipe, simulated."""
@@ -191,8 +195,8 @@ def main(
 ) -> None:
     """Measure depth, then lag."""
     torch.set_num_threads(1)
-    depths, lags = (QUICK_DEPTHS, QUICK_LAGS) if quick else (DEPTHS, LAGS)
-    depths, lags = (() if only == "lag" else depths), (() if only == "depth" else lags)
+    depths: Sequence[int] = () if only == "lag" else QUICK_DEPTHS if quick else DEPTHS
+    lags: Sequence[int] = () if only == "depth" else QUICK_LAGS if quick else LAGS
     short = (f"train.steps={QUICK_STEPS}",) if quick else ()
     png = png or (None if quick else Path(__file__).with_suffix(".png"))
     if png is not None:
