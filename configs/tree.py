@@ -163,9 +163,9 @@ class Optimiser(Node, frozen=True):
     for the rest, at the same `lr` (torch 2.9 or newer)."""
     lr: Annotated[float, Meta(gt=0.0)] = 1e-3
     weight_decay: NonNegative = 1e-2
-    momentum: Share = 0.9
-    """For `sgd` and `muon`. What makes up for noise makes lag worse: 0.8 or less where weights or gradients come late
-    (measured: benchmarks/depth.md)."""
+    momentum: Share | None = None
+    """For `sgd` (0.9 if none is set) and `muon` (0.95). What makes up for noise makes lag worse: 0.8 or less where
+    weights or gradients come late (measured: benchmarks/depth.md)."""
     separate_late: bool = False
     """Late gradients, of parents and of children, keep moments apart from the own loss's: a second optimiser of the
     same kind steps along them, after the first and without decay of the weights."""

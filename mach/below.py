@@ -9,7 +9,9 @@ place are late as well, but the gradient is of today's batch: `mach/momentum.py`
 the end of the chain. A child shows its own section and the copies that it has itself, so that they come up hop by hop,
 each hop a little older. Nothing here is learnt: there are only buffers, which are part of the component's state.
 
-Laws: as in `mach/momentum.py`. Knows no message, no loss and no optimiser.
+Laws: as in `mach/momentum.py`. What law 3 says of targets does not hold here: a parent's joiner and head are trained on
+them, now and then, and no gradient goes back, since the section that answered has the chain's own loss already (that
+such gradients buy nothing was measured: benchmarks/depth.md). Knows no message, no loss and no optimiser.
 
 Shapes: B batch, D numbers of an activation, E embedding, K classes, P numbers of all weights that a child shows.
 """
@@ -42,7 +44,7 @@ class Below(nn.Module):
         self.sections = nn.ModuleDict({name: frozen(section) for name, section in sections.items()})
         self.joiner = frozen(joiner)
         self.head = frozen(head)
-        self.learnt = [
+        self.names = [
             *(f"sections.{name}.{own}" for name, section in sections.items() for own, _ in section.named_parameters()),
             *(f"joiner.{own}" for own, _ in joiner.named_parameters()),
             *(f"head.{own}" for own, _ in head.named_parameters()),
@@ -64,7 +66,7 @@ class Below(nn.Module):
 
     def weights(self) -> list[Tensor]:
         """All copies, nearest section first, the head last."""
-        return [self.get_buffer(name) for name in self.learnt]
+        return [self.get_buffer(name) for name in self.names]
 
     def shape(self, child: str) -> torch.Size | None:
         """What `child` must show, [P]; None: it is no child of ours."""

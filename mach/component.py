@@ -137,13 +137,9 @@ class Component(nn.Module):
             return self.tally.add(e, self.head(e), dict(zip(self.students, logits, strict=True)))
         return e + torch.stack(d).mean(dim=0) if self.residual and d else e
 
-    def told(self, a: Tensor, targets: Mapping[str, Tensor], *come: Tensor) -> Tensor:
-        """What a parent gets: e [B, E] as `embed` makes it, or as the chain below does; a is made of what came."""
-        return self.embed(a, targets) if self.below is None else self.below(a, come[-1])[0]
-
     @property
-    def shown(self) -> Momentum | Below | None:
-        """What children's weights go to."""
+    def copies(self) -> Momentum | Below | None:
+        """Where the weights go that children show."""
         return self.momentum if self.below is None else self.below
 
     def classify(self, e: Tensor) -> Tensor:

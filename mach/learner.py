@@ -214,8 +214,8 @@ class Learner:
                 if held is not None and self.sieve.answer(letter.sender, held, target):
                     age = letter.age or Age(0, 0.0)
                     self.memory.arrived.append(Arrived(letter.sender, held, target, age, now))
-                    if target.layer is not None and self.component.shown is not None:
-                        self.component.shown.take(letter.sender, target.layer, target.version)
+                    if target.layer is not None and self.component.copies is not None:
+                        self.component.copies.take(letter.sender, target.layer, target.version)
                 elif held is not None:
                     self.unfit["target"] += 1
             case Gradient(gradient=gradient):
@@ -250,7 +250,7 @@ class Learner:
             version=self.version,
             samples=sum(len(held.come[0]) for held in own),
             losses={name: value.detach() for name, value in learnt.losses.items()},
-            on_child=bool(arrived),
+            on_child=any(self.method.targeted(each.held.id) or each.target.gradient is not None for each in arrived),
             owed=[*self._owed(arrived, own, learnt, version, now, layer), *(passed_on(late) if self.deep.on else ())],
             target_ages=[self.memory.age(each, now) for each in arrived if self.method.targeted(each.held.id)],
             gradient_ages=ages,
@@ -341,7 +341,9 @@ class Learner:
         now: float,
         layer: Tensor | None,
     ) -> list[tuple[str, Gradient | Target]]:
-        """∂L/∂d to the children whose targets were used, an answer to the parent whose batch was (law 3)."""
+        """∂L/∂d to the children whose targets were used, an answer to the parent whose batch was (law 3; what is not
+        owed where heads look down the chain, `mach/below.py` says).
+        """
         letters: list[tuple[str, Gradient | Target]] = []
         for each in arrived:
             if (each.child, each.held.id) in learnt.leaves and self.component.below is None:
@@ -353,7 +355,7 @@ class Learner:
             wanted = self.method.targets if self.method.targeted(held.id) else "none"
             e = None if wanted == "none" or learnt.e is None else learnt.e.detach()
             z = None if wanted != "logits" or learnt.z is None else learnt.z.detach()
-            if e is not None and self.method.momentum_head != "chain":  # there it is imitated, and nothing is owed
+            if e is not None and self.method.momentum_head != "chain":  # there nothing comes back
                 held.shape, held.at = e.shape, now
                 self.memory.answer(held.sender, held)
             nothing = torch.empty(0, dtype=self.dtype)

@@ -116,7 +116,7 @@ class Teacher:
         held = lesson.held
         d = {each.child: self._leaf(each) for each in lesson.arrived if self.method.targeted(held.id)}
         learnt.leaves.update({(child, held.id): leaf for child, leaf in d.items()})
-        if self.judges or d:
+        if d or (lesson.own and self.judges) or self._compares(lesson):
             self._judge(lesson, d, learnt)
         if lesson.own and self.component.guess is not None and held.labels is not None:
             _, a = self.late.now(held)
@@ -139,6 +139,10 @@ class Teacher:
         if pulled:
             learnt.add("late", torch.stack(pulled).sum(), self.loss.late, late=True)
 
+    def _compares(self, lesson: Lesson) -> bool:
+        """Whether a child's logits came without its embedding being of use."""
+        return self.loss.logits > 0.0 and any(each.target.logits is not None for each in lesson.arrived)
+
     def _today(self, held: Held) -> tuple[Component, Tensor]:
         if self.stream:
             return self.late.now(held)
@@ -146,7 +150,8 @@ class Teacher:
 
     def _leaf(self, arrived: Arrived) -> Tensor:
         device = arrived.held.come[0].device
-        return arrived.target.embedding.to(device, self.dtype).detach().requires_grad_()
+        leaf = arrived.target.embedding.to(device, self.dtype).detach()
+        return leaf.requires_grad_(self.component.below is None)  # else nothing is owed (`mach/below.py`)
 
     def _judge(self, lesson: Lesson, d: Mapping[str, Tensor], learnt: Learnt) -> None:
         """The terms against labels and children's answers, weighted as method.md says."""

@@ -51,7 +51,8 @@ class Target(Struct, frozen=True, eq=False):
     gradient: Tensor | None = None  # like Activation.inputs; ∂L_child/∂activation in stream wiring
     logits: Tensor | None = None  # [B, K] where they are distilled, and in examinations
     layer: Tensor | None = None  # [P]
-    """Now and then the weights of the child's first layer, where the parent's head wants them (`mach/momentum.py`)."""
+    """Now and then weights of the child's, where the parent's head is made of them: of its first layer
+    (`mach/momentum.py`), or of its section and of what follows it (`mach/below.py`)."""
 
 
 class Gradient(Struct, frozen=True, eq=False):

@@ -124,7 +124,7 @@ def flat(weights: Sequence[Tensor]) -> Tensor:
 def frozen(layer: nn.Module) -> nn.Module:
     """A copy whose parameters are buffers: part of the state, and nothing that is learnt."""
     layer = copy.deepcopy(layer)
-    for name, weight in list(layer.named_parameters()):
+    for name, weight in list(layer.named_parameters(remove_duplicate=False)):
         owner, _, own = name.rpartition(".")
         module = layer.get_submodule(owner)
         delattr(module, own)

@@ -61,7 +61,7 @@ def sgd(settings: Optimiser, component: Component) -> torch.optim.Optimizer:
     return torch.optim.SGD(
         component.parameters(),
         lr=settings.lr,
-        momentum=settings.momentum,
+        momentum=0.9 if settings.momentum is None else settings.momentum,
         weight_decay=settings.weight_decay,
         fused=component.guess is None,
     )
@@ -119,9 +119,8 @@ class Muon(torch.optim.Optimizer):
         common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
         matrices = [flat.get(id(weight), weight) for weight in hidden]
         if matrices:
-            self._inner.append(
-                torch.optim.Muon(matrices, momentum=settings.momentum, adjust_lr_fn="match_rms_adamw", **common)
-            )
+            momentum = 0.95 if settings.momentum is None else settings.momentum
+            self._inner.append(torch.optim.Muon(matrices, momentum=momentum, adjust_lr_fn="match_rms_adamw", **common))
         if rest:
             self._inner.append(torch.optim.AdamW(rest, fused=True, **common))
         super().__init__([group for inner in self._inner for group in inner.param_groups], {})

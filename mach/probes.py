@@ -8,7 +8,8 @@
     r2           R² of the student's imitation of the child's embedding
     reliance     what the loss rises by, in nats, with a child's embedding zeroed, or shuffled across the batch
     salience     what a child is worth to us (`mach/salience.py`)
-    copies       versions that a child has moved on since it showed the weights that our head is made of
+    copies       versions that a child has moved on since it showed its weights to our head; what it shows of those
+                 below it is older by a hop
 
 What a neighbour would say today is not known here: `fresh` is about our own weights alone. Laws: every probe works on
 copies of the weights and leaves generators as they were, so that training is the same to the last bit with and
@@ -164,7 +165,7 @@ class Probes:
             come = bool(late) or any(each.target.gradient is not None for lesson in lessons for each in lesson.arrived)
             if come and self._is_due("agreement", version):
                 found |= self._told("agreement", self._agreement(today(), lessons, late, version), version)
-            told = next((each for each in lessons if each.arrived and self.component.students), None)
+            told = next((each for each in lessons if self.component.students and targets(each)), None)
             for name, probe in ON_CHILDREN.items():
                 if told is not None and self._is_due(name, version):
                     found |= self._told(name, probe(today(), told, self.teacher_of(today())), version)
@@ -177,12 +178,12 @@ class Probes:
 
     def _of_copies(self, version: int) -> dict[str, float]:
         """Of every child that has shown something."""
-        ours = self.component.shown
+        ours = self.component.copies
         if ours is None or not self._is_due("copies", version):
             return {}
         rows = zip(ours.children_names, ours.shown.tolist(), strict=True)
-        ages = {child: float(self._heard.get(child, then) - then) for child, then in rows if then >= 0}
-        return self._told("copies", ages, version) if ages else {}
+        ages = {child: float(max(0, self._heard.get(child, then) - then)) for child, then in rows if then >= 0}
+        return self._told("copies", ages, version)
 
     def _is_due(self, name: str, version: int) -> bool:
         return bool(getattr(self.settings, name)) and version >= self._due.get(name, 0)
@@ -253,6 +254,11 @@ class Probes:
         if taught.own is None:
             return {}
         return {name: cosine(gradients(term, net), own) for name, term in parts.items() if term is not None}
+
+
+def targets(lesson: Lesson) -> list[Arrived]:
+    """Answers that are more than receipts (`method.targets_every`)."""
+    return [each for each in lesson.arrived if each.target.embedding.numel()]
 
 
 def bare(held: Held) -> Held:

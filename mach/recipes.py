@@ -9,6 +9,8 @@ from typing import Any
 STREAM: Mapping[str, Any] = {"wiring": "stream", "graph": "chain"}
 WIDE = 32
 """Window where batches need not come back: as many may be under way, so that a slow link starves nobody below."""
+SLOW_MS = 30_000
+"""Time-out of such an edge: the last of as many batches waits for all before it."""
 END_TO_END: Mapping[str, Any] = {"targets": "none", "heads": "last", "gradient_reach": "full"}
 PATIENT_MS = 600_000
 """Time-out of an edge where a batch that is given up would be missing."""
@@ -20,7 +22,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     # place of gradients; students learn beside, from labels, from those copies and from now and then a target
     "mach-stream": {
         **STREAM,
-        "bus": {"window": WIDE},
+        "bus": {"window": WIDE, "timeout_ms": SLOW_MS},
         "method": {
             "targets": "embedding",
             "targets_every": 8,
@@ -35,7 +37,11 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     # targets and one-hop gradients of both tensors, on such sections
     "mach-hop": {**STREAM, "method": {"targets": "embedding", "gradient_reach": "hop", "context": True}},
     # decoupled greedy learning: local heads, nothing comes back (arXiv 1901.08164)
-    "dgl": {**STREAM, "method": {"targets": "none", "gradient_reach": "none"}, "bus": {"window": WIDE}},
+    "dgl": {
+        **STREAM,
+        "method": {"targets": "none", "gradient_reach": "none"},
+        "bus": {"window": WIDE, "timeout_ms": SLOW_MS},
+    },
     # end to end, late, at the weights of then; only the last has a head (arXiv 1804.10574)
     "ddg": {**STREAM, "method": END_TO_END, "staleness": {"late": "stash"}, "bus": {"window": 4}},
     # the gradient is guessed at once, and the true one teaches the guess (arXiv 1608.05343)

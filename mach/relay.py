@@ -208,7 +208,7 @@ class Relay:
             e = component.embed(a, {**s, **d})
             z = component.classify(e)
             if component.below is not None:
-                e = component.told(a, {}, self.inputs[question.part].to(a.device))
+                e = component.below(a, self.inputs[question.part].to(a.device))[0]
             told = question.answers[self.children[0]].logits if self.children else z
             deep = None if told is None else told.to(a.device, a.dtype)
         if d and self.judges:

@@ -51,8 +51,10 @@ class Sieve:
             good = self.embedding(child, held, target)
             if good and wanted.targets == "logits":
                 good = target.logits is not None and fits(target.logits, self._logits(target.embedding))
+        elif wanted.targets != "none":
+            good = target.embedding.numel() == 0  # a receipt
         if good and target.layer is not None:
-            ours = self.component.shown
+            ours = self.component.copies
             good = ours is not None and fits(target.layer, ours.shape(child))
         if good and target.gradient is not None:
             due = wanted.gradient_reach != "none" and self.sent is not None

@@ -123,7 +123,8 @@ class Whole(nn.Module):
         part = self.part(index)
         if part.below is None:
             return self.answer(index, come, x, depth, known)
-        return part.told(part.activation(*come), {}, *come)
+        e: Tensor = part.below(part.activation(*come), come[-1])[0]
+        return e
 
     def sent(self, a: Tensor, come: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:
         """What goes to a child: what came in `skip` wiring, the activation in `stream`, with x if it comes along."""

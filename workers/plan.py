@@ -125,6 +125,10 @@ def check_settings(config: Config, *, lockstep: bool) -> None:
     if config.bus.activation == "indices" and config.data.noise > 0.0:
         raise ConfigError("bus.activation: indices: samples with noise have none; set data.noise=0 or send inputs")
     check_head(config)
+    if config.method.targets_every > 1 and config.wiring == "skip":
+        raise ConfigError(
+            "method.targets_every: is of stream wiring; in skip wiring every answer is a target; set it to 1"
+        )
     depth = config.method.depth
     if depth > 0 and lockstep:
         raise ConfigError("method.depth: an answer from further down comes later, and lock-step waits; leave out one")
@@ -142,24 +146,37 @@ def check_settings(config: Config, *, lockstep: bool) -> None:
 
 def check_head(config: Config) -> None:
     """Raise a ConfigError for a head that looks down where there is nothing to look at."""
-    if config.method.momentum_head == "none":
+    method, head = config.method, config.method.momentum_head
+    if head == "none":
         return
-    if config.wiring == "skip" or config.method.heads == "last":
+    if config.wiring == "skip" or method.heads == "last":
         raise ConfigError(
-            "method.momentum_head: is for components of stream wiring that each have a loss of their own, as by "
-            "recipe=dgl or mach-hop; set wiring=stream and method.heads=every, or leave it out"
+            f"method.momentum_head: {head} is for components of stream wiring that each have a loss of their own, as "
+            f"by recipe={'mach-stream' if head == 'chain' else 'dgl'}; set wiring=stream and method.heads=every, or "
+            "leave it out"
         )
-    if config.method.momentum_head == "layer":
+    if head == "layer":
         return
     if any(len(children) > 1 for children in children_of(config.graph, config.n_components)):
         raise ConfigError(
             "method.momentum_head: chain looks down one way, and on this graph a component has several children; "
-            "set graph=chain, or method.momentum_head=layer"
+            "set graph=chain"
         )
-    if config.method.targets == "none" or config.model.join in ("sum", "mean"):
+    if method.targets != "embedding" or config.model.join in ("sum", "mean"):
         raise ConfigError(
-            "method.momentum_head: chain leaves a component's own joiner and head to its student, which needs targets, "
-            "and logits that do not run up; set method.targets=embedding and model.join=concat, or momentum_head=layer"
+            "method.momentum_head: chain leaves a component's own joiner and head to its student, which needs the "
+            "child's embedding and no more, and logits that do not run up; set method.targets=embedding and "
+            "model.join=concat, or momentum_head=layer"
+        )
+    if config.staleness.late == "stash" and method.gradient_reach == "none":
+        raise ConfigError(
+            "staleness.late: stash keeps weights for gradients that come late, and here none does; set "
+            "staleness.late=recompute"
+        )
+    if config.bus.codec.target == "int8":
+        raise ConfigError(
+            "bus.codec.target: int8 would give all weights that travel up for method.momentum_head one scale; set "
+            "bf16 or none"
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -251,19 +252,30 @@ def test_weights_that_cannot_be_are_never_taken(wrong: str) -> None:
     assert torch.equal(flat(below_of(learner.component).weights()), shown)
 
 
-def test_a_receipt_is_no_target_whatever_it_carries() -> None:
-    learner = learner_at(0, config("method.targets_every=2"))
+def test_a_receipt_that_carries_a_target_is_refused_and_one_that_does_not_costs_no_pass() -> None:
+    learner = learner_at(0, config("method.targets_every=2", "probes.r2=true", "probes.every_steps=1"))
     drawn = Batches(DATASET, B, seed=1)
-    first, second = next(drawn), next(drawn)
-    assert (first.id % 2, second.id % 2) == (0, 1)
-    for each in (first, second):
+    batches = [next(drawn) for _ in range(3)]
+    assert [each.id % 2 for each in batches] == [0, 1, 0]
+    d = torch.ones(learner.component.target_shape("c1", batches[0].inputs))
+    for each, told in zip(batches, (d, d, d), strict=True):
         asked = learner.ask(each, "c1")
-        d = torch.ones(learner.component.target_shape("c1", each.inputs))
-        learner.keep(Letter("c1", Target(asked.id, 0, d), Age(0, 0.0)), 0.0)
+        learner.keep(Letter("c1", Target(asked.id, 0, told), Age(0, 0.0)), 0.0)
+    assert learner.unfit == {"target": 1}, "the one that was to be a receipt"
     step = learner.step(next(drawn), 0.0)
     assert step is not None
-    assert len(step.target_ages) == 1, "the one that was asked for"
-    assert not learner.unfit
+    assert len(step.target_ages) == 2
+    assert step.on_child
+    asked = learner.ask(each := structs.replace(next(drawn), id=7), "c1")
+    learner.keep(Letter("c1", Target(7, 0, torch.empty(0)), Age(0, 0.0)), 0.0)
+    held = learner.memory.arrived[0].held
+    assert held.id == each.id
+    step = learner.step(next(drawn), 0.0)
+    assert step is not None
+    assert not step.on_child
+    assert "r2/c1" not in step.probes
+    assert "distill" not in step.losses
+    assert learner.unfit == {"target": 1}
 
 
 def test_a_life_goes_on_with_the_copies_that_it_had() -> None:

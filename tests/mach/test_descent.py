@@ -90,7 +90,9 @@ def plain(settings: Optimiser, every: int = 1, late_at: str = "recompute") -> Co
 
 def torch_optimiser(settings: Optimiser, net: Component) -> torch.optim.Optimizer:
     if settings.name == "sgd":
-        return torch.optim.SGD(net.parameters(), lr=settings.lr, momentum=settings.momentum)
+        return torch.optim.SGD(
+            net.parameters(), lr=settings.lr, momentum=0.9 if settings.momentum is None else settings.momentum
+        )
     return torch.optim.AdamW(net.parameters(), lr=settings.lr, weight_decay=0.0)
 
 

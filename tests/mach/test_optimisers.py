@@ -118,6 +118,13 @@ def test_muon_has_what_is_inside_and_adamw_the_rest() -> None:
     ]
 
 
+@pytest.mark.parametrize(("name", "usual"), [("sgd", 0.9), ("muon", 0.95)])
+def test_momentum_is_what_was_set_or_what_is_usual(name: str, usual: float) -> None:
+    for momentum, expected in ((None, usual), (0.8, 0.8)):
+        optimiser = optimiser_of(Optimiser(name=name, momentum=momentum), component())  # type: ignore[arg-type]
+        assert [group["momentum"] for group in optimiser.param_groups if "momentum" in group] == [expected]
+
+
 def test_a_muon_step_is_torchs_own_on_matrices_and_on_flattened_kernels() -> None:
     network = component()
     before = named(network)
@@ -128,7 +135,7 @@ def test_a_muon_step_is_torchs_own_on_matrices_and_on_flattened_kernels() -> Non
         assert parameter.grad is not None
         alone = before[key].flatten(1).requires_grad_()
         alone.grad = parameter.grad.flatten(1)
-        torch.optim.Muon([alone], lr=0.1, momentum=0.9, weight_decay=0.0, adjust_lr_fn="match_rms_adamw").step()
+        torch.optim.Muon([alone], lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw").step()
         assert torch.equal(parameter.detach().flatten(1), alone.detach())
     optimiser.zero_grad()
     assert all(parameter.grad is None for parameter in network.parameters())
