@@ -186,10 +186,11 @@ class Supervisor:
             if now - self._written >= TICK_S:
                 self._write()
                 yield self.status
-        stopped = self.reason if self.state == "stopping" else ""
-        verdict = judge(self.members, run=self.plan.run, stopped=stopped, lockstep=self.plan.lockstep)
-        self._end(verdict.state, verdict.reason, verdict.exit_code)
-        self._write()
+        if self.exit_code is None:  # judged once: a second time, nobody knows any more that it was stopped
+            stopped = self.reason if self.state == "stopping" else ""
+            verdict = judge(self.members, run=self.plan.run, stopped=stopped, lockstep=self.plan.lockstep)
+            self._end(verdict.state, verdict.reason, verdict.exit_code)
+            self._write()
         yield self.status
 
     @property
