@@ -252,8 +252,10 @@ class Supervisor:
             self._bell.recv(4096)
 
     def stop(self, why: str, *, at_once: bool = False) -> None:
-        """Have everybody save and leave, or, at once, be gone; `watch` goes on until they are. Who has ended, has."""
-        if all(member.over is not None for member in self.members):
+        """Have everybody save and leave, or, at once, be gone; `watch` goes on until they are. Who has ended, has; who
+        is stopping is only hurried.
+        """
+        if all(member.over is not None for member in self.members) or (self.state == "stopping" and not at_once):
             return
         self.state, self.reason = "stopping", why
         now = self.clock.now

@@ -1,5 +1,5 @@
 """The supervisor's clock: monotonic, and fair to components while the launcher itself was away; who is an orphan; how
-often a run is judged.
+often a run is told to stop, and judged.
 """
 
 import multiprocessing
@@ -15,6 +15,7 @@ from configs.tree import Supervise
 from fakes import Life
 from mach.recipes import RECIPES
 from workers.attempt import Attempt
+from workers.foreground import UNREAD
 from workers.member import Member
 from workers.plan import ProcessPlan, make_plan
 from workers.rundir import RunDir
@@ -102,6 +103,16 @@ def test_who_watches_an_ended_run_again_finds_the_same_verdict(lockstep: tuple[S
     found = [(last.state, last.reason, last.exit_code) for last in (next(supervisor.watch()), *supervisor.watch())]
     assert found == [("stopped", "by SIGINT", 130)] * 2
     assert read(supervisor.run).exit_code == 130
+
+
+def test_a_reader_that_leaves_while_a_run_stops_changes_nothing(lockstep: tuple[Supervisor, list[Life]]) -> None:
+    supervisor, lives = lockstep
+    supervisor.stop("by SIGINT")
+    supervisor.stop(UNREAD)
+    assert [life.orders() for life in lives] == [["gather"]] * 2, "nobody leaves in the middle of a step"
+    assert (supervisor.state, supervisor.reason) == ("stopping", "by SIGINT")
+    supervisor.stop("by SIGQUIT", at_once=True)
+    assert [life.orders() for life in lives] == [["stop"]] * 2
 
 
 def test_a_launch_that_fails_halfway_leaves_no_process_and_no_handler(
