@@ -111,6 +111,7 @@ class Supervisor:
         self._ordered: set[str] = set()
         self._gathering: Gathering | None = None
         self._signals: list[int] = []
+        self._signalled = False
         self._handlers: dict[int, object] = {}
         self._bell, self._bell_end = socket.socketpair()
         self._earlier_bell: int | None = None
@@ -269,7 +270,8 @@ class Supervisor:
         """The first signal stops the run cleanly, a second one or SIGQUIT at once."""
         signals, self._signals = self._signals, []
         for number in signals:
-            at_once = self.state == "stopping" or number == signal.SIGQUIT
+            at_once = self._signalled or number == signal.SIGQUIT
+            self._signalled = True  # not `stopping`: the Ctrl-C that stops may kill the reader a moment before
             self.stop(f"by {signal.Signals(number).name}", at_once=at_once)
 
     def _restart(self, wanted: Ask, *, now: float) -> Promise:

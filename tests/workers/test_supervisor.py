@@ -115,6 +115,18 @@ def test_a_reader_that_leaves_while_a_run_stops_changes_nothing(lockstep: tuple[
     assert [life.orders() for life in lives] == [["stop"]] * 2
 
 
+def test_a_first_signal_stops_cleanly_also_when_the_reader_left_before_it(
+    lockstep: tuple[Supervisor, list[Life]],
+) -> None:
+    """Ctrl-C kills `tee`, too, and may be heard of second."""
+    supervisor, lives = lockstep
+    supervisor.stop(UNREAD)
+    for expected in (["gather"], ["stop"]):
+        supervisor._note(signal.SIGINT, None)
+        supervisor._obey()
+        assert [life.orders() for life in lives] == [expected] * 2
+
+
 def test_a_launch_that_fails_halfway_leaves_no_process_and_no_handler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
