@@ -1,9 +1,12 @@
 """A run in the background: a launcher in a session of its own, seen to begin. Knows no option and no torch.
 
     mach launch --detach ── starts ──▶ mach launch --name r --tell FD
-                         ◀── one byte ──                                 once the directory of run r is its own
+                         ◀── MAKING ──                       it is about to make the directory of run r
+                         ◀── TAKEN ───                       another launch has made it
+                         ◀── BEGUN ───                       the run is its own, and goes on
 
-So nobody takes another's run for the one just launched, however close to each other two are.
+So nobody takes another's run for the one just launched, however close to each other two are, nor a launcher that failed
+for one whose name was taken.
 """
 
 import os
@@ -20,6 +23,7 @@ from configs.tree import Config
 from workers.rundir import RunDir
 from workers.status import read
 
+MAKING, TAKEN, BEGUN = b"m", b"t", b"."
 LOOK_S = 0.25
 """Time between two looks into files that the launcher writes."""
 
@@ -40,19 +44,20 @@ def detach(
     runs.mkdir(parents=True, exist_ok=True)
     more = [*(["--gpus", gpus] if gpus else []), *(["--lockstep"] if lockstep else [])]
     while True:
-        ours, code, words = launched(config, RunDir(runs / name), more)
-        if other is None or ours or not (runs / name).exists():
+        taken, code, words = launched(config, RunDir(runs / name), more)
+        if other is None or not taken:
             break
         name = other()
     if code:
-        print(words or f"mach: the launcher ended with exit code {code}", file=sys.stderr)
+        told = words if code > 0 else ""  # a signal leaves no time for a last word
+        print(told or f"mach: the launcher ended with exit code {code}", file=sys.stderr)
         return code
     print(f"run {name} goes on in the background; mach status {name}, mach logs {name} -f, mach stop {name}")
     return 0
 
 
 def launched(config: Config, run: RunDir, more: list[str]) -> tuple[bool, int | None, str]:
-    """Whether the run became that of our launcher, its exit code if it has ended, and the last line that it printed."""
+    """Whether the name was taken, the launcher's exit code if it has ended, and the last line that it printed."""
     draft, log = (run.path.with_name(f".{run.name}.{os.getpid()}.{end}") for end in ("yaml", "log"))
     hear, tell = os.pipe()
     try:
@@ -69,12 +74,15 @@ def launched(config: Config, run: RunDir, more: list[str]) -> tuple[bool, int | 
                 )
         finally:
             os.close(tell)
-        ours = os.read(hear, 1) != b""  # nothing: it has ended, or is about to
+        said = heard(hear)
+        ours = said == BEGUN
         if ours:
             log.replace(run.launcher_log)
         code = begun(run, launcher) if ours else launcher.wait()
         lines = (run.launcher_log if ours else log).read_text(encoding="utf-8").strip().splitlines()
-        return ours, code, lines[-1] if lines else ""
+        # one that did not come to making it: the directory that is there is another's
+        taken = said == TAKEN or (said == b"" and run.path.exists())
+        return taken, code, lines[-1] if lines else ""
     finally:
         os.close(hear)
         draft.unlink(missing_ok=True)
@@ -87,11 +95,22 @@ def command(draft: Path, run: RunDir, more: list[str], tell: int) -> list[str]:
     return [sys.executable, "-m", "mach", *words, "--tell", str(tell)]
 
 
-def tell_begun(tell: int) -> None:
-    """In the launcher: the run is its own."""
+def heard(hear: int) -> bytes:
+    """The launcher's last word; none or MAKING: it has ended, or is about to."""
+    said = b""
+    while (word := os.read(hear, 1)) != b"":
+        said = word
+        if word != MAKING:
+            break
+    return said
+
+
+def tell_begun(tell: int, word: bytes = BEGUN) -> None:
+    """In the launcher: the run is its own, or another `word`."""
     with suppress(BrokenPipeError):  # whoever started it is gone, and it goes on
-        os.write(tell, b".")
-    os.close(tell)
+        os.write(tell, word)
+    if word != MAKING:
+        os.close(tell)
 
 
 def begun(run: RunDir, launcher: "subprocess.Popen[bytes]") -> int | None:

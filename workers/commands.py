@@ -19,7 +19,7 @@ from configs.errors import ConfigError, RunError
 from configs.tree import Config
 from workers import desk, screen
 from workers import devices as devices_of
-from workers.background import detach, tell_begun
+from workers.background import BEGUN, MAKING, TAKEN, detach, tell_begun
 from workers.foreground import Opening, supervised
 from workers.plan import Plan, make_plan
 from workers.resume import config_of, has_finished, recorded_plan, resumed_plan, same_devices, where
@@ -98,21 +98,25 @@ def train(
     *,
     lockstep: bool,
     other: Callable[[], str] | None = None,
-    begun: Callable[[], None] | None = None,
+    begun: Callable[[bytes], None] | None = None,
 ) -> int:
     """Run to the end on this terminal; the exit code. `other`: a name in place of one that was taken meanwhile;
-    `begun`: called when the run is ours.
+    `begun`: called with the words of `workers/background.py`, BEGUN when the run is ours.
     """
+    tell = begun or (lambda word: None)
 
     def plan_at(sockets: Path) -> tuple[Plan, Opening]:
         where = runs / name
-        return make_plan(config, run=name, directory=where, sockets=sockets, devices=devices, lockstep=lockstep), begun
+        plan = make_plan(config, run=name, directory=where, sockets=sockets, devices=devices, lockstep=lockstep)
+        return plan, partial(tell, BEGUN)
 
+    tell(MAKING)
     while True:
         try:
             return launched(runs / name, config, plan_at, "choose another place with --runs")
         except FileExistsError:
             if other is None:
+                tell(TAKEN)
                 check_name(runs, name)
                 raise
             name = other()

@@ -111,6 +111,7 @@ class Supervisor:
         self._ordered: set[str] = set()
         self._gathering: Gathering | None = None
         self._signals: list[int] = []
+        self._signalled = False
         self._handlers: dict[int, object] = {}
         self._bell, self._bell_end = socket.socketpair()
         self._earlier_bell: int | None = None
@@ -186,10 +187,11 @@ class Supervisor:
             if now - self._written >= TICK_S:
                 self._write()
                 yield self.status
-        stopped = self.reason if self.state == "stopping" else ""
-        verdict = judge(self.members, run=self.plan.run, stopped=stopped, lockstep=self.plan.lockstep)
-        self._end(verdict.state, verdict.reason, verdict.exit_code)
-        self._write()
+        if self.exit_code is None:  # judged once: a second time, nobody knows any more that it was stopped
+            stopped = self.reason if self.state == "stopping" else ""
+            verdict = judge(self.members, run=self.plan.run, stopped=stopped, lockstep=self.plan.lockstep)
+            self._end(verdict.state, verdict.reason, verdict.exit_code)
+            self._write()
         yield self.status
 
     @property
@@ -251,8 +253,10 @@ class Supervisor:
             self._bell.recv(4096)
 
     def stop(self, why: str, *, at_once: bool = False) -> None:
-        """Have everybody save and leave, or, at once, be gone; `watch` goes on until they are. Who has ended, has."""
-        if all(member.over is not None for member in self.members):
+        """Have everybody save and leave, or, at once, be gone; `watch` goes on until they are. Who has ended, has; who
+        is stopping is only hurried.
+        """
+        if all(member.over is not None for member in self.members) or (self.state == "stopping" and not at_once):
             return
         self.state, self.reason = "stopping", why
         now = self.clock.now
@@ -266,7 +270,8 @@ class Supervisor:
         """The first signal stops the run cleanly, a second one or SIGQUIT at once."""
         signals, self._signals = self._signals, []
         for number in signals:
-            at_once = self.state == "stopping" or number == signal.SIGQUIT
+            at_once = self._signalled or number == signal.SIGQUIT
+            self._signalled = True  # not `stopping`: the Ctrl-C that stops may kill the reader a moment before
             self.stop(f"by {signal.Signals(number).name}", at_once=at_once)
 
     def _restart(self, wanted: Ask, *, now: float) -> Promise:

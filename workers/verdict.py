@@ -15,7 +15,7 @@ EXITS: Mapping[int, str] = {
     FAILED: "the run failed: no component finished, or, in lock-step, one failed",
     REFUSED: "it cannot be run as asked; nothing was trained",
     DEGRADED: "some component failed for good, was stopped alone or could not save its end; the others did well",
-    STOPPED: "stopped, and everything is saved",
+    STOPPED: "stopped; mach resume goes on from what is saved",
 }
 
 

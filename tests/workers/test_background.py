@@ -1,4 +1,4 @@
-"""A launch in the background that loses the race for its name: real processes, a played launcher."""
+"""A launch in the background that loses the race for its name, or fails: real processes, a played launcher."""
 
 import sys
 from collections.abc import Callable
@@ -16,23 +16,40 @@ from workers.rundir import RunDir
 from workers.status import write
 
 LAUNCHER = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
-folder, tell, state = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+from workers.background import MAKING, TAKEN, tell_begun
+folder, tell, state, trouble = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
 print("it begins", flush=True)
+if trouble == "looked" and folder.exists():
+    sys.exit("mach: it exists; choose another --name")
+tell_begun(tell, MAKING)
 try:
     folder.mkdir()
 except FileExistsError:
+    tell_begun(tell, TAKEN)
     sys.exit("mach: it exists; choose another --name")
+if trouble == "full":
+    sys.exit("mach: no space left on device")
+if trouble == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
 (folder / "logs").mkdir()
 (folder / "status.json").write_bytes(state.read_bytes())
-os.write(tell, b".")
+tell_begun(tell)
 """
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def trouble() -> str:
+    """What befalls the launcher: it sees, by a look, that the name is taken; a full disk; SIGKILL."""
+    return ""
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str) -> Path:
     """Where another launch has just begun run r; launchers are played, and end when they have begun."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     others = RunDir(tmp_path / "runs" / "r")
     others.make()
     write(others, status("training"))
@@ -42,7 +59,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         background,
         "command",
         lambda draft, run, more, tell: [
-            *(sys.executable, "-c", LAUNCHER, str(run.path), str(tell), str(tmp_path / "state"))
+            *(sys.executable, "-c", LAUNCHER, str(run.path), str(tell), str(tmp_path / "state"), trouble)
         ],
     )
     return tmp_path / "runs"
@@ -60,6 +77,7 @@ def test_anothers_run_of_that_name_is_not_taken_for_ours(runs: Path, capsys: pyt
     assert [path.name for path in runs.iterdir()] == ["r"], "nothing is left lying about"
 
 
+@pytest.mark.parametrize("trouble", ["", "looked"])
 def test_a_name_that_nobody_chose_gives_way_to_another(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch(runs, "r", iter(["r", "r-2"]).__next__) == 0
     said = capsys.readouterr()
@@ -67,6 +85,21 @@ def test_a_name_that_nobody_chose_gives_way_to_another(runs: Path, capsys: pytes
     assert said.err == ""
     assert (runs / "r" / "logs" / "launcher.log").read_text() == "the other's\n"
     assert (runs / "r-2" / "logs" / "launcher.log").read_text() == "it begins\n"
+    assert sorted(path.name for path in runs.iterdir()) == ["r", "r-2"]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "code", "cause"),
+    [("full", 1, "mach: no space left on device"), ("killed", -9, "mach: the launcher ended with exit code -9")],
+)
+def test_a_launcher_that_fails_in_its_own_directory_is_told_of_and_not_repeated(
+    runs: Path, capsys: pytest.CaptureFixture[str], code: int, cause: str
+) -> None:
+    def other() -> str:
+        pytest.fail("its name was not taken")
+
+    assert launch(runs, "r-2", other) == code
+    assert capsys.readouterr().err == f"{cause}\n"
     assert sorted(path.name for path in runs.iterdir()) == ["r", "r-2"]
 
 

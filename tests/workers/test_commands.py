@@ -8,6 +8,7 @@ import pytest
 from configs.errors import RunError
 from configs.tree import Config
 from fakes import status
+from workers.background import BEGUN, MAKING, TAKEN
 from workers.commands import log_lines, restart, stop, train
 from workers.foreground import Opening
 from workers.plan import Plan
@@ -68,19 +69,24 @@ def test_a_name_taken_at_the_very_moment_is_refused_if_it_was_chosen_and_else_an
 ) -> None:
     """Another launch makes the directory between our look and our own attempt to make it."""
     tried: list[str] = []
+    told: list[bytes] = []
 
     def launched(directory: Path, config: Config, plan_at: Callable[[Path], tuple[Plan, Opening]], _: str) -> int:
-        tried.append(plan_at(tmp_path)[0].run)
+        plan, opening = plan_at(tmp_path)
+        assert opening is not None
+        tried.append(plan.run)
         if len(tried) == 1:
             RunDir(directory).make()  # the other one is faster
         RunDir(directory).make()
+        opening()
         return 0
 
     monkeypatch.setattr("workers.commands.launched", launched)
     other = None if chosen else iter(["r-2"]).__next__
     if chosen:
         with pytest.raises(RunError, match="choose another --name"):
-            train(Config(), tmp_path, "r", ("cpu",), lockstep=False, other=other)
+            train(Config(), tmp_path, "r", ("cpu",), lockstep=False, other=other, begun=told.append)
     else:
-        assert train(Config(), tmp_path, "r", ("cpu",), lockstep=False, other=other) == 0
+        assert train(Config(), tmp_path, "r", ("cpu",), lockstep=False, other=other, begun=told.append) == 0
     assert tried == (["r"] if chosen else ["r", "r-2"])
+    assert told == [MAKING, TAKEN if chosen else BEGUN]

@@ -1,7 +1,10 @@
-"""The supervisor's clock: monotonic, and fair to components while the launcher itself was away; who is an orphan."""
+"""The supervisor's clock: monotonic, and fair to components while the launcher itself was away; who is an orphan; how
+often a run is told to stop, and judged.
+"""
 
 import multiprocessing
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,9 +15,11 @@ from configs.tree import Supervise
 from fakes import Life
 from mach.recipes import RECIPES
 from workers.attempt import Attempt
+from workers.foreground import UNREAD
 from workers.member import Member
 from workers.plan import ProcessPlan, make_plan
 from workers.rundir import RunDir
+from workers.status import read
 from workers.supervisor import AWAY_S, Clock, Supervisor, orphans
 
 
@@ -69,6 +74,57 @@ def test_an_orphan_is_who_has_parents_that_have_all_ended_for_good(tmp_path: Pat
     assert members[2].over is None
     for life in lives.values():
         life.close()
+
+
+@pytest.fixture
+def lockstep(tmp_path: Path) -> Iterator[tuple[Supervisor, list[Life]]]:
+    """A run of two in lock-step that a test plays."""
+    config = load("digits", ("n_components=2",), RECIPES)
+    sockets = address.make_directory()
+    plan = make_plan(config, run="r", directory=tmp_path / "r", sockets=sockets, lockstep=True)
+    supervisor, lives = Supervisor(plan), [Life(), Life()]
+    supervisor.run.make()
+    supervisor.members = [
+        Member(lambda _, __, life=life: life.attempt, 1, Supervise(), supervisor.run, 0.0, mends=False)
+        for life in lives
+    ]
+    yield supervisor, lives
+    supervisor.__exit__(None, None, None)
+    for life in lives:
+        life.close()
+
+
+def test_who_watches_an_ended_run_again_finds_the_same_verdict(lockstep: tuple[Supervisor, list[Life]]) -> None:
+    """As when the reader of `mach launch | tee log` dies of the Ctrl-C that stopped the run, at its last line."""
+    supervisor, _ = lockstep
+    supervisor.stop("by SIGINT")
+    for member in supervisor.members:
+        member.over = "stopped"
+    found = [(last.state, last.reason, last.exit_code) for last in (next(supervisor.watch()), *supervisor.watch())]
+    assert found == [("stopped", "by SIGINT", 130)] * 2
+    assert read(supervisor.run).exit_code == 130
+
+
+def test_a_reader_that_leaves_while_a_run_stops_changes_nothing(lockstep: tuple[Supervisor, list[Life]]) -> None:
+    supervisor, lives = lockstep
+    supervisor.stop("by SIGINT")
+    supervisor.stop(UNREAD)
+    assert [life.orders() for life in lives] == [["gather"]] * 2, "nobody leaves in the middle of a step"
+    assert (supervisor.state, supervisor.reason) == ("stopping", "by SIGINT")
+    supervisor.stop("by SIGQUIT", at_once=True)
+    assert [life.orders() for life in lives] == [["stop"]] * 2
+
+
+def test_a_first_signal_stops_cleanly_also_when_the_reader_left_before_it(
+    lockstep: tuple[Supervisor, list[Life]],
+) -> None:
+    """Ctrl-C kills `tee`, too, and may be heard of second."""
+    supervisor, lives = lockstep
+    supervisor.stop(UNREAD)
+    for expected in (["gather"], ["stop"]):
+        supervisor._note(signal.SIGINT, None)
+        supervisor._obey()
+        assert [life.orders() for life in lives] == [expected] * 2
 
 
 def test_a_launch_that_fails_halfway_leaves_no_process_and_no_handler(
