@@ -221,7 +221,10 @@ class Teacher:
         if d:
             distance = DISTANCES[self.loss.distance]
             distill = torch.stack([distance(s[name], each.detach()) for name, each in d.items()]).sum()
-            learnt.add("distill", distill, self.loss.distill)
+            if self.loss.distill > 0.0:
+                learnt.add("distill", distill, self.loss.distill)
+            else:  # told, and no part of what is descended
+                learnt.losses["distill"] = distill.detach()
 
     def _take_back(self, arrived: Arrived, g: Tensor, learnt: Learnt, version: int) -> None:
         """A child's gradient of our activation: pulled on, or what a guess learns from."""
