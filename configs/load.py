@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import msgspec
 import yaml
@@ -146,7 +146,9 @@ def convert(merged: Layer, where: str) -> Config:
     except msgspec.ValidationError as error:
         text, _, at = str(error).partition(" - at ")
         key = at.strip("`").removeprefix("$").removeprefix(".") or "the file"
-        raise ConfigError(f"{where}: {key}: {text[0].lower()}{text[1:]}") from error
+        choices = _choices(key) if text.startswith("Invalid enum value") else ()
+        known = f"; valid: {', '.join(choices)}" if choices else ""
+        raise ConfigError(f"{where}: {key}: {text[0].lower()}{text[1:]}{known}") from error
 
 
 def dump(config: Config) -> str:
@@ -168,6 +170,15 @@ def _walk(layer: Layer, node: type[Node], path: tuple[str, ...]) -> Iterator[tup
                     yield from _walk(entry, inner, (*path, str(key), str(name)))
         elif (struct := _node_in(kinds[key])) is not None:
             yield from _walk(value, struct, (*path, str(key)))
+
+
+def _choices(key: str) -> tuple[str, ...]:
+    """The words that a key takes, `a.b`; () where it takes others than words, or lies in a list or a map."""
+    kind: Any = Config
+    for name in key.split("."):
+        node = _node_in(kind)
+        kind = {field.name: field.type for field in msgspec.structs.fields(node)}.get(name) if node else None
+    return tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else ()
 
 
 def _node_in(kind: Any) -> type[Node] | None:

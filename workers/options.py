@@ -69,6 +69,9 @@ class Group(click.Group):
         except MachError as error:
             click.echo(f"mach: {error}", err=True)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt:  # of commands that train in this process; a launch stops its components itself
+            click.echo("mach: interrupted", err=True)
+            ctx.exit(130)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:

@@ -88,7 +88,8 @@ def tables(status: Status, width: int = 200) -> RenderableType:
     reasons = [f"{row.component}: {row.reason}" for row in status.components if row.reason and row.state != "finished"]
     setbacks = [setback(row) for row in status.components if row.restarts and row.failure]
     troubles = [f"{row.component}: {row.checkpoint.trouble}" for row in status.components if row.checkpoint.trouble]
-    return Group(*parts, *reasons, *setbacks, *troubles, *cut_edges(status))
+    why = [f"run {status.run}: {status.reason}"] if status.state == "failed" and status.reason else []
+    return Group(*parts, *reasons, *setbacks, *troubles, *cut_edges(status), *why)
 
 
 def cut_edges(status: Status) -> list[str]:

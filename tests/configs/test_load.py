@@ -112,6 +112,15 @@ def test_a_wrong_value_names_its_key_and_place(setting: str, key: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("setting", "choices"),
+    [("method.momentum_head=bogus", "none, layer, chain"), ("optimiser.name=adam", "adamw, sgd, nadam, muon")],
+)
+def test_a_word_that_is_none_of_those_that_a_key_takes_names_them_all(setting: str, choices: str) -> None:
+    with pytest.raises(ConfigError, match=f"invalid enum value .*; valid: {choices}$"):
+        load("digits", (setting,), RECIPES)
+
+
 def test_an_unknown_recipe_names_the_nearest_and_all() -> None:
     with pytest.raises(ConfigError, match=r"recipe: 'mahc' is none of mach, .*; did you mean 'mach'\?$") as error:
         load("digits", ("recipe=mahc",), RECIPES)

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 
 from configs.errors import RunError
 from configs.tree import Config
@@ -11,6 +13,7 @@ from fakes import status
 from workers.background import BEGUN, MAKING, TAKEN
 from workers.commands import log_lines, restart, stop, train
 from workers.foreground import Opening
+from workers.options import Group
 from workers.plan import Plan
 from workers.rundir import RunDir
 from workers.status import write
@@ -90,3 +93,15 @@ def test_a_name_taken_at_the_very_moment_is_refused_if_it_was_chosen_and_else_an
         assert train(Config(), tmp_path, "r", ("cpu",), lockstep=False, other=other, begun=told.append) == 0
     assert tried == (["r"] if chosen else ["r", "r-2"])
     assert told == [MAKING, TAKEN if chosen else BEGUN]
+
+
+def test_an_interrupt_of_a_command_that_trains_here_is_one_sentence_and_130() -> None:
+    @click.group(cls=Group)
+    def program() -> None: ...
+
+    @program.command()
+    def train() -> None:
+        raise KeyboardInterrupt
+
+    result = CliRunner().invoke(program, ["train"])
+    assert (result.exit_code, result.output) == (130, "mach: interrupted\n")

@@ -217,6 +217,14 @@ def shown(*rows: ComponentStatus) -> str:
         return console.export_text()
 
 
+def test_why_a_run_failed_is_the_last_line() -> None:
+    console = screen.Console(width=120)
+    for state, told in (("failed", True), ("training", False)):
+        with console.capture() as capture:
+            console.print(screen.tables(status(state=state, reason="the launcher is gone; go on with mach resume r")))
+        assert ("mach resume r" in capture.get().splitlines()[-1]) == told
+
+
 @pytest.mark.parametrize(
     ("end", "line"),
     [
