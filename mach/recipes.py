@@ -19,7 +19,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     # the 2019 method, its defects mended: students answer, one-hop gradients of targets
     "mach": {"wiring": "skip", "loss": {"child": 1.0, "student": 1.0, "distill": 1.0, "late": 1.0}},
     # sections of one deep network that see x again; every loss looks down the chain, through copies that travel up in
-    # place of gradients; students learn beside, from labels, from those copies and from now and then a target
+    # place of gradients; students learn beside, from labels and those copies' logits; a target now and then teaches to join true ones
     "mach-stream": {
         **STREAM,
         "bus": {"window": WIDE, "timeout_ms": SLOW_MS},
@@ -32,7 +32,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
             "momentum_decay": 0.9,
             "momentum_every": 4,
         },
-        "loss": {"student": 0.3, "logits": 1.0, "temperature": 1.0, "late": 0.0},
+        "loss": {"student": 0.3, "distill": 0.0, "logits": 1.0, "temperature": 1.0, "late": 0.0},
     },
     # targets and one-hop gradients of both tensors, on such sections
     "mach-hop": {**STREAM, "method": {"targets": "embedding", "gradient_reach": "hop", "context": True}},
