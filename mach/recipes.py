@@ -19,7 +19,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     # the 2019 method, its defects mended: students answer, one-hop gradients of targets
     "mach": {"wiring": "skip", "loss": {"child": 1.0, "student": 1.0, "distill": 1.0, "late": 1.0}},
     # sections of one deep network that see x again; every loss looks down the chain, through copies that travel up in
-    # place of gradients; students learn beside, from labels and those copies' logits, joiners now and then from a target
+    # place of gradients; students learn beside, from labels and those copies' logits, joiners at times from a target
     "mach-stream": {
         **STREAM,
         "bus": {"window": WIDE, "timeout_ms": SLOW_MS},
