@@ -113,4 +113,5 @@ class Stage:
             symbols=self.dataset.symbols,
             fired=self.faults[process.name],
             crash=lambda: self.bus.kill(process.name),
+            targeted=self.config.method.targeted,
         )

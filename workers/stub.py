@@ -67,8 +67,11 @@ class Stub:
         symbols: int = 0,
         fired: Counter[str] | None = None,
         crash: Callable[[], None] = die,
+        targeted: Callable[[int], bool] = lambda id: True,
     ) -> None:
-        """`symbols`: of how many samples are made. `fired` counts what it spoiled itself, as `nonfinite`."""
+        """`symbols`: of how many samples are made. `fired` counts what it spoiled itself, as `nonfinite`.
+        `targeted`: of which batches a target is wanted; the others get a receipt.
+        """
         self.script = script
         self.mailbox = mailbox
         self.children = tuple(children)
@@ -83,6 +86,7 @@ class Stub:
         self.fired = Counter() if fired is None else fired
         self.random = random.Random(seed)
         self.crash = crash
+        self.targeted = targeted
         self.taken = 0
         """Messages received so far."""
         self.answered = 0
@@ -131,7 +135,8 @@ class Stub:
         match letter.message:
             case Activation() as asked:
                 rows = asked.inputs.shape[:1] if asked.inputs.is_floating_point() else asked.inputs.shape
-                answer = Target(asked.id, self.answered, self.noise(torch.Size((*rows, self.embedding))))
+                said = torch.Size((*rows, self.embedding) if self.targeted(asked.id) else (0,))
+                answer = Target(asked.id, self.answered, self.noise(said))
                 self.answered += 1
                 self.post(now + self.latency_s(), letter.sender, answer)
             case Target() as target if (letter.sender, target.id) in self.owing:
@@ -171,7 +176,7 @@ class Stub:
     def spoiled(self, tensor: Tensor) -> Tensor:
         """As it is or, as often as the script says, with one entry that is not finite."""
         share = self.script.nonfinite if tensor.is_floating_point() else 0.0
-        if not share or self.random.random() >= share:
+        if not share or not tensor.numel() or self.random.random() >= share:
             return tensor
         self.fired["nonfinite"] += 1
         tensor = tensor.clone()
@@ -222,6 +227,7 @@ def run(plan: Plan, name: str, control: Control) -> None:
             seed=seed,
             symbols=dataset.symbols,
             fired=fired,
+            targeted=config.method.targeted,
             crash=partial(die, f"its script says so: components.{process.index}.stub.crash_at", control.last_word),
         )
         mailbox.counts.faults = fired

@@ -236,3 +236,12 @@ def test_what_policies_did_is_in_the_reports(tmp_path: Path) -> None:
 def test_without_policies_there_is_nothing_to_count(tmp_path: Path) -> None:
     outcome = run(tmp_path, config("recipe=mach-hop"), timing("9ms"))
     assert [row.staleness.policies for row in outcome.status.components] == [{}, {}, {}]
+
+
+def test_a_stub_gives_receipts_where_no_target_is_wanted(tmp_path: Path) -> None:
+    stub = ("graph=chain", "n_components=2", "train.steps=40", "components.1.stub.latency_ms=1")
+    outcome = run(tmp_path, config("recipe=mach-stream", *stub), timing_of("1ms", "0", "5ms", (), 2))
+    row = outcome.status.components[0]
+    assert row.step == 40
+    assert 0 < row.staleness.target.count <= 5, "of every eighth batch at most; an examination takes turns too"
+    assert not row.messages.dropped.get("unfit")
