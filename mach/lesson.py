@@ -116,7 +116,7 @@ class Teacher:
         held = lesson.held
         d = {each.child: self._leaf(each) for each in lesson.arrived if self.method.targeted(held.id)}
         learnt.leaves.update({(child, held.id): leaf for child, leaf in d.items()})
-        if d or (lesson.own and self.judges) or self._compares(lesson):
+        if d or (lesson.own and self.judges):
             self._judge(lesson, d, learnt)
         if lesson.own and self.component.guess is not None and held.labels is not None:
             _, a = self.late.now(held)
@@ -138,10 +138,6 @@ class Teacher:
                 pulled.append(scaled(pull(e, each.gradient), factor / self.staleness.together))
         if pulled:
             learnt.add("late", torch.stack(pulled).sum(), self.loss.late, late=True)
-
-    def _compares(self, lesson: Lesson) -> bool:
-        """Whether a child's logits came without its embedding being of use."""
-        return self.loss.logits > 0.0 and any(each.target.logits is not None for each in lesson.arrived)
 
     def _today(self, held: Held) -> tuple[Component, Tensor]:
         if self.stream:

@@ -46,13 +46,14 @@ class Sieve:
 
     def answer(self, child: str, held: Held, target: Target) -> bool:
         """Whether an answer has what the method wants of it, and nothing else."""
-        wanted, good = self.method, True
+        wanted = self.method
+        good = target.logits is None or (wanted.targets == "logits" and wanted.targeted(held.id))
         if wanted.targeted(held.id):
-            good = self.embedding(child, held, target)
+            good = good and self.embedding(child, held, target)
             if good and wanted.targets == "logits":
                 good = target.logits is not None and fits(target.logits, self._logits(target.embedding))
         elif wanted.targets != "none":
-            good = target.embedding.numel() == 0  # a receipt
+            good = good and target.embedding.numel() == 0  # a receipt
         if good and target.layer is not None:
             ours = self.component.copies
             good = ours is not None and fits(target.layer, ours.shape(child))

@@ -278,6 +278,18 @@ def test_a_receipt_that_carries_a_target_is_refused_and_one_that_does_not_costs_
     assert learner.unfit == {"target": 1}
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_logits_that_nobody_asked_for_are_refused(every: int) -> None:
+    learner = learner_at(0, config("recipe=mach-hop", "loss.logits=1", f"method.targets_every={every}"))
+    asked = learner.ask(structs.replace(batch(), id=1), "c1")
+    d = torch.ones(learner.component.target_shape("c1", batch().inputs)) if every == 1 else torch.empty(0)
+    learner.keep(Letter("c1", Target(1, 0, d, logits=torch.full((B, 10), math.nan)), Age(0, 0.0)), 0.0)
+    assert learner.unfit == {"target": 1}
+    step = learner.step(batch(asked.id + 1), 0.0)
+    assert step is not None
+    assert "logits" not in step.losses
+
+
 def test_a_life_goes_on_with_the_copies_that_it_had() -> None:
     settings = config("method.momentum_decay=0.5")
     learner, other = learner_at(0, settings), learner_at(0, settings)
