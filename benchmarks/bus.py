@@ -3,7 +3,7 @@
     python -m benchmarks.bus [--json] [--rounds 9] [--sizes 25KB,4MB] [--quick]
 
 Rounds are interleaved: in each, every contender (`benchmarks/contenders.py`, `benchmarks/rivals.py`) streams the
-same tensors with at most four unacknowledged, and then echoes them, in an order that rotates. A ratio is taken
+same tensors with at most four unacknowledged, and then echoes them, in an order drawn anew. A ratio is taken
 within a round; shown are the median over the rounds and the smallest and largest. A round trip is the median echo
 of a round. Of every target that is missed the stages of a message (`benchmarks/stages.py`), measured in the same
 run, tell on what its time goes.
@@ -12,6 +12,7 @@ run, tell on what its time goes.
 import contextlib
 import importlib.util
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ CONTENDERS: dict[str, Callable[[], Contender]] = {
     "memcpy": Copy,
     "unix socket": Unix,
 }
-"""In the order of a round."""
+"""In the order of the table."""
 if importlib.util.find_spec("ray") is not None:
     CONTENDERS["ray"] = Ray
 SIZES = {"1KB": 1 << 10, "25KB": 25 << 10, "256KB": 1 << 18, "4MB": 1 << 22, "64MB": 1 << 26}
@@ -106,7 +107,7 @@ def measure(sizes: Sequence[str], rounds: int, share: float) -> dict[str, Size]:
             halves = [torch.randn(SIZES[size] // 2).to(torch.bfloat16) for _ in range(SOURCES)]
             names = list(made)
             for number in range(-1, rounds):  # round -1 warms up
-                for name in names[number % len(names) :] + names[: number % len(names)]:
+                for name in random.Random(number).sample(names, len(names)):
                     one_round(made[name], halves if name == BFLOAT16 else floats, found[size][name], share)
             for figures in found[size].values():
                 del figures.bytes_per_s[0], figures.echo_s[0]
@@ -202,7 +203,7 @@ def misses(found: dict[str, Size], spent: Stages) -> dict[str, str]:
 
 def on_what(spent: Stages, kind: str, size: str) -> str:
     """The stages of one message, sent and taken, at both of their prices."""
-    lane = "shared" if kind.endswith("shared") and f"{size} shared warm" in spent else "inline"
+    lane = "inline" if kind.endswith("inline") else "shared"
     parts = []
     for state in ("warm", "cold"):
         taken = spent.get(f"{size} {lane} {state}")

@@ -1,12 +1,14 @@
-"""What the bus costs a component: its rate between stub neighbours over the rate of the same learner without a bus.
+"""What the bus costs a component: its rate between neighbours over the rate of the same learner without a bus.
 
-    python -m benchmarks.overhead [--json] [--config digits] [--rounds 15] [--steps 200]
+    python -m benchmarks.overhead [--json] [--config digits] [--rounds 15] [--steps 200] [--stubs]
 
-One real component (the middle one of three) trains in this process; its parent and its child are stubs in
-processes of their own. A round is a block of turns over ZeroMQ, whose letters are written down, and then a block
-in which a second learner, built from the same seed, gets exactly those letters from memory. Both do the same
-arithmetic on the same numbers (checked: their weights end bit-identical), interleaved, so that the ratio of
-their times is the price of the bus and of sharing the machine with two neighbours.
+One real component trains in this process. Its neighbour, child and parent at once as in a ring of two, is another
+one that trains in a process of its own, and so never sleeps. With `--stubs` it has a parent and a child instead that
+are scripted: they ask as soon as there is room, answer at once, and sleep in between, so that every message to them
+wakes a process, of three on the machine. A round is a block of turns over the bus, whose letters are written down, and
+then a block in which a second learner, built from the same seed, gets exactly those letters from memory. Both do the
+same arithmetic on the same numbers (checked: their weights end bit-identical), interleaved, so that the ratio of
+their times is the price of the bus and of what neighbours do to the machine because of it.
 """
 
 import contextlib
@@ -38,8 +40,8 @@ from workers.stub import Stub
 from workers.trainer import assemble
 from workers.turns import Trainer
 
-PARENT, SELF, CHILD = "c0", "c1", "c2"
 SCRIPTED: dict[int, dict[str, dict[str, float]]] = {0: {"stub": {}}, 2: {"stub": {}}}
+"""The neighbours of c1 in a chain of three."""
 
 
 class Recorder(MailboxRelay):
@@ -84,19 +86,24 @@ class Replay(MailboxRelay):
 
 
 def neighbour(plan_json: bytes, name: str, stop: "multiprocessing.synchronize.Event") -> None:
-    """The body of a stub's process."""
-    torch.set_num_threads(1)
+    """The body of a neighbour's process."""
     plan = msgspec.json.decode(plan_json, type=Plan)
+    torch.set_num_threads(plan.config.threads)
     process, config = plan.process(name), plan.config
-    script = config.components[process.index].stub
-    assert script is not None
+    dataset = load_data(config.data)
+    script = config.components[process.index].stub if process.index in config.components else None
     with contextlib.closing(mailbox_of(plan, name)) as mailbox:
+        if script is None:
+            training = trainer(plan, name, dataset, mailbox)
+            while not stop.is_set():
+                training.turn()
+            return
         stub = Stub(
             script,
             mailbox,
             children=process.children,
             embedding=config.model.embedding,
-            sample_shape=load_data(config.data).train_inputs.shape[1:],
+            sample_shape=dataset.train_inputs.shape[1:],
             batch_size=config.train.batch_size,
             seed=process.index,
         )
@@ -120,13 +127,14 @@ def mailbox_of(plan: Plan, name: str) -> ZmqMailbox:
 
 
 @contextlib.contextmanager
-def neighbours(plan: Plan) -> Iterator[None]:
-    """Both stubs, running for as long as the block."""
+def neighbours(plan: Plan, name: str) -> Iterator[None]:
+    """All but this one, running for as long as the block."""
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     processes = [
-        context.Process(target=neighbour, args=(msgspec.json.encode(plan), name, stop), daemon=True)
-        for name in (PARENT, CHILD)
+        context.Process(target=neighbour, args=(msgspec.json.encode(plan), other.name, stop), daemon=True)
+        for other in plan.processes
+        if other.name != name
     ]
     for process in processes:
         process.start()
@@ -146,15 +154,16 @@ def block(trainer: Trainer, steps: int) -> float:
     return time.perf_counter() - start
 
 
-def measure(config: Config, rounds: int, steps: int) -> dict[str, object]:
-    """Interleaved rounds; the fields of the JSON line."""
+def measure(config: Config, name: str, rounds: int, steps: int) -> dict[str, object]:
+    """Interleaved rounds of the component of this name; the fields of the JSON line."""
     torch.set_num_threads(config.threads)
     dataset = load_data(config.data)
     with tempfile.TemporaryDirectory(prefix="mach-") as folder:
         plan = make_plan(config, run="overhead", directory=Path(folder), sockets=Path(folder))
-        with neighbours(plan), contextlib.closing(mailbox_of(plan, SELF)) as mailbox:
+        with neighbours(plan, name), contextlib.closing(mailbox_of(plan, name)) as mailbox:
             recorder = Recorder(mailbox)
-            with_bus, without = trainer(plan, dataset, recorder), trainer(plan, dataset, Replay(recorder))
+            with_bus = trainer(plan, name, dataset, recorder)
+            without = trainer(plan, name, dataset, Replay(recorder))
             settle(with_bus, recorder)
             block(without, with_bus.learner.version)
             times = [(block(with_bus, steps), block(without, steps)) for _ in range(rounds)]
@@ -174,9 +183,9 @@ def measure(config: Config, rounds: int, steps: int) -> dict[str, object]:
     }
 
 
-def trainer(plan: Plan, dataset: Dataset, mailbox: Mailbox) -> Trainer:
-    """The component under measurement, at a mailbox of its own."""
-    process = plan.process(SELF)
+def trainer(plan: Plan, name: str, dataset: Dataset, mailbox: Mailbox) -> Trainer:
+    """A component that trains, at a mailbox of its own."""
+    process = plan.process(name)
     learner = learner_of(plan.config, process.index, process.children, dataset, torch.device("cpu"))
     return assemble(plan, process, learner, mailbox, dataset)
 
@@ -199,12 +208,15 @@ def check_identical(one: Trainer, other: Trainer) -> None:
 @click.option("--config", "config_name", default="digits", show_default=True, help="Sizes and batch.")
 @click.option("--rounds", default=15, show_default=True)
 @click.option("--steps", default=200, show_default=True, help="Steps of a block.")
+@click.option("--stubs", is_flag=True, help="Scripted neighbours in place of one that trains.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE")
-def main(as_json: bool, config_name: str, rounds: int, steps: int, settings: tuple[str, ...]) -> None:
+def main(as_json: bool, config_name: str, rounds: int, steps: int, stubs: bool, settings: tuple[str, ...]) -> None:
     """Parse, measure, print."""
-    config = load(config_name, ("n_components=3", "graph=chain", *settings), RECIPES)
-    config = msgspec.convert(msgspec.to_builtins(config) | {"components": SCRIPTED}, Config)
-    result = measure(config, rounds, steps)
+    shape = ("n_components=3", "graph=chain") if stubs else ("n_components=2", "graph=ring")
+    config = load(config_name, (*shape, *settings), RECIPES)
+    if stubs:
+        config = msgspec.convert(msgspec.to_builtins(config) | {"components": SCRIPTED}, Config)
+    result = measure(config, "c1" if stubs else "c0", rounds, steps)
     if not as_json:
         print(
             f"step with the bus {result['step_ms_with_bus']} ms, without {result['step_ms_without']} ms; "

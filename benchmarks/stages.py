@@ -2,8 +2,8 @@
 
     python -m benchmarks.stages [--json] [--messages 400]
 
-An activation is sent and taken, its target is sent and taken, over ipc, through the socket (up to 256 KB) and through
-shared memory (256 KB). `warm` is code that ran just before; `cold` is after as much other work as a training step
+An activation is sent and taken, its target is sent and taken, over ipc, through the socket and through
+shared memory. `warm` is code that ran just before; `cold` is after as much other work as a training step
 does, here a sum over 16 MB: then every function is fetched from memory anew, as it is once in every step. Shown are
 medians. What libzmq's own threads do is not in them.
 """
@@ -32,9 +32,9 @@ SIZES = {"1KB": 1 << 10, "25KB": 25 << 10, "256KB": 1 << 18}
 STAGES = {
     "send": "send: all of it",
     "write": "  message → frames",
-    "hand over": "  transport: ZeroMQ, or slot and ticket",
+    "hand over": "  transport: ZeroMQ, or ring and slot",
     "receive": "receive: all of it",
-    "fetch": "  transport: ZeroMQ, or slot and ticket",
+    "fetch": "  transport: ZeroMQ, or ring and slot",
     "check": "  checks of frames",
     "read": "  frames → message",
 }
@@ -118,7 +118,7 @@ def measure(nbytes: int, lane: str, messages: int, *, cold: bool) -> dict[str, f
 def measure_all(messages: int) -> dict[str, dict[str, float]]:
     """Every size, through the socket and through memory, warm and cold."""
     torch.set_num_threads(1)
-    ways = [(size, "inline") for size in SIZES] + [("256KB", "shared")]
+    ways = [(size, lane) for lane in ("inline", "shared") for size in SIZES]
     return {
         f"{size} {lane} {state}": measure(SIZES[size], lane, messages, cold=state == "cold")
         for size, lane in ways

@@ -3,8 +3,7 @@
     parent  DEALER, one per child, connects     identity `component:incarnation`
     child   ROUTER, one per process, binds      answers go to the identity that asked
 
-Frames of 2 MiB and more travel as pieces of 1 MiB of one message, with a frame before them that says how long they
-are: libzmq's memory for pieces is warm, and they are received in place.
+Very long frames travel in pieces (`bus/pieces.py`).
 Laws: HWM is 0 and the edges' windows do the bounding; no send ever blocks.
 A context is made after the process has started, and its sockets belong to the thread that made them. Frames of more
 than 64 KiB are sent without a copy, so what they refer to must not change any more. Options measured with pyzmq 27,
@@ -12,16 +11,17 @@ libzmq 4.3.5.
 """
 
 import math
-import struct
+import os
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import zmq
 from torch import Tensor
 
-from bus import address
+from bus import address, pieces
 from bus.curve import Guard
 from bus.keys import load
 from bus.lane import LaneTransport
@@ -29,24 +29,14 @@ from bus.mailbox import Parcel, Peer, Transport
 from bus.memory import Pool
 from bus.post import EdgeMailbox
 from bus.strangers import Strangers
-from bus.wire import INLINE_CAP, TENSORS_CAP, Frame, Frames, Reason, Rejected
+from bus.wire import INLINE_CAP, Frames, Reason, Rejected
 from configs.errors import RunError
 from configs.tree import Bus
 
 AT_ONCE = 256
 """Messages taken in one go, from all sockets in turn: a flood must not keep a component from training."""
-FRAMES_CAP = 8
-"""Frames kept of one message; the wire format knows fewer, so the rest would be refused anyway."""
-
 COPY_CAP = 1 << 16
 """Frames of up to this many bytes are copied to be sent: one that is not costs pyzmq a message to its collector."""
-
-PIECE = 1 << 20
-PIECES_FROM = 2 * PIECE
-"""Bytes of a frame from which on pieces are faster: at 4 MiB 1.15 against 0.82 of plain ZeroMQ's throughput."""
-_PIECES = struct.Struct(f"<4s I {TENSORS_CAP}Q")
-"""magic; how many frames follow the next one in pieces, and their lengths."""
-_MAGIC = b"PART"
 
 STRANGER = Peer("parent", "")
 """Whom nobody knows."""
@@ -104,6 +94,7 @@ class ZmqTransport:
         self._lines: dict[Socket, Line] = {}
         self._ready: list[tuple[Any, int]] = []
         """Sockets that a wait has found readable."""
+        self._bell: tuple[tuple[int, int], ...] = ()
         self._marks: dict[str, tuple[int, int] | None] = dict.fromkeys(self._children)
         self._endpoints: dict[str, str] = {}
         self._pool = Pool()
@@ -139,8 +130,9 @@ class ZmqTransport:
                 send(frames[0], _DONTWAIT)
                 return True
             first, *rest = frames  # frame 0 is short, the others are long
-            if max(map(len, rest)) >= PIECES_FROM and len(rest) <= TENSORS_CAP:
-                rest = _in_pieces(send, rest)
+            if pieces.worth_it(rest):
+                announced, rest = pieces.cut(rest)
+                send(announced, _MORE)
             send(first, _MORE)
             for frame in rest[:-1]:
                 send(frame, _MORE, len(frame) <= COPY_CAP)
@@ -161,7 +153,9 @@ class ZmqTransport:
                 _, _, recv, child = self._lines[socket]
                 peer = child or self._caller(recv)
                 frame = recv(_DONTWAIT, False)
-                frames = _frames(recv, frame, self._pool, self._max_bytes) if frame.more else [frame.buffer]
+                frames: Frames = [frame.buffer]
+                if frame.more:
+                    frames = pieces.joined(frame, partial(recv, _DONTWAIT, False), self._pool, self._max_bytes)
                 parcels.append((peer, frames))
             ready = zmq.zmq_poll(ready, 0)
         if self._guard is not None:
@@ -173,10 +167,17 @@ class ZmqTransport:
         self._ready = self._look(math.ceil(seconds * 1000))
         return True
 
+    def watch(self, bell: int) -> None:
+        """Let `wait` end when something can be read from this descriptor, too; it is then read."""
+        self._bell = ((bell, zmq.POLLIN),)
+
     def _look(self, timeout_ms: int) -> list[tuple[Any, int]]:
-        """What is readable: messages, and last the news of who has come and gone at the door."""
+        """What is readable: messages, the news of who has come and gone at the door, and last the bell."""
         door = [] if self._strangers is None else [(self._strangers.monitor, zmq.POLLIN)]
-        return zmq.zmq_poll([*self._poller.sockets, *door], timeout_ms)
+        found = zmq.zmq_poll([*self._poller.sockets, *door, *self._bell], timeout_ms)
+        if found and isinstance(found[-1][0], int):
+            os.read(found.pop()[0], 4096)
+        return found
 
     def reach(self, child: str, *, anew: bool = False) -> bool:
         """Connect if the child has published an endpoint since the last look, and over tcp also anew."""
@@ -324,18 +325,14 @@ class ZmqMailbox(EdgeMailbox):
     ) -> None:
         """`samples` [N, ...]: the data set that activations may refer to by indices (`bus.activation`)."""
         children, parents = tuple(children), tuple(parents)
-        transport: Transport = ZmqTransport(
+        sockets = ZmqTransport(
             name, incarnation=incarnation, children=children, parents=parents, bus=bus, directory=directory
         )
+        transport: Transport = sockets
         if bus.lane != "inline" and (bus.transport == "ipc" or bus.host.startswith("127.")):
-            transport = LaneTransport(
-                transport,
-                name,
-                incarnation=incarnation,
-                directory=directory,
-                window=bus.window,
-                timeout_s=bus.timeout_ms / 1000,
-            )
+            lost_s = 2 * bus.timeout_ms / 1000
+            transport = lane = LaneTransport(sockets, name, incarnation, directory, window=bus.window, lost_s=lost_s)
+            sockets.watch(lane.bell.descriptor)
         super().__init__(
             name,
             run_id=run_id,
@@ -346,55 +343,3 @@ class ZmqMailbox(EdgeMailbox):
             transport=transport if wrap is None else wrap(transport),
             samples=samples,
         )
-
-
-def _in_pieces(send: Callable[..., Any], rest: list[Frame]) -> list[Frame]:
-    """Announce pieces; what is to follow frame 0."""
-    lengths = [*map(len, rest), *[0] * TENSORS_CAP][:TENSORS_CAP]
-    send(_PIECES.pack(_MAGIC, len(rest), *lengths), _MORE)
-    views = [memoryview(frame) for frame in rest]
-    return [view[at : at + PIECE] for view in views for at in range(0, len(view), PIECE)]
-
-
-def _frames(recv: Callable[..., Any], frame: zmq.Frame, pool: Pool, cap: int) -> list[Frame]:
-    """The frames of a message that begins with this one, without an identity; they arrive together."""
-    frames: list[Frame] = [frame.buffer]
-    while frame.more:
-        if len(frame) == _PIECES.size and frames[-1][:4] == _MAGIC:
-            frames[-1:] = _pieces(recv, frame.buffer, pool, cap)
-            break
-        frame = recv(_DONTWAIT, False)
-        if len(frames) < FRAMES_CAP:
-            frames.append(frame.buffer)
-    return frames
-
-
-def _pieces(recv: Callable[..., Any], announced: memoryview, pool: Pool, cap: int) -> list[Frame]:
-    """A frame, and those whose pieces follow it, in memory of our own; nothing if they are not as announced.
-
-    The pieces are all there, since a message arrives whole: memory is taken when they are seen to be as long as
-    announced, for the announcement alone costs its sender nothing.
-    """
-    frames: list[Frame] = [(first := recv(_DONTWAIT, False)).bytes]
-    _, count, *lengths = _PIECES.unpack(announced)
-    lengths = lengths[:count]
-    right = sum(lengths) <= cap
-    sizes = [min(PIECE, length - at) for length in lengths for at in range(0, length, PIECE)] if right else []
-    pieces: list[memoryview] = []
-    more = first.more
-    while more:
-        piece = recv(_DONTWAIT, False)
-        more = piece.more
-        right = right and len(pieces) < len(sizes) and len(piece) == sizes[len(pieces)]
-        if right:
-            pieces.append(piece.buffer)
-    if not right or len(pieces) < len(sizes):
-        return []
-    come = iter(pieces)
-    for length in lengths:
-        memory = pool.take(length)
-        into = memoryview(memory)
-        for at in range(0, length, PIECE):
-            into[at : at + PIECE] = next(come)
-        frames.append(memory)
-    return frames

@@ -261,8 +261,8 @@ class Bus(Node, frozen=True):
     max_message_mb: Positive = 256
     """Larger messages are refused unread."""
     lane: Literal["auto", "inline", "shared"] = "auto"
-    """How long tensors travel between processes of one host: `shared`, through shared memory; `inline`, through the
-    socket; `auto`, whichever measured better for their size."""
+    """How messages travel between processes of one host: `shared`, through shared memory; `inline`, through the
+    socket; `auto`, as measured better: at present `shared`."""
     codec: Codecs = Codecs()
     activation: Literal["inputs", "indices"] = "inputs"
     """What an activation holds of x, in `skip` wiring or as context. `indices`: which samples of the data set they are,

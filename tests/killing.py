@@ -1,6 +1,6 @@
 """Ends of a lane that are killed: at every line that they run, or at any time. Run by tests/bus/test_lane_killed.py.
 
-    python tests/killing.py lines sender|receiver      one end of a bare lane dies at its first line, second line, …
+    python tests/killing.py lines sender|receiver N    one end of a bare lane dies at its first line, N lines later, …
     python tests/killing.py lives N SEED               a mailbox dies N times under traffic both ways, at random points
 
 A program of its own, since it forks: no thread, no ZeroMQ context before a fork. Prints one line of JSON: what
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from bus import address, lane, wire
+from bus import address, lane, segment, wire
 from bus.lane import LaneTransport
 from bus.mailbox import Parcel, Peer
 from bus.sockets import ZmqMailbox
@@ -32,10 +32,11 @@ from mach.messages import Activation, Target
 CHILD, PARENT = Peer("child", "c1", 1), Peer("parent", "c0", 1)
 LONG = 12_345
 MESSAGES = 6
+DEADLINE_S = 60.0
 
 
 class Wire:
-    """A transport over a pair of sockets that keep messages apart; it blocks, so that every life is the same."""
+    """A transport over a pair of sockets that keep messages apart."""
 
     farewell_s = 0.0
     inline_cap = 0
@@ -43,6 +44,9 @@ class Wire:
     def __init__(self, end: socket.socket, sees: Peer) -> None:
         self.end, self.sees = end, sees
         """Whom we talk to."""
+        self.bell = -1
+        self.gone = False
+        """Whether the other end is dead."""
 
     def now(self) -> float:
         return 0.0
@@ -51,29 +55,37 @@ class Wire:
         lengths = [len(frame) for frame in frames]
         try:
             self.end.send(struct.pack(f"<{1 + len(lengths)}I", len(lengths), *lengths) + b"".join(map(bytes, frames)))
-        except BrokenPipeError:  # it is dead
+        except BrokenPipeError:
             return False
         return True
 
     def receive(self) -> list[Parcel]:
-        """One message; none if the other end is dead."""
-        try:
-            words = self.end.recv(1 << 17)
-        except ConnectionResetError:
-            words = b""
-        if not words:
-            return []
-        count, at = struct.unpack_from("<I", words)[0], 4
-        lengths = struct.unpack_from(f"<{count}I", words, at)
-        at += 4 * count
-        frames: list[bytes] = []
-        for length in lengths:
-            frames.append(words[at : at + length])
-            at += length
-        return [(self.sees, frames)]
+        """What has come."""
+        parcels: list[Parcel] = []
+        while True:
+            try:
+                words = self.end.recv(1 << 17, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return parcels
+            except ConnectionResetError:
+                words = b""
+            if not words:
+                self.gone = True
+                return parcels
+            count, at = struct.unpack_from("<I", words)[0], 4
+            lengths = struct.unpack_from(f"<{count}I", words, at)
+            at += 4 * count
+            frames: list[bytes] = []
+            for length in lengths:
+                frames.append(words[at : at + length])
+                at += length
+            parcels.append((self.sees, frames))
 
     def wait(self, seconds: float) -> bool:
-        return False
+        """For the socket or the bell."""
+        if self.bell in select.select([self.end, self.bell], [], [], seconds)[0]:
+            os.read(self.bell, 4096)
+        return True
 
     def reach(self, child: str, *, anew: bool = False) -> bool:
         return False
@@ -84,10 +96,18 @@ class Wire:
 
 def lane_end(end: socket.socket, name: str, incarnation: int, directory: Path) -> LaneTransport:
     """Of c0, the sender, or of c1."""
-    sees = CHILD if name == "c0" else PARENT
-    return LaneTransport(
-        Wire(end, sees), name, incarnation=incarnation, directory=directory, window=1, timeout_s=1000.0
-    )
+    wire = Wire(end, CHILD if name == "c0" else PARENT)
+    made = LaneTransport(wire, name, incarnation, directory, window=1, lost_s=1000.0)
+    wire.bell = made.bell.descriptor
+    return made
+
+
+def awaited(end: LaneTransport) -> list[Parcel]:
+    """What comes next; nothing if the other end is dead."""
+    assert isinstance(end.inner, Wire)
+    while not (parcels := end.receive()) and not end.inner.gone:
+        end.wait(DEADLINE_S)
+    return parcels
 
 
 def message(number: int) -> list[bytes]:
@@ -108,17 +128,17 @@ def checked(frames: Frames, seen: Counter[str]) -> None:
 def sends(end: LaneTransport, peer: Peer, seen: Counter[str]) -> None:
     """Messages, each followed by a word that it was taken."""
     for number in range(1, MESSAGES + 1):
-        if not end.send(peer, message(number)) or not end.inner.receive():
+        if not end.send(peer, message(number)) or not awaited(end):
             return
         seen["taken"] += 1
 
 
 def takes(end: LaneTransport, peer: Peer, seen: Counter[str]) -> None:
     """Messages until the other end is gone."""
-    while parcels := end.receive():
+    while parcels := awaited(end):
         for _, frames in parcels:
             checked(frames, seen)
-        end.inner.send(peer, [b"taken"])
+            end.inner.send(peer, [b"taken"])
 
 
 PARTS: dict[str, tuple[str, Callable[[LaneTransport, Peer, Counter[str]], None], Peer]] = {
@@ -129,12 +149,12 @@ OTHER = {"sender": "receiver", "receiver": "sender"}
 
 
 def victim(end: socket.socket, part: str, directory: Path, dies_at: int) -> None:
-    """One end, until the `dies_at`-th line of bus/lane.py that it runs. Tells how many it ran by its exit code."""
+    """One end, until the `dies_at`-th line of bus/lane.py and bus/segment.py that it runs."""
     lines = 0
 
     def trace(frame: object, event: str, argument: object) -> object:
         nonlocal lines
-        if frame.f_code.co_filename != lane.__file__:  # type: ignore[attr-defined]
+        if frame.f_code.co_filename not in (lane.__file__, segment.__file__):  # type: ignore[attr-defined]
             return None
         lines += event == "line"
         if lines == dies_at:
@@ -148,8 +168,8 @@ def victim(end: socket.socket, part: str, directory: Path, dies_at: int) -> None
     made.close()
 
 
-def lines(part: str) -> dict[str, int]:
-    """Every death of one part; what the survivors saw in all."""
+def lines(part: str, step: int) -> dict[str, int]:
+    """Every `step`-th death of one part; what the survivors saw in all."""
     seen: Counter[str] = Counter()
     name, act, peer = PARTS[OTHER[part]]
     dies_at, died = 1, True
@@ -173,7 +193,7 @@ def lines(part: str) -> dict[str, int]:
         survivor.close()
         address.remove(directory)
         del survivor
-        dies_at += 1
+        dies_at += step
         assert mappings() == set(), "memory of a dead end is still mapped"
     return dict(seen)
 
@@ -182,14 +202,17 @@ def carries_on(survivor: LaneTransport, part: str, directory: Path, seen: Counte
     """The next life of the victim, with the same survivor: every message is whole, and the lane is used again."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     assert isinstance(survivor.inner, Wire)
+    for _, frames in survivor.receive():  # what the dead one had written as a whole
+        checked(frames, seen)
     survivor.inner.close()
     survivor.inner = Wire(ours, survivor.inner.sees._replace(incarnation=2))
+    survivor.inner.bell = survivor.bell.descriptor
     heir = lane_end(theirs, PARTS[part][0], 2, directory)
     sender, receiver, to = (heir, survivor, CHILD) if part == "sender" else (survivor, heir, CHILD)
     to = to._replace(incarnation=1 if part == "sender" else 2)
     for number in range(1, MESSAGES + 1):
         assert sender.send(to, message(number))
-        ((_, frames),) = receiver.receive()
+        ((_, frames),) = awaited(receiver)
         assert not isinstance(frames, Rejected), frames
         checked(frames, seen)
     assert len(mappings()) >= 1, "the lane is not used by the next life"
@@ -285,4 +308,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     wire.INLINE_CAP = 1 << 10
     what, *words = sys.argv[1:]
-    print(json.dumps(lines(words[0]) if what == "lines" else lives(int(words[0]), int(words[1]))))
+    print(json.dumps(lines(words[0], int(words[1])) if what == "lines" else lives(int(words[0]), int(words[1]))))

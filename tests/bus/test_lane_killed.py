@@ -23,10 +23,11 @@ def killing(*words: str) -> dict[str, int]:
     return seen
 
 
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("part", ["sender", "receiver"])
-def test_an_end_killed_at_every_line_that_it_runs_tears_nothing_and_leaves_nothing(part: str) -> None:
-    seen = killing("lines", part)
-    assert seen["died"] > 100
+def test_an_end_killed_at_every_line_that_it_runs_tears_nothing_and_leaves_nothing(part: str, step: int) -> None:
+    seen = killing("lines", part, str(step))
+    assert seen["died"] > 300 // step
     assert seen["next lives"] == seen["died"]
     assert seen["whole"] >= 6 * seen["died"]  # those of the next lives, and what came before the deaths
 

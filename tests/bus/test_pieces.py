@@ -7,7 +7,7 @@ import pytest
 import torch
 import zmq
 
-from bus import address, sockets
+from bus import address, pieces
 from bus.sockets import ZmqMailbox
 from bus.wire import TENSORS_CAP
 from configs.tree import Bus
@@ -20,8 +20,8 @@ DEADLINE_S = 30.0
 @pytest.fixture
 def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ZmqMailbox, ZmqMailbox]]:
     """c0 asks c1; pieces of 1000 bytes from 70,000 bytes up."""
-    monkeypatch.setattr(sockets, "PIECE", 1000)
-    monkeypatch.setattr(sockets, "PIECES_FROM", 70_000)
+    monkeypatch.setattr(pieces, "PIECE", 1000)
+    monkeypatch.setattr(pieces, "PIECES_FROM", 70_000)
     directory = address.make_directory()
     parent = ZmqMailbox("c0", run_id="r", incarnation=1, children=("c1",), parents=(), bus=BUS, directory=directory)
     child = ZmqMailbox("c1", run_id="r", incarnation=1, children=(), parents=("c0",), bus=BUS, directory=directory)
@@ -38,7 +38,7 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ZmqMailbox, ZmqMailb
 
 def marker(count: int, *lengths: int) -> bytes:
     """The announcement of pieces."""
-    return sockets._PIECES.pack(sockets._MAGIC, count, *[*lengths, *[0] * TENSORS_CAP][:TENSORS_CAP])
+    return pieces._PIECES.pack(pieces._MAGIC, count, *[*lengths, *[0] * TENSORS_CAP][:TENSORS_CAP])
 
 
 def test_pieces_become_the_tensor_again_in_both_directions(pair: tuple[ZmqMailbox, ZmqMailbox]) -> None:
@@ -90,7 +90,7 @@ def test_an_announcement_alone_costs_nothing(pair: tuple[ZmqMailbox, ZmqMailbox]
     dealer = parent._transport._dealers["c1"].socket  # type: ignore[attr-defined]
     tracemalloc.start()
     for shorter in range(20):
-        announced = sockets._PIECES.pack(sockets._MAGIC, 1, (1 << 20) - shorter, *[0] * (TENSORS_CAP - 1))
+        announced = pieces._PIECES.pack(pieces._MAGIC, 1, (1 << 20) - shorter, *[0] * (TENSORS_CAP - 1))
         dealer.send_multipart([announced, b"first", b"x"])
     assert parent.send("c1", Activation(0, 0, torch.ones(3)))
     tracemalloc.reset_peak()

@@ -1,0 +1,241 @@
+"""Shared memory of one sender for one life of one receiver: a ring of entries, and slots for what does not fit there.
+
+    page      head (magic, slots, number, bytes of a slot), the receiver's words, the sender's words
+    ring      ENTRIES entries of ENTRY bytes, read in the order in which they were written
+    slots     of equal size, each with a generation; a free list, so that few are in use and their memory is warm
+
+A memfd: it has no name to be left behind, cannot be cut short by anybody (sealed), and is gone with its last holder.
+A bell is a pipe that wakes a receiver out of its wait. Both are found through a door, a symlink in the run's private
+directory. Laws: an entry becomes visible after it was written as a whole; a slot is free when its generation was
+released. Both ends can write all of it: nothing that is read here is believed before it was checked.
+"""
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import secrets
+import select
+import struct
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from bus.memory import Pool
+from bus.wire import TENSORS_CAP, Frame, Frames, Reason, Rejected
+
+PAGE = 4096
+ENTRIES, ENTRY = 128, 1024
+SLOTS_CAP = 64
+BYTES_CAP = 1 << 31
+"""A segment is not made larger than this; then it has fewer slots."""
+SPARE = 4
+"""Nor larger than this share of the memory that is free."""
+WORD = (1 << 64) - 1
+_HEAD = struct.Struct("<4s I Q Q")
+"""magic, slots; number of the segment, bytes of a slot."""
+_ENTRY = struct.Struct(f"<I H H Q Q {TENSORS_CAP}Q")
+"""bytes of frame 0, which follows; slot, frames in it; messages that had gone past the ring before this one; generation
+of the slot, lengths of its frames."""
+ENTRY_CAP = ENTRY - _ENTRY.size
+"""Bytes of a frame 0 that an entry holds."""
+_MAGIC, _NONE = b"LANE", (0,) * TENSORS_CAP
+_ATTACHED, _READ, _ASLEEP, _WRITTEN, _GENERATIONS, _RELEASES = 8, 9, 10, 16, 64, 192
+"""Words of 8 bytes in the head; what the two ends write lies in cache lines of their own."""
+_SLOTS_AT = PAGE + ENTRIES * ENTRY
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_lock = threading.Lock()
+_acquire, _release = _lock.acquire, _lock.release
+
+
+def fence() -> None:
+    """What this thread wrote before is seen by others before what it writes and reads after.
+
+    A lock that nobody else holds costs a locked instruction each way, which is a barrier for the processor.
+    """
+    _acquire()
+    _release()
+
+
+class Entry(NamedTuple):
+    """What the ring says of a message."""
+
+    first: bytes
+    """Frame 0."""
+    past: int
+    """Messages that had gone past the ring before it."""
+    slot: int
+    generation: int
+    lengths: list[int]
+    """Of the frames in the slot."""
+
+
+class Segment:
+    """The memory, from either end."""
+
+    def __init__(self, memory: mmap.mmap, number: int, slots: int, size: int) -> None:
+        self.number = number
+        self.slots = slots
+        self.size = size
+        self._memory = memoryview(memory)  # unmapped with the last reference
+        words = self._memory[:PAGE].cast("Q")
+        self.attached = words[_ATTACHED : _ATTACHED + 1]
+        """Incarnation of the receiver that has mapped it, 0 if none."""
+        self.read = words[_READ : _READ + 1]
+        """Entries read, ever."""
+        self.asleep = words[_ASLEEP : _ASLEEP + 1]
+        """1 while the receiver waits for its bell."""
+        self.written = words[_WRITTEN : _WRITTEN + 1]
+        """Entries written, ever."""
+        self.generation = words[_GENERATIONS : _GENERATIONS + slots]
+        """By slot: odd while it is written."""
+        self.released = words[_RELEASES : _RELEASES + slots]
+
+    def write(self, first: Frame, rest: Sequence[Frame], slot: int, past: int) -> None:
+        """A message into the ring, which has room, and its long frames into a slot, which is free and large enough."""
+        generation, lengths = self._fill(slot, rest) if rest else (0, _NONE)
+        count = self.written[0]
+        at = PAGE + count % ENTRIES * ENTRY
+        length = len(first)
+        _ENTRY.pack_into(self._memory, at, length, slot, len(rest), past, generation, *lengths)
+        at += _ENTRY.size
+        self._memory[at : at + length] = first
+        fence()
+        self.written[0] = count + 1 & WORD
+        fence()
+
+    def entry(self, count: int) -> Entry:
+        """The entry of this number, which was written. Nothing that it says is checked yet."""
+        at = PAGE + count % ENTRIES * ENTRY
+        length, slot, frames, past, generation, *lengths = _ENTRY.unpack_from(self._memory, at)
+        del lengths[frames:]
+        at += _ENTRY.size
+        return Entry(bytes(self._memory[at : at + min(length, ENTRY_CAP)]), past, slot, generation, lengths)
+
+    def frames(self, entry: Entry, pool: Pool) -> Frames | Rejected:
+        """All frames of a message, in memory of our own; its slot is free then."""
+        first, _, slot, generation, lengths = entry
+        if slot >= self.slots or sum(map(aligned, lengths)) > self.size:
+            return Rejected(Reason.TICKET)
+        if self.generation[slot] != generation:
+            return Rejected(Reason.STALE_SLOT)
+        at = _SLOTS_AT + slot * self.size
+        taken: list[Frame] = [first]
+        for length in lengths:
+            taken.append(pool.copy(self._memory[at : at + length]))
+            at += aligned(length)
+        if self.generation[slot] != generation:
+            return Rejected(Reason.STALE_SLOT)
+        self.released[slot] = generation
+        return taken
+
+    def _fill(self, slot: int, frames: Sequence[Frame]) -> tuple[int, tuple[int, ...]]:
+        """Copy frames into a slot; the generation that says so, and their lengths."""
+        generation = self.generation[slot] | 1  # odd while it is being written
+        self.generation[slot] = generation
+        at = _SLOTS_AT + slot * self.size
+        for frame in frames:
+            self._memory[at : at + len(frame)] = frame
+            at += aligned(len(frame))
+        written = generation + 1 & WORD  # the memory is the receiver's, too: whatever it wrote there, this fits
+        self.generation[slot] = written
+        return written, (*map(len, frames), *_NONE[len(frames) :])
+
+
+def aligned(length: int) -> int:
+    """Bytes that a frame takes in a slot."""
+    return length + (-length & 63)
+
+
+def make(door: Path, slots: int, size: int) -> tuple[Segment, int]:
+    """A new segment behind its door, and the descriptor that keeps it.
+
+    Raises:
+        OSError: no memory, or not enough to spare.
+    """
+    size = -(-max(size, 1) // PAGE) * PAGE
+    slots = max(min(slots, SLOTS_CAP, BYTES_CAP // size), 1)
+    total = _SLOTS_AT + slots * size
+    if total > psutil.virtual_memory().available // SPARE:
+        raise OSError(errno.ENOMEM, f"{total >> 20} MB are more than a {SPARE}th of the free memory")
+    descriptor = os.memfd_create("mach-lane", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.posix_fallocate(descriptor, 0, total)  # now, not by a SIGBUS in the middle of a copy
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+        memory = mmap.mmap(descriptor, total)
+        number = secrets.randbits(63) | 1
+        _HEAD.pack_into(memory, 0, _MAGIC, slots, number, size)
+        lead(door, descriptor)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return Segment(memory, number, slots, size), descriptor
+
+
+def find(door: Path, number: int) -> Segment | None:
+    """The segment behind a door, if it is the one of that number, whole, and cannot be cut short."""
+    try:
+        descriptor = os.open(door, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        total = os.fstat(descriptor).st_size
+        if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS or total < _SLOTS_AT:
+            return None
+        memory = mmap.mmap(descriptor, total)
+    except OSError:  # no memfd, so no seals; or no memory
+        return None
+    finally:
+        os.close(descriptor)
+    magic, slots, found, size = _HEAD.unpack_from(memory)
+    if magic != _MAGIC or found != number or not 1 <= slots <= SLOTS_CAP or _SLOTS_AT + slots * size != total:
+        return None
+    return Segment(memory, number, slots, size)
+
+
+def lead(door: Path, descriptor: int) -> None:
+    """Let a door lead to what a descriptor of this process holds; it leads nowhere once this process is gone."""
+    door.unlink(missing_ok=True)
+    door.symlink_to(f"/proc/{os.getpid()}/fd/{descriptor}")
+
+
+class Bell:
+    """A pipe that a receiver waits for, from its own end."""
+
+    def __init__(self, door: Path) -> None:
+        self.door = door
+        self.descriptor, self._other = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        lead(door, self._other)
+
+    def close(self) -> None:
+        """Whoever rings then is told."""
+        os.close(self.descriptor)
+        os.close(self._other)
+        self.door.unlink(missing_ok=True)
+
+
+class Rope:
+    """A sender's end of a bell."""
+
+    def __init__(self, door: Path) -> None:
+        """Raises OSError: nobody has hung it up, or that one is dead."""
+        self._descriptor = os.open(door, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._descriptor, 0)  # errors alone: that nobody reads
+
+    def dead(self) -> bool:
+        """Whether the process that hung up the bell is gone, or has closed it."""
+        return bool(self._poll.poll(0))
+
+    def pull(self) -> None:
+        """Ring. A full pipe was rung already; one without a reader wakes nobody."""
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(self._descriptor, b".")
+
+    def close(self) -> None:
+        """Let go."""
+        os.close(self._descriptor)
