@@ -60,8 +60,10 @@ def time_to(mark: float, curve: Iterable[Point], kind: str = "student", *, bits:
 
 
 def reached(curves: Curves, marks: Sequence[float], kind: str = "student", *, bits: bool = False) -> list[Reached]:
-    """One row a mark."""
+    """One row a mark. Who was examined and never had such a reading is left out: the last of a chain has no child."""
     rows = []
+    name = f"{kind}_bits" if bits else kind
+    of = sum(not curve or any(getattr(point, name) is not None for point in curve) for curve in curves.values())
     for mark in marks:
         found = [time_to(mark, curve, kind, bits=bits) for curve in curves.values()]
         times = sorted(time for time in found if time is not None)
@@ -69,7 +71,7 @@ def reached(curves: Curves, marks: Sequence[float], kind: str = "student", *, bi
             Reached(
                 mark=mark,
                 by=len(times),
-                of=len(curves),
+                of=of,
                 first_s=times[0] if times else None,
                 median_s=median(times) if times else None,
                 last_s=times[-1] if times else None,
@@ -89,7 +91,7 @@ def table(rows: Mapping[str, Sequence[Reached]], clock: str, *, bits: bool = Fal
             if row.by or row is marks[0]:
                 times = (row.first_s, row.median_s, row.last_s)
                 shown.add_row(
-                    f"{100 * row.mark:g} %",
+                    f"{row.mark:g}" if bits else f"{100 * row.mark:g} %",
                     kind,
                     f"{row.by}/{row.of}",
                     *("–" if t is None else f"{t:.2f}" for t in times),

@@ -24,6 +24,12 @@ def test_components_that_never_got_there_are_not_in_the_times() -> None:
     assert (never.by, never.first_s) == (0, None)
 
 
+def test_the_last_of_a_chain_has_no_child_to_get_anywhere_with() -> None:
+    curves = {"c0": [Point(seconds=1, step=10, student=0.5, child=0.9)], "c1": [Point(seconds=1, step=10, student=0.9)]}
+    assert [(row.by, row.of) for row in reached(curves, (0.9,), "child")] == [(1, 1)]
+    assert [(row.by, row.of) for row in reached(curves, (0.9,))] == [(1, 2)]
+
+
 def test_the_table_leaves_out_what_nobody_reached() -> None:
     console = Console(width=120)
     with console.capture() as printed:
@@ -42,3 +48,4 @@ def test_bits_are_better_when_fewer() -> None:
     with console.capture() as printed:
         console.print(table({"student": reached({"c0": curve}, (3.0,), bits=True)}, "virtual s", bits=True))
     assert "time to bits" in printed.get()
+    assert printed.get().splitlines()[1].split() == ["3", "student", "1/1", "2.00", "2.00", "2.00"]

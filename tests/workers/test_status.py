@@ -193,7 +193,7 @@ def test_plain_lines_are_one_a_component() -> None:
     lines = screen.plain_lines(full())
     assert len(lines) == 2
     assert "student 98.6% child 99.2%" in lines[0]
-    assert "restarts 2" in lines[0]
+    assert lines[0].endswith("restarts 2 (life 2 ended by SIGSEGV)")
     assert lines[1].endswith("(not heard of for 12 s)")
 
 
