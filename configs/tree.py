@@ -114,11 +114,20 @@ class Method(Node, frozen=True):
     targets_every: Positive = 1
     """In `stream` wiring, a child's answer says what it is asked for (`targets`) for every so manieth batch only; the
     answers to the others are receipts."""
+    student_every: Positive = 1
+    """Where the head looks down the chain, the students below component 0, and the readouts over them, learn on every
+    so manieth batch only. Component 0's, which ships, learns on every one, as sections and the heads at the end do."""
+    student_pulls: bool = True
+    """Where the head looks down the chain, whether the losses of a student reach its section as well. It is then better
+    itself, and the whole depth is worse (benchmarks/depth.md)."""
     momentum_head: Literal["none", "layer", "chain"] = "none"
     """In `stream` wiring, how far a component's own loss looks down, through moving averages of what is below it, which
     the child sends along with its answers now and then. `layer`: joiner and head get what the child's first layer makes
     of the activation in place of the activation itself (MAN; see `mach/momentum.py`). `chain`: the loss is that of the
     last component's head, over all sections in between (`mach/below.py`); for chains."""
+    reach: Annotated[int, Meta(ge=0)] = 0
+    """How many sections such a `chain` has at most, so that memory and time of a component do not grow with the depth:
+    what the last of them makes is read out by a joiner and a head of our own, which learn. 0: all, to the end."""
     momentum_decay: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.995
     """What is left of that average after one version of the child's."""
     momentum_every: Positive = 64
@@ -128,6 +137,10 @@ class Method(Node, frozen=True):
     def targeted(self, id: int) -> bool:
         """Whether the answer to this batch says what `targets` asks for."""
         return self.targets != "none" and id % self.targets_every == 0
+
+    def studied(self, id: int) -> bool:
+        """Whether students below component 0 learn from this batch."""
+        return id % self.student_every == 0
 
 
 class Staleness(Node, frozen=True):

@@ -126,17 +126,26 @@ def below_of(config: Config, index: int, dataset: Dataset) -> Below | None:
     graph = children_of(config.graph, config.n_components)
     if config.method.momentum_head != "chain" or config.wiring == "skip" or not graph[index]:
         return None
-    followers = []
-    while graph[index]:
+    reach, parent = config.method.reach, index
+    followers: list[tuple[str, Component]] = []
+    while graph[index] and not 0 < reach <= len(followers):
         index = graph[index][0]
         names = [name_of(child) for child in graph[index]]
-        with torch.random.fork_rng(devices=[]):
-            place = component_place(config, index, names, dataset)
-            torch.manual_seed(seed_of(config.seed, index, "weights"))
-            followers.append((name_of(index), made(place)))
-    last = followers[-1][1]
+        followers.append((name_of(index), begun(config, index, names, dataset, seed_of(config.seed, index, "weights"))))
+    ends, last = not graph[index], followers[-1][1]
+    if not ends:
+        last = begun(config, index, (), dataset, seed_of(config.seed, parent, "reader"))
     sections = {name: component.encoder for name, component in followers}
-    return Below(sections, last.joiner, last.head, config.method.momentum_decay, context=config.method.context)
+    decay, context = config.method.momentum_decay, config.method.context
+    return Below(sections, last.joiner, last.head, decay, context=context, ends=ends)
+
+
+def begun(config: Config, index: int, children: Sequence[str], dataset: Dataset, seed: int) -> Component:
+    """The networks of component `index` with the initial weights that a seed gives; leaves the global generator."""
+    with torch.random.fork_rng(devices=[]):
+        place = component_place(config, index, children, dataset)
+        torch.manual_seed(seed)
+        return made(place)
 
 
 def runs_up(config: Config) -> bool:

@@ -9,6 +9,9 @@ place are late as well, but the gradient is of today's batch: `mach/momentum.py`
 the end of the chain. A child shows its own section and the copies that it has itself, so that they come up hop by hop,
 each hop a little older. Nothing here is learnt: there are only buffers, which are part of the component's state.
 
+With a reach of r (`method.reach`) there are copies of the next r sections alone, and where those do not come to the end
+a joiner and a head of the component's own stand there, which are learnt: memory and time are then flat in depth.
+
 Laws: as in `mach/momentum.py`. What law 3 says of targets does not hold here: a parent's joiner and head are trained on
 them, now and then, and no gradient goes back, since the section that answered has the chain's own loss already (that
 such gradients buy nothing was measured: benchmarks/depth.md). Knows no message, no loss and no optimiser.
@@ -32,23 +35,30 @@ class Below(nn.Module):
     shown: Tensor
 
     def __init__(
-        self, sections: Mapping[str, nn.Module], joiner: nn.Module, head: nn.Module, decay: float, *, context: bool
+        self,
+        sections: Mapping[str, nn.Module],
+        joiner: nn.Module,
+        head: nn.Module,
+        decay: float,
+        *,
+        context: bool,
+        ends: bool = True,
     ) -> None:
-        """`sections`: the encoders of all that follow, nearest first, as they are in the beginning; `joiner` and `head`
-        are the last one's. `decay`: μ. `context`: whether sections get x as well.
+        """`sections`: the encoders of those that follow, nearest first, as they are in the beginning; `joiner` and
+        `head` are the last one's, or, where the copies do not come to the end (`ends`), our own, and learnt.
+        `decay`: μ. `context`: whether sections get x as well.
         """
         super().__init__()
         self.child = next(iter(sections))
         self.decay = decay
         self.context = context
         self.sections = nn.ModuleDict({name: frozen(section) for name, section in sections.items()})
-        self.joiner = frozen(joiner)
-        self.head = frozen(head)
-        self.names = [
-            *(f"sections.{name}.{own}" for name, section in sections.items() for own, _ in section.named_parameters()),
-            *(f"joiner.{own}" for own, _ in joiner.named_parameters()),
-            *(f"head.{own}" for own, _ in head.named_parameters()),
-        ]
+        self.ends = ends
+        self.joiner = frozen(joiner) if ends else joiner
+        self.head = frozen(head) if ends else head
+        parts = [*((f"sections.{name}", section) for name, section in sections.items())]
+        parts += [("joiner", joiner), ("head", head)] if ends else []
+        self.names = [[f"{part}.{own}" for own, _ in module.named_parameters()] for part, module in parts]
         self.register_buffer("shown", torch.full((1,), -1))  # the child's version when it last showed; −1: never
 
     def forward(self, a: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,7 +76,14 @@ class Below(nn.Module):
 
     def weights(self) -> list[Tensor]:
         """All copies, nearest section first, the head last."""
-        return [self.get_buffer(name) for name in self.names]
+        return [self.get_buffer(name) for names in self.names for name in names]
+
+    def within(self, reach: int) -> list[Tensor]:
+        """Those of them that a parent has as well: of one section fewer, if it looks down no further than `reach`
+        sections, of which the nearest is ours; 0: to the end.
+        """
+        near = self.names if reach == 0 or len(self.sections) < reach else self.names[: reach - 1]
+        return [self.get_buffer(name) for names in near for name in names]
 
     def shape(self, child: str) -> torch.Size | None:
         """What `child` must show, [P]; None: it is no child of ours."""
@@ -82,12 +99,12 @@ class Below(nn.Module):
         self.shown[0] = version
 
 
-def chain(component: nn.Module) -> list[Tensor]:
-    """What a component shows: its section, then what follows it, or its own joiner and head at the end."""
+def chain(component: nn.Module, reach: int = 0) -> list[Tensor]:
+    """What a component shows: its section, then what follows it within reach, or its own joiner and head at the end."""
     below = getattr(component, "below", None)
     own = list(component.get_submodule("encoder").parameters())
     if isinstance(below, Below):
-        return [*own, *below.weights()]
+        return [*own, *below.within(reach)]
     return [*own, *(each for part in ("joiner", "head") for each in component.get_submodule(part).parameters())]
 
 
@@ -98,5 +115,5 @@ SHOWN: Mapping[str, Callable[[nn.Module], list[Tensor]]] = {"layer": first_layer
 def showing_of(component: nn.Module, method: Method, *, has_parent: bool) -> Showing:
     """What a component shows its parent, and when."""
     shown = SHOWN.get(method.momentum_head)
-    weights = partial(shown or chain, component)
+    weights = partial(chain, component, method.reach) if shown is chain else partial(shown or chain, component)
     return Showing(weights, method.momentum_every, on=shown is not None and has_parent)

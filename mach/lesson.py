@@ -6,7 +6,7 @@
             + w_logits · T²·KL(z_d ‖ z_s)              the child's logits are at hand
             or, where the head looks down the chain (z_b over its copies, `mach/below.py`), at once
             w_child · CE(z_b, y) + w_student · CE(head(joiner(a, s)), y) + w_logits · T²·KL(stopgrad(z_b) ‖ z_s)
-            and of a target later the terms with d
+            and of a target later the terms with d, for the readout and the student alone
             + ⟨a, ĝ⟩                                   a local model guesses the gradient of the activation (DNI)
     late    w_activation · ⟨a, g_a⟩                    a child's late gradient of our activation
             + w_late · Σ ⟨e(x_old), g_e⟩               parents' late gradients of old answers
@@ -153,13 +153,13 @@ class Teacher:
         """The terms against labels and children's answers, weighted as method.md says."""
         weight, y = self.loss, lesson.held.labels
         net, a = self._today(lesson.held)
-        s = net.imitate(a)  # by child, [B, E]
         if net.below is not None:
             if lesson.own:
-                self._look_down(net.below, lesson.held, (net, a, s), learnt)
+                self._look_down(net.below, lesson.held, (net, a), learnt)
             if d:
-                self._learn_to_join(net, a, s, d, y, learnt)
+                self._learn_to_join(net, a.detach(), d, y, learnt)
             return
+        s = net.imitate(a)  # by child, [B, E]
         alone = net.embed(a, s)
         z_s = net.classify(alone) if lesson.own or weight.logits > 0.0 else None
         if lesson.own:
@@ -183,17 +183,20 @@ class Teacher:
                 z_d = each.target.logits.to(a.device, self.dtype)
                 learnt.add("logits", distil_logits(z_s, z_d, weight.temperature), weight.logits)
 
-    def _look_down(
-        self, below: Below, held: Held, seen: tuple[Component, Tensor, Mapping[str, Tensor]], learnt: Learnt
-    ) -> None:
-        """Where the head looks down the chain: the loss there, which the readout over students imitates."""
+    def _look_down(self, below: Below, held: Held, seen: tuple[Component, Tensor], learnt: Learnt) -> None:
+        """Where the head looks down the chain: the loss there, which the readout over students imitates now and then
+        (`method.student_every`).
+        """
         weight, y = self.loss, held.labels
-        net, a, s = seen
+        net, a = seen
         learnt.e, learnt.z = below(a, held.come[-1])
         if y is None:
             return
-        z_s = net.classify(net.embed(a, s))
         learnt.add("target", cross_entropy(learnt.z, y), weight.child)
+        if held.sender is not None and not self.method.studied(held.id):
+            return
+        a = a if self.method.student_pulls else a.detach()
+        z_s = net.classify(net.embed(a, net.imitate(a)))
         learnt.add("student", cross_entropy(z_s, y), weight.student)
         if weight.logits > 0.0:
             learnt.add("logits", distil_logits(z_s, learnt.z.detach(), weight.temperature), weight.logits)
@@ -202,15 +205,17 @@ class Teacher:
         self,
         net: Component,
         a: Tensor,
-        s: Mapping[str, Tensor],
         d: Mapping[str, Tensor],
         y: Tensor | None,
         learnt: Learnt,
     ) -> None:
-        """Where the head looks down the chain: what a true target is for, the readout over it and the student."""
+        """Where the head looks down the chain: what a true target is for, the readout over it and the student. Of an
+        activation [B, D] without a graph: a section has the chain's own loss, on every batch and sooner.
+        """
         if y is not None:
-            learnt.add("target", cross_entropy(net.classify(net.embed(a, {**s, **d})), y), self.loss.child)
-        self._distil(s, d, learnt)
+            learnt.add("target", cross_entropy(net.classify(net.embed(a, d)), y), self.loss.child)
+        if self.loss.distill > 0.0:
+            self._distil(net.imitate(a), d, learnt)
 
     def _distil(self, s: Mapping[str, Tensor], d: Mapping[str, Tensor], learnt: Learnt) -> None:
         """What imitations [B, E] are from the targets, by child."""

@@ -56,14 +56,14 @@ def adamw(settings: Optimiser, component: Component) -> torch.optim.Optimizer:
 
 def sgd(settings: Optimiser, component: Component) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum; fused, which torch does only if every weight has a gradient from the
-    first step on, as a model of gradients has not.
+    first step on, as a model of gradients has not, nor a student that learns now and then.
     """
     return torch.optim.SGD(
         component.parameters(),
         lr=settings.lr,
         momentum=0.9 if settings.momentum is None else settings.momentum,
         weight_decay=settings.weight_decay,
-        fused=component.guess is None,
+        fused=component.guess is None and component.below is None,
     )
 
 
@@ -155,7 +155,8 @@ class Muon(torch.optim.Optimizer):
 
 def hidden_weights(component: Component) -> list[Tensor]:
     """What Muon is made for: weights of two and more dimensions, but of heads and of embedding tables."""
-    heads = [component.head] if component.tally is None else [component.head, component.tally]
+    heads = [component.head, *(part for part in (component.tally,) if part is not None)]
+    heads += [] if component.below is None else [component.below.head]
     apart = {id(weight) for head in heads for weight in head.parameters()}
     for module in component.modules():
         if isinstance(module, nn.Embedding):

@@ -19,13 +19,15 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     # the 2019 method, its defects mended: students answer, one-hop gradients of targets
     "mach": {"wiring": "skip", "loss": {"child": 1.0, "student": 1.0, "distill": 1.0, "late": 1.0}},
     # sections of one deep network that see x again; every loss looks down the chain, through copies that travel up in
-    # place of gradients; students learn beside, from labels and those copies' logits, joiners at times from a target
+    # place of gradients; students learn beside, from labels and those copies' logits, those that do not ship and
+    # joiners, from a target, now and then
     "mach-stream": {
         **STREAM,
         "bus": {"window": WIDE, "timeout_ms": SLOW_MS},
         "method": {
             "targets": "embedding",
             "targets_every": 8,
+            "student_every": 4,
             "gradient_reach": "none",
             "context": True,
             "momentum_head": "chain",

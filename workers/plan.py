@@ -147,6 +147,11 @@ def check_settings(config: Config, *, lockstep: bool) -> None:
 def check_head(config: Config) -> None:
     """Raise a ConfigError for a head that looks down where there is nothing to look at."""
     method, head = config.method, config.method.momentum_head
+    if head != "chain" and method.reach > 0:
+        raise ConfigError(
+            "method.reach: is for heads that look down the chain, as by recipe=mach-stream; set "
+            "method.momentum_head=chain, or reach=0"
+        )
     if head == "none":
         return
     if config.wiring == "skip" or method.heads == "last":

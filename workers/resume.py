@@ -21,7 +21,7 @@ from workers.status import Status
 FIXED = (
     *("recipe", "wiring", "graph", "n_components", "seed", "model"),
     *("data.source", "data.split_seed", "data.test_share", "data.train_samples", "data.test_samples", "data.symbols"),
-    *("data.length", "method.targets", "method.guess", "method.context", "method.momentum_head"),
+    *("data.length", "method.targets", "method.guess", "method.context", "method.momentum_head", "method.reach"),
 )
 """Keys whose change would make another run: other networks, or other samples to learn from and be examined on."""
 

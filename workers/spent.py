@@ -27,9 +27,14 @@ class Counted(Examined):
 def effort_of(config: Config, timing: Timing, folder: Path, *, lockstep: bool = False) -> float:
     """Multiply-adds of all components together, a step of component 0 and a sample of its batch.
 
-    Counted between two short simulations of which one is twice as long, so that what the beginning costs is not in it.
+    Counted between two short simulations of which one is twice as long, so that what the beginning costs is not in it;
+    of a length after which all that is done now and then has been done as often as in the long run, if the run itself
+    is as long.
     """
+    method = config.method
+    cycle = min(config.train.steps, math.lcm(method.targets_every, method.student_every, method.update_every))
     steps = 8 + 4 * math.ceil((timing.latency_s + timing.jitter_s) / min(map(min, timing.compute_s)))
+    steps = cycle * math.ceil(steps / cycle)
     totals = []
     for length in (steps, 2 * steps):
         train = msgspec.structs.replace(config.train, steps=length, minutes=None)

@@ -25,7 +25,7 @@ from mach.graph import name_of
 from mach.learner import Learner
 from mach.messages import Activation, Age, Batch, Letter, Target
 from mach.momentum import flat, frozen
-from mach.optimisers import optimiser_of
+from mach.optimisers import hidden_weights, optimiser_of
 from mach.recipes import RECIPES
 from mach.state import Copies
 from mach.whole import Whole
@@ -52,6 +52,10 @@ def learner_at(index: int, settings: Config, component: Component | None = None,
 def below_of(component: Component) -> Below:
     assert component.below is not None
     return component.below
+
+
+def readout_of(component: Component) -> tuple[nn.Module, nn.Module]:
+    return below_of(component).joiner, below_of(component).head
 
 
 def batch(seed: int = 0) -> Batch:
@@ -114,25 +118,28 @@ def test_copies_approach_what_is_shown_by_how_many_versions_went_by() -> None:
         torch.testing.assert_close(flat(below.weights()), average)
 
 
-@pytest.mark.parametrize("every", [1, 3])
-def test_a_chain_of_learners_equals_a_loop_that_is_written_out(every: int) -> None:
+@pytest.mark.parametrize(("every", "study", "reach"), [(1, 1, 0), (3, 2, 0), (1, 3, 1), (3, 1, 2)])
+def test_a_chain_of_learners_equals_a_loop_that_is_written_out(every: int, study: int, reach: int) -> None:
     """Answers of a round come in the next, so that what a parent has is a hop older than what its child has."""
     mu, teach = 0.8, 2
-    settings = config(f"method.momentum_every={every}", f"method.momentum_decay={mu}", f"method.targets_every={teach}")
+    own = (f"method.student_every={study}", f"method.reach={reach}", f"method.targets_every={teach}")
+    own += (f"loss.distill={study % 2}", f"method.student_pulls={reach != 2}")
+    settings = config(f"method.momentum_every={every}", f"method.momentum_decay={mu}", *own)
     loss = settings.loss
     parts = [component_of(settings, i, children_at(i), DATASET).double() for i in range(N)]
     mine = [copy.deepcopy(part) for part in parts]
     learners = [learner_at(i, settings, part, DOUBLE) for i, part in enumerate(parts)]
     optimisers = [optimiser_of(settings.optimiser, part) for part in mine]
-    copies = [[frozen(mine[j].encoder) for j in range(i + 1, N)] for i in range(N)]
-    ends = [(frozen(mine[-1].joiner), frozen(mine[-1].head)) for _ in range(N)]
+    copies = [[frozen(each.encoder) for each in mine[i + 1 : i + 1 + (reach or N)]] for i in range(N)]
+    to_end = [i + 1 + (reach or N) >= N for i in range(N)]
+    ends = [(frozen(mine[-1].joiner), frozen(mine[-1].head)) if to_end[i] else readout_of(mine[i]) for i in range(N)]
     coming: list[tuple[Tensor, int] | None] = [None] * N  # by receiver: weights, and the version that showed them
     known: list[int] = [-1] * N
     targets: list[tuple[Tensor, Tensor, Tensor, Tensor] | None] = [None] * N  # by receiver: what came, x, d
     drawn, letters = Batches(DOUBLE, B, seed=9), [[] for _ in range(N)]  # type: ignore[var-annotated]
 
     def held(i: int) -> list[Tensor]:
-        return [each for part in (*copies[i], *ends[i]) for each in part.buffers()]
+        return [each for part in (*copies[i], *(ends[i] if to_end[i] else ())) for each in part.buffers()]
 
     for t in range(ROUNDS):
         x, asked = next(drawn), None
@@ -172,20 +179,26 @@ def test_a_chain_of_learners_equals_a_loop_that_is_written_out(every: int) -> No
                     h = section(h, inputs)
                 e = ends[i][0](h)
                 z = ends[i][1](e)
-                z_s = part.head(part.joiner(torch.cat([a, part.students[name_of(i + 1)](a)], dim=1)))
-                kl = F.kl_div(z_s.log_softmax(1), z.detach().softmax(1), reduction="batchmean")
-                terms += [F.cross_entropy(z, labels), loss.student * F.cross_entropy(z_s, labels), loss.logits * kl]
+                terms.append(F.cross_entropy(z, labels))
+                if i == 0 or x.id % study == 0:
+                    read = a.detach() if reach == 2 else a
+                    z_s = part.head(part.joiner(torch.cat([read, part.students[name_of(i + 1)](read)], dim=1)))
+                    kl = F.kl_div(z_s.log_softmax(1), z.detach().softmax(1), reduction="batchmean")
+                    terms += [loss.student * F.cross_entropy(z_s, labels), loss.logits * kl]
             else:
                 e = part.joiner(a)
                 terms.append(F.cross_entropy(part.head(e), labels))
             if told[i] is not None:
                 old, old_x, old_y, d = told[i]  # type: ignore[misc]
-                old_a = part.encoder(old) if i == 0 else part.encoder(old, old_x)
-                terms.append(loss.distill * F.mse_loss(part.students[name_of(i + 1)](old_a), d))
+                old_a = (part.encoder(old) if i == 0 else part.encoder(old, old_x)).detach()
+                if loss.distill > 0.0:
+                    terms.append(loss.distill * F.mse_loss(part.students[name_of(i + 1)](old_a), d))
                 terms.append(F.cross_entropy(part.head(part.joiner(torch.cat([old_a, d], dim=1))), old_y))
             if i > 0 and t % every == 0:
                 own = part.encoder.parameters()
-                rest = held(i) if i < N - 1 else [*part.joiner.parameters(), *part.head.parameters()]
+                near = copies[i][: reach - 1] if reach else copies[i]
+                rest = [each for copied in (*near, *(ends[i] if to_end[i - 1] else ())) for each in copied.buffers()]
+                rest = rest if i < N - 1 else [*part.joiner.parameters(), *part.head.parameters()]
                 coming[i - 1] = (flat([*own, *rest]), t)
             if i > 0 and x.id % teach == 0:
                 targets[i - 1] = (taken_in[i - 1], inputs, labels, e.detach())
@@ -352,3 +365,32 @@ def test_how_old_the_copies_are_is_measured() -> None:
         assert step is not None
         assert step.probes == {"copies/c1": age}
     assert not learner.unfit
+
+
+@pytest.mark.parametrize("data", ["digits", "mnist1d", "bytes-lm"])
+def test_within_a_reach_a_component_is_as_large_in_a_deep_chain_as_in_a_short_one(data: str) -> None:
+    def sizes(count: int, reach: int) -> list[int]:
+        few = ("data.train_samples=50", "data.test_samples=50", f"n_components={count}", f"method.reach={reach}")
+        some = load(data, ("recipe=mach-stream", *few), RECIPES)
+        dataset = load_data(some.data)
+        names = [[name_of(i + 1)] if i < count - 1 else [] for i in range(count)]
+        parts = [component_of(some, i, names[i], dataset) for i in range(count)]
+        for parent, child in itertools.pairwise(parts):
+            assert below_of(parent).shape(below_of(parent).child) == flat(chain(child, reach)).shape
+        return [sum(each.numel() for each in part.state_dict().values()) for part in parts]
+
+    short, deep = sizes(4, 2), sizes(7, 2)
+    assert deep[0] == short[0]
+    assert len(set(deep[1:5])) == 1, "all that neither draw nor see the end"
+    assert deep[-3:] == short[-3:]
+    everything = sizes(7, 0)
+    assert everything[0] > everything[1] > everything[2] > everything[3] > deep[1]
+    assert sizes(4, 3) == sizes(4, 0) == sizes(4, 9), "nothing is out of reach"
+
+
+def test_muon_leaves_the_head_of_a_readout_to_adamw_as_it_does_the_component_s_own() -> None:
+    part = component_of(config("method.reach=1", "optimiser.name=muon"), 0, ["c1"], DATASET)
+    joiner, head = readout_of(part)
+    hidden = {id(weight) for weight in hidden_weights(part)}
+    assert {id(weight) for weight in joiner.parameters() if weight.dim() == 2} <= hidden
+    assert not hidden & {id(weight) for weight in (*head.parameters(), *part.head.parameters())}

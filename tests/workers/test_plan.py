@@ -71,6 +71,7 @@ def test_a_plan_survives_json() -> None:
         (("recipe=mach-stream", "bus.codec.target=int8"), False, "one scale"),
         (("method.targets_every=2",), False, "method.targets_every: is of stream"),
         (("recipe=ddg", "method.momentum_head=layer"), False, "heads=every"),
+        (("recipe=dgl", "method.momentum_head=layer", "method.reach=2"), False, "method.reach: is for heads"),
     ],
 )
 def test_what_cannot_be_run_is_refused_with_a_sentence(settings: tuple[str, ...], lockstep: bool, words: str) -> None:

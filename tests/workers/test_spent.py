@@ -37,3 +37,14 @@ def test_examinations_and_the_length_of_the_run_do_not_count(tmp_path: Path) -> 
 def test_late_answers_are_fewer_and_so_is_what_they_cost(tmp_path: Path) -> None:
     near, far = spent(2, tmp_path / "near"), spent(2, tmp_path / "far", latency="8steps")
     assert 2 * ALONE < far < near
+
+
+def test_students_that_learn_now_and_then_cost_as_much_less(tmp_path: Path) -> None:
+    """Only the one in the middle has such a student. A width of 8 all along: student 8 → 32 → 8, joiner 16 → 32 → 8,
+    head 8 → 10, each forward and twice back.
+    """
+    readout = 3 * ((8 * 32 + 32 * 8) + (16 * 32 + 32 * 8) + 8 * 10)
+    found = [
+        spent(3, tmp_path / each, "recipe=mach-stream", f"method.student_every={each}") for each in ("1", "3", "5")
+    ]
+    assert [found[0] - each for each in found[1:]] == pytest.approx([readout * 2 / 3, readout * 4 / 5])
