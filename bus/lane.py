@@ -53,8 +53,11 @@ class Out:
         self._bell = bell
         self._rope: Rope | None = None
 
-    def read_by(self, incarnation: int) -> bool:
-        """Whether this life of the receiver has mapped it, is there, and has not fallen behind by a whole ring."""
+    def read_by(self, incarnation: int, *, surely: bool) -> bool:
+        """Whether this life of the receiver has mapped it, is there, and has not fallen behind by a whole ring.
+
+        Whether it is there is asked only if it leaves something unread, or if we want to know `surely`.
+        """
         segment = self.segment
         if segment.attached[0] != incarnation:
             return False
@@ -64,7 +67,9 @@ class Out:
             except OSError:
                 return False
         unread = segment.written[0] - segment.read[0] & WORD
-        return not unread or (unread < ENTRIES and not self._rope.dead())
+        if not unread and not surely:
+            return True
+        return unread < ENTRIES and not self._rope.dead()
 
     def free(self, now: float, lost_s: float) -> int:
         """A slot whose content was copied; else one so old that its message was lost: no reader can be misled. Or -1.
@@ -164,7 +169,8 @@ class LaneTransport(Relay):
             out = self._out_of(peer, size) if 1 <= len(rest) <= TENSORS_CAP else None
             if out is None:
                 return self.inner.send(peer, frames)
-        if len(first) <= ENTRY_CAP and out.read_by(peer.incarnation):
+        # a word alone may be a hello to a new life, of which we do not know yet
+        if len(first) <= ENTRY_CAP and out.read_by(peer.incarnation, surely=not rest):
             slot = out.free(self._now(), self._lost_s) if rest else 0
             if slot >= 0:
                 out.segment.write(first, rest, slot, out.past)
@@ -247,7 +253,7 @@ class LaneTransport(Relay):
                 return
             known = self._in[peer[:2]] = In(peer, segment)
             segment.attached[0] = self._incarnation  # so its sender knows
-        known.past = past
+        known.past = max(known.past, past)
 
     def _drain(self, now: float) -> list[Parcel]:
         """What lies in the rings."""

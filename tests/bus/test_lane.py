@@ -345,8 +345,9 @@ def test_nothing_more_is_written_into_the_ring_of_one_that_is_dead(ends: Ends) -
     ends.tells(FIRST)
     ends.took()
     ends.child.bell.close()
-    assert ends.tells(FIRST)  # the ring was empty: nobody asked
-    assert not ends.tells(FIRST)
+    assert not ends.tells(FIRST)  # as a hello is, to whoever comes next
+    assert ends.tells(FIRST, LONG)  # the ring was empty: nobody asked
+    assert not ends.tells(FIRST, LONG)
     ends.child.bell = segment.Bell(ends.child.bell.door)
 
 
@@ -499,3 +500,14 @@ def test_nothing_is_left_open(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
     assert set(os.listdir("/proc/self/fd")) == before
     assert "mach-lane" not in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+
+def test_a_notice_that_came_late_holds_nothing_back(ends: Ends) -> None:
+    ends.open()
+    for _ in range(3):
+        ends.tells(FIRST, LONG)
+    assert len(ends.all()) == 3
+    ends.wires[1].inbox = [(PARENT, [lane._NOTICE.pack(lane._SEE, 1, ends.ring().number, 1), FIRST])]
+    assert ends.all() == [[FIRST]]
+    assert ends.tells(b"last")
+    assert ends.all() == [[b"last"]]
