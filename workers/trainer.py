@@ -124,7 +124,7 @@ class Life:
             self.idle = step is None
             if step is None:
                 self.note_exam()
-                self.report_if_due("waiting", "has nothing to train on yet")
+                self.report_if_due("waiting", "for its parent's next activation")
                 continue
             self.journal.note(step, now)
             self.note_exam()
