@@ -106,8 +106,8 @@ class In:
 
     def __init__(self, peer: Peer, segment: Segment) -> None:
         self.peer, self.segment = peer, segment
-        self.read = 0
-        """Entries read."""
+        self.read = segment.read[0] = segment.written[0]
+        """Entries read; those that lie there already were for an earlier life, since nobody writes before we attach."""
         self.past = 0
         """Messages that went past the ring, as far as they have come."""
         self.held_at: float | None = None

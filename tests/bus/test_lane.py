@@ -511,3 +511,15 @@ def test_a_notice_that_came_late_holds_nothing_back(ends: Ends) -> None:
     assert ends.all() == [[FIRST]]
     assert ends.tells(b"last")
     assert ends.all() == [[b"last"]]
+
+
+def test_a_new_life_that_is_shown_the_ring_of_an_earlier_one_reads_nothing_of_it(ends: Ends) -> None:
+    """As by a message that its sender's socket had kept for whoever comes."""
+    ends.open()
+    for _ in range(5):
+        assert ends.tells(FIRST, LONG)
+        ends.took()
+    ends.child.close()
+    ends.child = ends.end(1, 2)
+    ends.wires[1].inbox = [(PARENT, [lane._NOTICE.pack(lane._SEE, 1, ends.ring().number, 1), FIRST])]
+    assert ends.all() == [[FIRST]]
