@@ -4,11 +4,12 @@
 
 The first long message to a peer goes through the socket, with a notice. Once the peer has mapped the segment and
 written its incarnation into it, everything to this life of it goes through the ring: neither end makes a system call
-unless the reader waits, and is woken by its bell. What does not fit (no free slot, a full ring, no memory, a reader
-that is dead) goes past the ring, so that no send ever waits. Laws: messages of a peer stay in order: a reader takes
-what has come through the socket, then what lies in the ring, then hands out the ring first; and an entry is held back
-until those that went past before it have come, or for HOLD_S. A stale read is impossible: the generation in entry and
-slot is compared before and after the copy. Nothing that an entry or a notice claims is believed before it is checked.
+for a long message unless the reader waits, and is woken by its bell, or has fallen behind. What does not fit (no free
+slot, a full ring, no memory, a reader that is dead) goes past the ring, so that no send ever waits. Laws: messages of a
+peer stay in order: entry and notice number those that went past the ring, so a reader hands out what was written before
+a message ahead of it, and holds an entry back until those that went past before it have come, or for HOLD_S. A stale
+read is impossible: the generation in entry and slot is compared before and after the copy. Nothing that an entry or a
+notice claims is believed before it is checked.
 """
 
 import logging
@@ -104,11 +105,11 @@ class Out:
 class In:
     """A receiver's end of a segment."""
 
-    def __init__(self, peer: Peer, segment: Segment) -> None:
-        self.peer, self.segment = peer, segment
+    def __init__(self, peer: Peer, incarnation: int, segment: Segment, past: int) -> None:
+        self.peer, self.incarnation, self.segment = peer, incarnation, segment
         self.read = segment.read[0] = segment.written[0]
         """Entries read; those that lie there already were for an earlier life, since nobody writes before we attach."""
-        self.past = 0
+        self.past = past
         """Messages that went past the ring, as far as they have come."""
         self.held_at: float | None = None
         """Since when its first entry waits for one that went past."""
@@ -117,8 +118,8 @@ class In:
         """Entries that lie in the ring."""
         return min(self.segment.written[0] - self.read & WORD, ENTRIES)
 
-    def take(self, pool: Pool, now: float) -> list[Parcel]:
-        """What lies in the ring, up to an entry that has to wait for one that went past."""
+    def take(self, pool: Pool, now: float, given_up: int = 0) -> list[Parcel]:
+        """What lies in the ring, up to an entry that has to wait for one that went past and is not given up."""
         parcels: list[Parcel] = []
         segment = self.segment
         count = self.unread()
@@ -126,8 +127,10 @@ class In:
             fence()
         for _ in range(count):
             entry = segment.entry(self.read)
-            if entry.past > self.past and self._holds(now):
-                break
+            if entry.past > self.past:
+                if entry.past > given_up and self._holds(now):
+                    break
+                self.past = entry.past  # nothing waits for a lost one twice
             parcels.append((self.peer, segment.frames(entry, pool) if entry.lengths else [entry.first]))
             self.read = segment.read[0] = self.read + 1 & WORD
             self.held_at = None
@@ -166,11 +169,13 @@ class LaneTransport(Relay):
         size = sum([len(frame) + (-len(frame) & 63) for frame in rest])
         out = self._out.get(peer)
         if out is None or out.segment.size < size:
-            out = self._out_of(peer, size) if 1 <= len(rest) <= TENSORS_CAP else None
+            made = self._out_of(peer, size) if 1 <= len(rest) <= TENSORS_CAP else None
+            out = made or self._out.get(peer)
             if out is None:
                 return self.inner.send(peer, frames)
+        fits = len(first) <= ENTRY_CAP and size <= out.segment.size
         # a word alone may be a hello to a new life, of which we do not know yet
-        if len(first) <= ENTRY_CAP and out.read_by(peer.incarnation, surely=not rest):
+        if fits and out.read_by(peer.incarnation, surely=not rest):
             slot = out.free(self._now(), self._lost_s) if rest else 0
             if slot >= 0:
                 out.segment.write(first, rest, slot, out.past)
@@ -185,13 +190,12 @@ class LaneTransport(Relay):
         if now >= self._look_at or not self._in:
             come = self.inner.receive()
             self._look_at = now if come else now + QUIET_S
-        parcels = self._drain(now)
-        if not come:
-            return parcels
+        parcels: list[Parcel] = []
         for peer, frames in come:
+            notice: Frame = b""
             if not isinstance(frames, Rejected) and frames and frames[0][:4] == _SEE:
-                self._look(peer, frames[0])
-                frames = frames[1:]
+                notice, *frames = frames
+            parcels += self._before(peer, notice, now)
             parcels.append((peer, frames))
         return parcels + self._drain(now)
 
@@ -240,20 +244,35 @@ class LaneTransport(Relay):
             return None
         return self._out[peer]
 
-    def _look(self, peer: Peer, notice: Frame) -> None:
-        """Map the segment that a neighbour has made for us, and know how many messages went past it."""
+    def _before(self, peer: Peer, notice: Frame, now: float) -> list[Parcel]:
+        """What a neighbour had written into its ring when it sent a message past it, with this notice or with none.
+
+        What went past even earlier would have come by now, so nothing waits for it any more.
+        """
+        end = self._in.get(peer[:2])
         if len(notice) != _NOTICE.size or not peer.name:
-            return
+            return [] if end is None else end.take(self._pool, now, WORD)
         _, incarnation, number, past = _NOTICE.unpack(notice)
-        known = self._in.get(peer[:2])
-        if known is None or known.segment.number != number:
-            ours: Role = "parent" if peer.role == "child" else "child"  # what we are to the sender
-            segment = find(_door(self._directory, peer.name, incarnation, self._name, ours), number)
-            if segment is None:
-                return
-            known = self._in[peer[:2]] = In(peer, segment)
+        if end is None:
+            self._look(peer, incarnation, number, past)
+            return []
+        if end.segment.number == number:
+            parcels = end.take(self._pool, now, past - 1)
+            end.past = max(end.past, past)
+            return parcels
+        if incarnation < end.incarnation:
+            return []  # last words of an earlier life, whose ring is not read any more
+        parcels = end.take(self._pool, now, WORD)
+        self._look(peer, incarnation, number, past)
+        return parcels
+
+    def _look(self, peer: Peer, incarnation: int, number: int, past: int) -> None:
+        """Map the segment that a neighbour has made for us."""
+        ours: Role = "parent" if peer.role == "child" else "child"  # what we are to the sender
+        segment = find(_door(self._directory, peer.name, incarnation, self._name, ours), number)
+        if segment is not None:
+            self._in[peer[:2]] = In(peer, incarnation, segment, past)
             segment.attached[0] = self._incarnation  # so its sender knows
-        known.past = max(known.past, past)
 
     def _drain(self, now: float) -> list[Parcel]:
         """What lies in the rings."""

@@ -17,6 +17,7 @@ import mmap
 import os
 import secrets
 import select
+import stat
 import struct
 import threading
 from collections.abc import Sequence
@@ -224,6 +225,9 @@ class Rope:
     def __init__(self, door: Path) -> None:
         """Raises OSError: nobody has hung it up, or that one is dead."""
         self._descriptor = os.open(door, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISFIFO(os.fstat(self._descriptor).st_mode):  # a pid is reused: not to be written to
+            os.close(self._descriptor)
+            raise OSError(errno.ENXIO, f"{door}: leads to no bell")
         self._poll = select.poll()
         self._poll.register(self._descriptor, 0)  # errors alone: that nobody reads
 
