@@ -146,12 +146,12 @@ class LaneTransport(Relay):
     """Messages through shared memory where there is some, the rest through the transport below."""
 
     def __init__(
-        self, inner: Transport, name: str, incarnation: int, directory: Path, *, window: int, lost_s: float
+        self, inner: Transport, name: str, incarnation: int, directory: Path, *, slots: int, lost_s: float
     ) -> None:
-        """A message that nobody read for `lost_s` is lost, and its slot free."""
+        """`slots`: long messages that may lie unread; one that nobody read for `lost_s` is lost, and its slot free."""
         super().__init__(inner)
         self._name, self._incarnation, self._directory = name, incarnation, directory
-        self._slots = min(2 * window, SLOTS_CAP)  # activations and gradients; targets need half
+        self._slots = min(slots, SLOTS_CAP)
         self._lost_s = lost_s
         self._now = inner.now
         self._out: dict[Peer, Out] = {}

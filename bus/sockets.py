@@ -330,8 +330,9 @@ class ZmqMailbox(EdgeMailbox):
         )
         transport: Transport = sockets
         if bus.lane != "inline" and (bus.transport == "ipc" or bus.host.startswith("127.")):
-            lost_s = 2 * bus.timeout_ms / 1000
-            transport = lane = LaneTransport(sockets, name, incarnation, directory, window=bus.window, lost_s=lost_s)
+            # activations and gradients; one more, since the next activation leaves before the gradient that is due
+            slots, lost_s = 2 * bus.window + 1, 2 * bus.timeout_ms / 1000
+            transport = lane = LaneTransport(sockets, name, incarnation, directory, slots=slots, lost_s=lost_s)
             sockets.watch(lane.bell.descriptor)
         super().__init__(
             name,

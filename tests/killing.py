@@ -97,7 +97,7 @@ class Wire:
 def lane_end(end: socket.socket, name: str, incarnation: int, directory: Path) -> LaneTransport:
     """Of c0, the sender, or of c1."""
     wire = Wire(end, CHILD if name == "c0" else PARENT)
-    made = LaneTransport(wire, name, incarnation, directory, window=1, lost_s=1000.0)
+    made = LaneTransport(wire, name, incarnation, directory, slots=2, lost_s=1000.0)
     wire.bell = made.bell.descriptor
     return made
 

@@ -54,8 +54,8 @@ class List:
 class Ends:
     """A parent c0 and a child c1 with lanes over lists."""
 
-    def __init__(self, directory: Path, window: int = 1) -> None:
-        self.directory, self.window = directory, window
+    def __init__(self, directory: Path, slots: int = 2) -> None:
+        self.directory, self.slots = directory, slots
         self.wires = List(Peer("parent", "c0", 1)), List(Peer("child", "c1"))
         self.wires[0].other, self.wires[1].other = self.wires[1], self.wires[0]
         self.parent = self.end(0, 1)
@@ -63,7 +63,7 @@ class Ends:
 
     def end(self, side: int, incarnation: int) -> LaneTransport:
         self.wires[side].closed = False
-        return LaneTransport(self.wires[side], f"c{side}", incarnation, self.directory, window=self.window, lost_s=2.0)
+        return LaneTransport(self.wires[side], f"c{side}", incarnation, self.directory, slots=self.slots, lost_s=2.0)
 
     def carried(self) -> list[list[bytes]]:
         """The messages on the wire to the child, without their notices."""

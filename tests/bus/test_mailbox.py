@@ -309,6 +309,35 @@ def test_only_the_lane_carries_messages_in_shared_memory_and_all_but_the_first(w
     assert not child.counts.dropped
 
 
+def test_whatever_a_child_that_falls_behind_leaves_unread_has_room_in_the_lane(world: World) -> None:
+    """A window of activations and one more gradient than that: the next activation leaves before one that is due."""
+    parent, child = world.pair()
+    for id in range(2 * W):  # until both know the memory
+        parent.send("c1", Activation(id, 0, X))
+        world.take(child)
+        child.send("c0", Target(id, 0, X))
+        world.take(parent)
+    first = 100
+    for id in range(first, first + W):
+        assert parent.send("c1", Activation(id, 0, X))
+    world.take(child, W)
+    assert child.send("c0", Target(first, 0, X))
+    world.take(parent)
+    assert parent.send("c1", Activation(first + W, 0, X))
+    world.take(child)
+    for id in range(first + 1, first + W + 1):
+        assert child.send("c0", Target(id, 0, X))
+    world.take(parent, W)
+    before = world.entries
+    assert parent.send("c1", Gradient(first, 0, X))
+    for id in range(first + 1, first + W + 1):
+        assert parent.send("c1", Activation(id + W, 0, X))
+        assert parent.send("c1", Gradient(id, 0, X))
+    assert world.entries - before == (2 * W + 1 if world.kind == "lane" else 0)
+    assert len(world.take(child, 2 * W + 1)) == 2 * W + 1
+    assert not child.counts.dropped
+
+
 def test_bye_ends_the_asking_and_not_the_answering(world: World) -> None:
     one, two = world.mailbox("c0", "c1", "c1"), world.mailbox("c1", "c0", "c0")
     world.until(lambda: one.room("c1") and two.room("c0"), one, two)
