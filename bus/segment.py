@@ -15,6 +15,7 @@ import errno
 import fcntl
 import mmap
 import os
+import platform
 import secrets
 import select
 import stat
@@ -30,6 +31,9 @@ from bus.memory import Pool
 from bus.wire import TENSORS_CAP, Frame, Frames, Reason, Rejected
 
 PAGE = 4096
+ORDERED = platform.machine() in ("x86_64", "AMD64")
+"""Whether this processor shows writes to others, and does its reads, in the order of the program: `write` and `frames`
+rely on it, and `fence` is a whole barrier there alone."""
 ENTRIES, ENTRY = 128, 1024
 SLOTS_CAP = 64
 BYTES_CAP = 1 << 31

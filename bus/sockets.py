@@ -28,6 +28,7 @@ from bus.lane import LaneTransport
 from bus.mailbox import Parcel, Peer, Transport
 from bus.memory import Pool
 from bus.post import EdgeMailbox
+from bus.segment import ORDERED
 from bus.strangers import Strangers
 from bus.wire import INLINE_CAP, Frames, Reason, Rejected
 from configs.errors import RunError
@@ -329,7 +330,8 @@ class ZmqMailbox(EdgeMailbox):
             name, incarnation=incarnation, children=children, parents=parents, bus=bus, directory=directory
         )
         transport: Transport = sockets
-        if bus.lane != "inline" and (bus.transport == "ipc" or bus.host.startswith("127.")):
+        local = bus.transport == "ipc" or bus.host.startswith("127.")
+        if local and ORDERED and bus.lane != "inline":
             # activations and gradients; one more, since the next activation leaves before the gradient that is due
             slots, lost_s = 2 * bus.window + 1, 2 * bus.timeout_ms / 1000
             transport = lane = LaneTransport(sockets, name, incarnation, directory, slots=slots, lost_s=lost_s)

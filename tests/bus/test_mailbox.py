@@ -13,6 +13,7 @@ import torch
 import zmq
 
 from bus import address, curve, keys, lane, wire
+from bus import sockets as sockets_of_bus
 from bus.mailbox import EdgeView, Mailbox, Peer, Relay, Transport
 from bus.post import EdgeMailbox
 from bus.segment import Segment
@@ -289,6 +290,19 @@ def test_a_child_that_reads_nothing_is_sent_a_window_and_few_knocks(world: World
         parent.receive(0.02)
     assert relays[0].sent - before <= W + 8
     world.until(lambda: parent.room("c1"), parent, child)
+
+
+def test_a_processor_that_changes_the_order_of_writes_gets_no_lane(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets_of_bus, "ORDERED", False)
+    parent, child = world.pair()
+    for id in range(4):
+        assert parent.send("c1", Activation(id, 0, X))
+        world.take(child)
+        assert child.send("c0", Target(id, 0, X))
+        world.take(parent)
+    assert world.entries == 0
 
 
 def test_only_the_lane_carries_messages_in_shared_memory_and_all_but_the_first(world: World) -> None:
