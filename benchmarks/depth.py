@@ -34,7 +34,7 @@ from workers.compare import Result, Virtual, control_rows, recipe, told
 from workers.scoreboard import check_plot, deviation
 from workers.timing import timing_of
 
-DEPTHS, LAGS = (1, 2, 4, 8), (0, 4, 16, 64)
+DEPTHS, LAGS = (1, 2, 4, 8), (0, 1, 2, 4, 8, 16, 32, 64)
 QUICK_DEPTHS, QUICK_LAGS, QUICK_STEPS = (1, 2, 4), (0, 8), 60
 LEARNERS = ("mach-stream", "dgl")
 CONTROLS = ("backprop", "independent")

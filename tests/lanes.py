@@ -15,15 +15,15 @@ CHILD, PARENT = Peer("child", "c1", 1), Peer("parent", "c0", 1)
 
 
 class List:
-    """A transport whose wire is a list, and whose clock stands where it is put."""
+    """A transport whose wire is a list, and whose clock stands where it is put. Without another end it only takes."""
 
     farewell_s = 0.0
     inline_cap = 0
 
-    def __init__(self, sees: Peer) -> None:
+    def __init__(self, sees: Peer = PARENT) -> None:
         self.sees = sees
         """How the other end sees us."""
-        self.other: List
+        self.other: List | None = None
         self.inbox: list[Parcel] = []
         self.connected = True
         self.at = 0.0
@@ -33,7 +33,7 @@ class List:
         return self.at
 
     def send(self, peer: Peer, frames: Frames) -> bool:
-        if self.connected:
+        if self.connected and self.other is not None:
             self.other.inbox.append((self.sees, [bytes(frame) for frame in frames]))
         return self.connected
 

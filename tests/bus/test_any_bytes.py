@@ -18,8 +18,9 @@ from bus.mailbox import Parcel, Peer
 from bus.post import EdgeMailbox
 from bus.rules import Fate
 from bus.tensors import DTYPES
-from bus.wire import Form, Frame, Frames, Header, Kind, Reason, Stamp
+from bus.wire import Form, Frame, Header, Kind, Reason, Stamp
 from configs.tree import Bus
+from lanes import List
 from mach.messages import Activation, Gradient, Target
 
 RUN = "0123456789abcdef"
@@ -29,37 +30,9 @@ USUAL = settings(max_examples=2_000, deadline=None)
 NIGHTLY = settings(max_examples=10_000, deadline=None)
 
 
-class Inbox:
-    """A transport that brings what it is given, and takes everything."""
-
-    farewell_s = 0.0
-
-    def __init__(self) -> None:
-        self.parcels: list[Parcel] = []
-
-    def now(self) -> float:
-        return 0.0
-
-    def send(self, peer: Peer, frames: Frames) -> bool:
-        return True
-
-    def receive(self) -> list[Parcel]:
-        come, self.parcels = self.parcels, []
-        return come
-
-    def wait(self, seconds: float) -> bool:
-        return False
-
-    def reach(self, child: str, *, anew: bool = False) -> bool:
-        return False
-
-    def close(self) -> None:
-        self.parcels.clear()
-
-
-def mailbox() -> tuple[EdgeMailbox, Inbox]:
+def mailbox() -> tuple[EdgeMailbox, List]:
     """Of c1, which answers c0 and asks c2."""
-    inbox = Inbox()
+    wire_in = List()
     box = EdgeMailbox(
         "c1",
         run_id=RUN,
@@ -67,10 +40,10 @@ def mailbox() -> tuple[EdgeMailbox, Inbox]:
         children=["c2"],
         parents=["c0"],
         bus=Bus(),
-        transport=inbox,
+        transport=wire_in,
         samples=SAMPLES,
     )
-    return box, inbox
+    return box, wire_in
 
 
 peers = st.sampled_from([Peer("parent", "c0", 1), Peer("parent", "c0", 2), Peer("child", "c2"), Peer("parent", "")])
@@ -127,9 +100,9 @@ Stream = list[tuple[Peer, list[Frame]]]
 
 
 def every_message_has_one_end(stream: Stream) -> None:
-    box, inbox = mailbox()
+    box, wire_in = mailbox()
     for peer, come in stream:
-        inbox.parcels = [(peer, [bytes(frame) for frame in come])]
+        wire_in.inbox = [(peer, [bytes(frame) for frame in come])]
         before = Counter(box.counts.dropped)
         letters = box.receive()
         drops = box.counts.dropped - before
@@ -163,7 +136,7 @@ HUGE = [(2**60,), (2**63,) * 8, (2**64 - 1, 2), (0, 2**62, 2**62), (2**20, 2**20
 @pytest.mark.parametrize("codec", range(4))
 def test_what_a_head_claims_costs_nothing(codec: int, apart: bool) -> None:
     """Every dtype, with true checksums: what is refused takes less memory than the frames that came."""
-    box, inbox = mailbox()
+    box, wire_in = mailbox()
     payload: list[Frame] = [bytes(1 << 12)] if apart else []
     (first,) = wire.encode(Activation(0, 0, torch.empty(0)), Stamp(RUN, "c0", 1, 1))
     parcels: list[Parcel] = []
@@ -172,9 +145,9 @@ def test_what_a_head_claims_costs_nothing(codec: int, apart: bool) -> None:
             head = bytes(first[8 : wire.PREFIX])
             head += wire._TENSOR.pack(dtype, len(shape), codec, *shape, *[0] * (8 - len(shape)))
             parcels.append((Peer("parent", "c0", 1), [wire._SEAL.pack(wire._MAGIC, zlib.crc32(head)) + head, *payload]))
-    inbox.parcels = list(parcels)
+    wire_in.inbox = list(parcels)
     box.receive()  # what is made once
-    inbox.parcels = list(parcels)
+    wire_in.inbox = list(parcels)
     tracemalloc.start()
     assert box.receive() == []
     _, peak = tracemalloc.get_traced_memory()
