@@ -330,7 +330,8 @@ class ZmqMailbox(EdgeMailbox):
             name, incarnation=incarnation, children=children, parents=parents, bus=bus, directory=directory
         )
         transport: Transport = sockets
-        local = bus.transport == "ipc" or bus.host.startswith("127.")
+        # who wants tcp on one host wants what lies on it, as a proxy or a shaper: there the lane has to be asked for
+        local = bus.transport == "ipc" or (bus.lane == "shared" and bus.host.startswith("127."))
         if local and ORDERED and bus.lane != "inline":
             # activations and gradients; one more, since the next activation leaves before the gradient that is due
             slots, lost_s = 2 * bus.window + 1, 2 * bus.timeout_ms / 1000

@@ -275,7 +275,8 @@ class Bus(Node, frozen=True):
     """Larger messages are refused unread."""
     lane: Literal["auto", "inline", "shared"] = "auto"
     """How messages travel between processes of one host: `shared`, through shared memory (on x86-64; elsewhere
-    as `inline`); `inline`, through the socket; `auto`, as measured better: at present `shared`."""
+    as `inline`); `inline`, through the socket; `auto`, as `shared` over ipc and as `inline` over tcp, which on one host
+    is chosen for what lies on the way."""
     codec: Codecs = Codecs()
     activation: Literal["inputs", "indices"] = "inputs"
     """What an activation holds of x, in `skip` wiring or as context. `indices`: which samples of the data set they are,

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ import pytest
 
 pytest_plugins = ["pytester"]
 
+UNTIL_S = 300.0
+"""Longest time for which a run is followed: an endless one would be followed for ever."""
 DEADLINE_S = 90.0
 """Generous: reached only by a test that fails."""
 
@@ -79,8 +82,10 @@ class Launched:
     def until(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Follow the run's own progress lines until its status fulfils the condition; each line is an event."""
         assert self.process.stdout is not None
+        end = time.monotonic() + UNTIL_S
         for line in self.process.stdout:
             self.lines.append(line)
+            assert time.monotonic() < end, "the condition never held:\n" + "".join(self.lines[-20:])
             if (self.directory / "status.json").exists() and condition(status := self.status()):
                 return status
         raise AssertionError("the run ended before the condition held:\n" + "".join(self.lines))
