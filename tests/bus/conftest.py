@@ -1,14 +1,17 @@
-"""What tests over real sockets share, and the two ends of a lane."""
+"""What tests over real sockets share, the two ends of a lane, and a world of mailboxes of every kind."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import zmq
 from zmq.utils import garbage
 
-from bus import lane
+from bus import address, curve, keys, lane
+from bus.segment import Segment
+from bus.wire import Frame
 from lanes import Ends
+from worlds import World
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,3 +35,44 @@ def ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ends]:
     made.parent.close()
     made.child.close()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(params=["virtual", "ipc", "tcp", "curve", "lane"])
+def world(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
+    if request.param == "lane":  # every tensor is a long one, so that the first message makes the memory
+        monkeypatch.setattr(lane, "FROM", -1)
+    directory = address.make_directory()
+    made = World(request.param, directory)
+    written = Segment.write
+
+    def write(segment: Segment, first: Frame, rest: Sequence[Frame], slot: int, past: int) -> None:
+        made.entries += 1
+        written(segment, first, rest, slot, past)
+
+    monkeypatch.setattr(Segment, "write", write)
+    if request.param == "curve":
+        held = tmp_path_factory.mktemp("keys")
+        keys.save(held, curve.new_keys())
+        made.settings["keys"] = str(held)
+    yield made
+    for box in made.boxes:
+        made.kill(box)
+    left = sorted(path.name for path in directory.iterdir())
+    address.remove(directory)
+    assert left == ["owner"]
+
+
+@pytest.fixture
+def sockets(world: World) -> World:
+    if world.kind == "virtual":
+        pytest.skip("about sockets")
+    return world
+
+
+@pytest.fixture
+def open_sockets(sockets: World) -> World:
+    if sockets.kind == "curve":
+        pytest.skip("strangers do not get this far: tests/bus/test_keys.py")
+    return sockets
