@@ -15,6 +15,7 @@ notice claims is believed before it is checked.
 import logging
 import os
 import struct
+from collections import Counter
 from pathlib import Path
 
 from bus.mailbox import Parcel, Peer, Relay, Role, Transport
@@ -25,7 +26,8 @@ from bus.wire import TENSORS_CAP, Frame, Frames, Rejected
 log = logging.getLogger("mach.bus")
 
 TRIES = 3
-"""Segments are not asked of the kernel again after this many refusals."""
+"""Segments for a life of a peer are not asked for again after this many refusals. What one peer is refused, as for long
+messages, another may get."""
 HOLD_S = 1.0
 """An entry does not wait longer for one that went past the ring: that one is lost, as its gap in the sequence tells."""
 QUIET_S = 0.005
@@ -157,7 +159,9 @@ class LaneTransport(Relay):
         self._out: dict[Peer, Out] = {}
         self._in: dict[tuple[Role, str], In] = {}
         self._pool = Pool()
-        self._tries = TRIES
+        self._refused: Counter[Peer] = Counter()
+        """Segments that could not be had, by life of a peer."""
+        self._closed = False
         self._look_at = 0.0
         self.inline_cap = FROM
         self.bell = Bell(self._bell_of(name, incarnation))
@@ -216,9 +220,9 @@ class LaneTransport(Relay):
         self.inner.close()
         for out in self._out.values():
             out.close()
-        if self._tries >= 0:
+        if not self._closed:
             self.bell.close()
-        self._out, self._in, self._tries = {}, {}, -1
+        self._out, self._in, self._closed = {}, {}, True
 
     def _past(self, out: Out, peer: Peer, frames: Frames) -> bool:
         """Through the socket, with a notice."""
@@ -230,7 +234,7 @@ class LaneTransport(Relay):
 
     def _out_of(self, peer: Peer, size: int) -> Out | None:
         """A new segment for a peer's present life, made for messages of this size; None if it cannot be."""
-        if self._tries <= 0:
+        if self._closed or self._refused[peer] >= TRIES:
             return None
         for old in [each for each in self._out if each[:2] == peer[:2]]:
             self._out.pop(old).close()  # of an earlier life, or too small
@@ -238,9 +242,12 @@ class LaneTransport(Relay):
         try:
             self._out[peer] = Out(door, self._bell_of(peer.name, peer.incarnation), self._slots, max(size, LEAST))
         except OSError as error:
-            self._tries -= 1
-            if self._tries == 0:
-                log.warning("%s: no shared memory (%s): long tensors go through the socket", self._name, error)
+            for old in [each for each in self._refused if each[:2] == peer[:2] and each != peer]:
+                del self._refused[old]
+            self._refused[peer] += 1
+            if self._refused[peer] == TRIES:
+                text = "%s: no shared memory for %s (%s): long tensors go through the socket"
+                log.warning(text, self._name, peer.name, error)
             return None
         return self._out[peer]
 

@@ -1,8 +1,6 @@
 """Messages through shared memory, between two transports that are lists: no socket, no process, no clock."""
 
-import logging
 import os
-import resource
 import select
 from pathlib import Path
 
@@ -342,40 +340,6 @@ def test_a_door_to_anything_else_is_not_opened(ends: Ends, tmp_path: Path) -> No
         assert ends.child._in == {}
         door.unlink()
     plain.unlink()
-
-
-def test_without_memory_everything_goes_inline_and_says_so_once(ends: Ends, caplog: pytest.LogCaptureFixture) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
-    try:
-        with caplog.at_level(logging.WARNING, "mach.bus"):
-            for _ in range(5):
-                assert not ends.tells(FIRST, LONG)
-                assert ends.took() == [FIRST, LONG]
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [record.message.partition(" (")[0] for record in caplog.records] == ["c0: no shared memory"]
-
-
-def test_more_than_a_share_of_the_free_memory_is_not_taken(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segment, "SPARE", 1 << 40)
-    ends.open()
-    assert ends.parent._out == {}
-
-
-def test_nothing_is_left_open(tmp_path: Path) -> None:
-    before = set(os.listdir("/proc/self/fd"))
-    for _ in range(3):
-        ends = Ends(tmp_path)
-        ends.open()
-        ends.parent.send(CHILD, [FIRST, LONG])
-        ends.parent.close()
-        assert ends.took() == [FIRST, LONG]  # what was sent before can still be read
-        ends.child.close()
-        assert ends.wires[0].closed
-        assert list(tmp_path.iterdir()) == []
-    assert set(os.listdir("/proc/self/fd")) == before
-    assert "mach-lane" not in Path("/proc/self/maps").read_text(encoding="utf-8")
 
 
 def test_a_notice_that_came_late_holds_nothing_back(ends: Ends) -> None:

@@ -37,7 +37,7 @@ def test_whatever_is_sent_and_whenever_it_arrives_it_stays_in_order(
     ends.parent._look_at = ends.child._look_at = -1.0
     for what, number in doings:
         if refuses:
-            ends.parent._tries = 0
+            ends.parent._refused[CHILD] = lane.TRIES
         if what == "send":
             sent.append(len(sent).to_bytes(8, "little"))
             ends.tells(sent[-1], *([bytes(number)] if number else []))
@@ -87,7 +87,7 @@ def test_a_lost_message_is_waited_for_once(ends: Ends) -> None:
 
 def test_what_does_not_fit_and_cannot_be_given_more_memory_is_waited_for(ends: Ends) -> None:
     ends.open()
-    ends.parent._tries = 0
+    ends.parent._refused[CHILD] = lane.TRIES
     assert ends.tells(b"1", LONG)
     assert not ends.tells(b"2", 3 * LONG)
     assert ends.tells(b"3")
