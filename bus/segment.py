@@ -21,6 +21,7 @@ import select
 import stat
 import struct
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -209,18 +210,42 @@ def lead(door: Path, descriptor: int) -> None:
 
 
 class Bell:
-    """A pipe that a receiver waits for, from its own end."""
+    """A pipe that a receiver waits for, from its own end.
+
+    Senders take a pipe that nobody reads for a dead receiver, so no other process may hold its end: not one that is
+    executed (O_CLOEXEC), nor a plain fork, which lets go of it. What else a fork inherits, ropes and memory, nobody
+    waits for the end of; it is gone with the fork.
+    """
 
     def __init__(self, door: Path) -> None:
         self.door = door
         self.descriptor, self._other = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        _bells.add(self)
         lead(door, self._other)
 
     def close(self) -> None:
         """Whoever rings then is told."""
+        if self in _bells:  # else it is another process's, as its door is
+            self.let_go()
+            self.door.unlink(missing_ok=True)
+
+    def let_go(self) -> None:
+        """Of both ends of the pipe."""
+        _bells.discard(self)
         os.close(self.descriptor)
         os.close(self._other)
-        self.door.unlink(missing_ok=True)
+
+
+_bells: weakref.WeakSet[Bell] = weakref.WeakSet()
+"""Those that this process waits for."""
+
+
+def _forked() -> None:
+    for bell in list(_bells):
+        bell.let_go()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 class Rope:

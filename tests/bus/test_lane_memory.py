@@ -4,6 +4,8 @@ import contextlib
 import logging
 import os
 import resource
+import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,3 +76,66 @@ def test_nothing_is_left_open(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
     assert set(os.listdir("/proc/self/fd")) == before
     assert "mach-lane" not in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+
+@contextlib.contextmanager
+def plain_fork() -> Iterator[None]:
+    """Beside a process with all that this one has, which does nothing."""
+    ours, its = socket.socketpair()
+    process = os.fork()
+    if not process:
+        ours.close()
+        its.send(b"here")
+        its.recv(1)  # until the other end is closed, whatever becomes of its process
+        os._exit(0)
+    with ours, its:
+        its.close()
+        ours.recv(4)
+        yield
+    os.waitpid(process, 0)
+
+
+@contextlib.contextmanager
+def executed() -> Iterator[int]:
+    """A process of another program, which is given every descriptor that may be passed on."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, close_fds=False) as process:
+        yield process.pid
+
+
+def held(process: int | str) -> list[str]:
+    """What the descriptors of a process lead to."""
+    return [os.readlink(each) for each in Path(f"/proc/{process}/fd").iterdir() if os.path.lexists(each)]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_of_a_receiver_does_not_keep_its_bell_alive(ends: Ends) -> None:
+    ends.open()
+    assert ends.tells(FIRST)
+    with plain_fork():
+        ends.child.bell.close()
+        assert not ends.tells(FIRST), "a sender that took it for alive would write what nobody reads"
+    ends.child.bell = segment.Bell(ends.child.bell.door)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_that_closes_what_it_inherited_closes_nothing_of_ours_and_no_door(ends: Ends) -> None:
+    process = os.fork()
+    if not process:
+        closed = False
+        with contextlib.suppress(BaseException):
+            reused = os.pipe()  # the numbers that were free first
+            ends.child.bell.close()
+            closed = all(os.fstat(each) for each in reused)
+        os._exit(0 if closed else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    assert ends.child.bell.door.exists()
+    ends.open()
+    assert ends.tells(FIRST)
+
+
+def test_a_program_that_a_component_starts_inherits_nothing_of_the_lane(ends: Ends) -> None:
+    ends.open()
+    bell = os.readlink(f"/proc/self/fd/{ends.child.bell.descriptor}")
+    assert {bell, "/memfd:mach-lane (deleted)"} <= set(held("self"))
+    with executed() as process:
+        assert not {each for each in held(process) if each == bell or "mach-lane" in each}
