@@ -295,6 +295,14 @@ class LaneTransport(Relay):
         return self._directory / f"{name}-{incarnation}.bell"
 
 
+def slots_of(window: int) -> int:
+    """What a child that falls behind can leave unread: a window of activations, and a gradient more than that.
+
+    The next activation leaves before the gradient that is due: `tests/workers/test_order.py` says why.
+    """
+    return 2 * window + 1
+
+
 def _door(directory: Path, sender: str, incarnation: int, receiver: str, role: Role) -> Path:
     """Where the segment is found that `sender` made for `receiver`, its child or parent."""
     return directory / f"{sender}-{incarnation}-{receiver}-{role}.lane"

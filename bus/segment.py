@@ -26,8 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
-
+from bus.headroom import headroom
 from bus.memory import Pool
 from bus.wire import TENSORS_CAP, Frame, Frames, Reason, Rejected
 
@@ -166,7 +165,7 @@ def make(door: Path, slots: int, size: int) -> tuple[Segment, int]:
     size = -(-max(size, 1) // PAGE) * PAGE
     slots = max(min(slots, SLOTS_CAP, BYTES_CAP // size), 1)
     total = _SLOTS_AT + slots * size
-    if total > psutil.virtual_memory().available // SPARE:
+    if total > headroom().free // SPARE:
         raise OSError(errno.ENOMEM, f"{total >> 20} MB are more than a {SPARE}th of the free memory")
     descriptor = os.memfd_create("mach-lane", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:

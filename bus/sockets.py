@@ -24,7 +24,7 @@ from torch import Tensor
 from bus import address, pieces
 from bus.curve import Guard
 from bus.keys import load
-from bus.lane import LaneTransport
+from bus.lane import LaneTransport, slots_of
 from bus.mailbox import Parcel, Peer, Transport
 from bus.memory import Pool
 from bus.post import EdgeMailbox
@@ -333,8 +333,7 @@ class ZmqMailbox(EdgeMailbox):
         # who wants tcp on one host wants what lies on it, as a proxy or a shaper: there the lane has to be asked for
         local = bus.transport == "ipc" or (bus.lane == "shared" and bus.host.startswith("127."))
         if local and ORDERED and bus.lane != "inline":
-            # activations and gradients; one more, since the next activation leaves before the gradient that is due
-            slots, lost_s = 2 * bus.window + 1, 2 * bus.timeout_ms / 1000
+            slots, lost_s = slots_of(bus.window), 2 * bus.timeout_ms / 1000
             transport = lane = LaneTransport(sockets, name, incarnation, directory, slots=slots, lost_s=lost_s)
             sockets.watch(lane.bell.descriptor)
         super().__init__(

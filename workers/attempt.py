@@ -30,7 +30,7 @@ LOWER = "lower train.batch_size, the sizes under model, or the number of compone
 SIGNALS: Mapping[signal.Signals, str] = {
     signal.SIGKILL: f"probably out of memory, or killed by hand; {LOWER}",
     signal.SIGSEGV: "a crash in compiled code; its log has the stack",
-    signal.SIGBUS: "memory that could not be had: a full /dev/shm, or a file that was cut; its log has the stack",
+    signal.SIGBUS: "a file in memory that was cut short, or could not grow on a full disk; its log has the stack",
     signal.SIGABRT: "compiled code gave up, often out of memory; its log says why",
     signal.SIGFPE: "an arithmetic trap in compiled code; its log has the stack",
     signal.SIGILL: "an instruction that this processor lacks; its log has the stack",

@@ -7,6 +7,7 @@ and is told within PROBE_S.
 
 import functools
 import importlib.metadata
+import os
 import platform
 import resource
 import shutil
@@ -33,12 +34,12 @@ PROBE_S = 30.0
 MEET_S = 5.0
 """Longest wait for two mailboxes to find each other, and for one answer."""
 SHARED_MB = 64
-"""Free megabytes of /dev/shm below which there is a warning."""
+"""Megabytes that a ring of messages may take, below which there is a warning."""
 FILES = 1024
 """Open files below which there is a warning."""
 ROUNDS = 200
 """Questions whose median is the bus round trip."""
-HEAVY = ("versions", "bus round trip")
+HEAVY = ("versions", "shared memory", "bus round trip")
 """Checks that run in the process of its own."""
 
 
@@ -54,13 +55,12 @@ def run(runs: Path) -> list[Check]:
     """Every check; `runs` is where runs would be written."""
     local: list[tuple[str, Callable[[], Check]]] = [
         ("devices", devices),
-        ("shared memory", shared_memory),
         ("ulimits", limits),
         ("runs directory", lambda: writable(runs)),
         ("sockets", sockets),
     ]
-    versions, round_trip = probe()
-    return [versions, *(attempt(name, check) for name, check in local), round_trip]
+    versions, memory, round_trip = probe()
+    return [versions, *(attempt(name, check) for name, check in local), memory, round_trip]
 
 
 def attempt(name: str, check: Callable[[], Check]) -> Check:
@@ -79,12 +79,6 @@ def devices() -> Check:
     if has_driver():
         return Check("devices", "warn", "a driver, but no CUDA device that torch can use; see CUDA_VISIBLE_DEVICES")
     return Check("devices", "ok", "no CUDA device: components train on the CPU")
-
-
-def shared_memory() -> Check:
-    """Room in /dev/shm."""
-    free = shutil.disk_usage("/dev/shm").free >> 20
-    return Check("shared memory", "ok" if free >= SHARED_MB else "warn", f"{free:,} MB free in /dev/shm")
 
 
 def limits() -> Check:
@@ -163,6 +157,57 @@ def versions() -> Check:
     return Check("versions", "ok", " · ".join(f"{name} {version}" for name, version in found.items()))
 
 
+def shared_memory() -> Check:
+    """A ring as the same-host lane makes them, and how large rings may get: no check of /dev/shm, where none lies.
+
+    Whatever is wrong is a warning, since messages then go through the socket.
+    """
+    from bus.headroom import headroom
+    from bus.lane import slots_of
+    from bus.segment import BYTES_CAP, ORDERED, SPARE
+    from configs.tree import Bus
+
+    if not ORDERED:
+        return Check("shared memory", "ok", f"not used on {platform.machine()}: messages go through the socket")
+    trouble = ring()
+    if trouble:
+        return Check("shared memory", "warn", f"{trouble}, so messages go through the socket, which is slower")
+    free, limit = headroom()
+    of = "" if limit is None else f" of the control group's {limit >> 20:,}"
+    most = min(free // SPARE, BYTES_CAP)
+    bus = Bus()
+    message = min(most // slots_of(bus.window) >> 20, bus.max_message_mb)
+    text = f"{free >> 20:,} MB{of} free, room for messages of up to {message:,} MB (bus.window={bus.window})"
+    return Check("shared memory", "ok" if most >> 20 >= SHARED_MB else "warn", text)
+
+
+def ring() -> str:
+    """Make a ring, find it, and fill every slot of it; what went wrong, if anything."""
+    from bus.lane import LEAST, slots_of
+    from bus.memory import Pool
+    from bus.segment import find, make
+    from configs.tree import Bus
+
+    long, slots = bytes(LEAST), slots_of(Bus().window)
+    with tempfile.TemporaryDirectory() as place:
+        door = Path(place) / "door"
+        try:
+            made, descriptor = make(door, slots, LEAST)
+        except OSError as error:
+            return f"no ring can be made ({error.strerror or error})"
+        try:
+            found = find(door, made.number)
+            if found is None:
+                return "a ring cannot be opened through /proc"
+            for slot in range(slots):
+                made.write(b"first", [long], slot, 0)
+                if found.frames(found.entry(slot), Pool()) != [b"first", long]:
+                    return "a ring does not hold what was written into it"
+        finally:
+            os.close(descriptor)
+    return ""
+
+
 def round_trip() -> Check:
     """A real question and answer over ZeroMQ: [128, 64] float32 each way, between two mailboxes."""
     import torch
@@ -210,5 +255,5 @@ def ask(parent: "Mailbox", child: "Mailbox", question: "Activation") -> float:
 
 
 if __name__ == "__main__":
-    checks = [attempt(name, check) for name, check in zip(HEAVY, (versions, round_trip), strict=True)]
+    checks = [attempt(name, check) for name, check in zip(HEAVY, (versions, shared_memory, round_trip), strict=True)]
     sys.stdout.write(msgspec.json.encode(checks).decode())

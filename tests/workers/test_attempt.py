@@ -43,7 +43,7 @@ def test_what_is_said_just_before_the_end_is_heard(life: Life) -> None:
     [
         (-9, ("ended by SIGKILL", "out of memory", "lower train.batch_size")),
         (-11, ("ended by SIGSEGV", "the stack")),
-        (-7, ("ended by SIGBUS", "/dev/shm")),
+        (-7, ("ended by SIGBUS", "cut short")),
         (-6, ("ended by SIGABRT", "its log says why")),
         (-15, ("ended by SIGTERM",)),
         (0, ("left without finishing, exit code 0",)),

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from bus import address
+from bus import address, headroom, segment
 from configs.errors import RunError
 from workers import doctor
 from workers.doctor import Check
 
-NAMES = ["versions", "devices", "shared memory", "ulimits", "runs directory", "sockets", "bus round trip"]
+NAMES = ["versions", "devices", "ulimits", "runs directory", "sockets", "shared memory", "bus round trip"]
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_process_that_breaks_fails_its_checks(monkeypatch: pytest.MonkeyPatch,
         return real([sys.executable, "-c", code], **options)
 
     monkeypatch.setattr(subprocess, "run", run)
-    assert doctor.probe() == [Check("versions", "fail", reason), Check("bus round trip", "fail", reason)]
+    assert doctor.probe() == [Check(name, "fail", reason) for name in doctor.HEAVY]
 
 
 def test_a_process_that_hangs_fails_its_checks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +120,39 @@ def test_devices(
     assert (check.verdict, check.text) == (verdict, text)
 
 
-def test_shared_memory_that_runs_short_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "SHARED_MB", 1 << 40)
-    assert doctor.shared_memory().verdict == "warn"
+@pytest.mark.parametrize(
+    ("free", "limit", "verdict", "text"),
+    [
+        (4096, None, "ok", "4,096 MB free, room for messages of up to 204 MB (bus.window=2)"),
+        (1 << 20, None, "ok", "1,048,576 MB free, room for messages of up to 256 MB (bus.window=2)"),
+        (256, 8192, "ok", "256 MB of the control group's 8,192 free, room for messages of up to 12 MB (bus.window=2)"),
+        (255, 512, "warn", "255 MB of the control group's 512 free, room for messages of up to 12 MB (bus.window=2)"),
+        (0, 64, "warn", "no ring can be made (0 MB are more than a 4th of the free memory)"),
+    ],
+)
+def test_shared_memory_is_bounded_by_what_is_free(
+    monkeypatch: pytest.MonkeyPatch, free: int, limit: int | None, verdict: str, text: str
+) -> None:
+    left = headroom.Headroom(free << 20, None if limit is None else limit << 20)
+    for module in (headroom, segment):
+        monkeypatch.setattr(module, "headroom", lambda: left)
+    monkeypatch.setattr(segment, "ORDERED", True)
+    check = doctor.shared_memory()
+    assert (check.name, check.verdict) == ("shared memory", verdict)
+    assert check.text.startswith(text)
+
+
+@pytest.mark.usefixtures("leaks")
+def test_shared_memory_is_made_and_filled_as_the_lane_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is allowed no larger files is not given a larger memfd; /dev/shm has nothing to do with it."""
+    assert doctor.ring() == ""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        assert doctor.ring() == "no ring can be made (File too large)"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    monkeypatch.setattr(segment, "find", lambda door, number: None)
+    assert doctor.ring() == "a ring cannot be opened through /proc"
+    monkeypatch.setattr(segment, "ORDERED", False)
+    assert doctor.shared_memory().text.startswith("not used on ")
