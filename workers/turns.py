@@ -49,7 +49,8 @@ class Trainer:
         """Spent waiting for letters with nothing to train on."""
 
     def turn(self) -> Step | None:
-        """One optimiser step with what is at hand. Waits for nobody (law 1).
+        """One optimiser step with what is at hand. Waits for nobody (law 1), and asks before it pays: the other order
+        costs every round trip a step (`tests/workers/test_order.py`).
 
         None, after a wait at the mailbox, if there is nothing to train on yet: in stream wiring nothing has come.
         """

@@ -132,7 +132,8 @@ def what_was_lost_is_accounted_for(storm: Storm) -> None:
 def a_kill_costs_an_edge_a_window_of_each_kind(storm: Storm, told: Evidence) -> None:
     """Of the messages of each kind over each edge, as both ends wrote them down one by one: sent = taken + lost, lost
     only where a kill has parted two lives that were in touch, and then at most a window of them. Of gradients one more:
-    an activation leaves before the gradient that is due, so a child can take it alone, and answer it.
+    an activation leaves before the gradient that is due, so a child can take it alone, and answer it;
+    `tests/workers/test_order.py` says why it does.
     """
     lost: Counter[str] = Counter()
     names = [row["component"] for row in storm.status["components"]]
