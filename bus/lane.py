@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bus.mailbox import Parcel, Peer, Relay, Role, Transport
 from bus.memory import Pool
-from bus.segment import ENTRIES, ENTRY_CAP, SLOTS_CAP, WORD, Bell, Rope, Segment, fence, find, make
+from bus.segment import ENTRIES, ENTRY_CAP, SLOTS_CAP, WORD, Bell, Rope, Segment, fence, find, make, taken_by
 from bus.wire import TENSORS_CAP, Frame, Frames, Rejected
 
 log = logging.getLogger("mach.bus")
@@ -55,11 +55,14 @@ class Out:
         """Messages that went past the ring."""
         self._bell = bell
         self._rope: Rope | None = None
+        self._ask_at = 0.0
+        """When to ask again whether a reader that has fallen behind is there."""
 
-    def read_by(self, incarnation: int, *, surely: bool) -> bool:
+    def read_by(self, incarnation: int, now: float, *, surely: bool) -> bool:
         """Whether this life of the receiver has mapped it, is there, and has not fallen behind by a whole ring.
 
-        Whether it is there is asked only if it leaves something unread, or if we want to know `surely`.
+        Whether it is there is asked only if it leaves something unread, and then now and then, or if we want to know
+        `surely`.
         """
         segment = self.segment
         if segment.attached[0] != incarnation:
@@ -70,9 +73,14 @@ class Out:
             except OSError:
                 return False
         unread = segment.written[0] - segment.read[0] & WORD
-        if not unread and not surely:
-            return True
-        return unread < ENTRIES and not self._rope.dead()
+        if unread >= ENTRIES:
+            return False
+        if surely or (unread and now >= self._ask_at):
+            if self._rope.dead():
+                self._ask_at = 0.0
+                return False
+            self._ask_at = now + QUIET_S
+        return True
 
     def free(self, now: float, lost_s: float) -> int:
         """A slot whose content was copied; else one so old that its message was lost: no reader can be misled. Or -1.
@@ -123,17 +131,14 @@ class In:
     def take(self, pool: Pool, now: float, given_up: int = 0) -> list[Parcel]:
         """What lies in the ring, up to an entry that has to wait for one that went past and is not given up."""
         parcels: list[Parcel] = []
-        segment = self.segment
-        count = self.unread()
-        if count:
-            fence()
-        for _ in range(count):
+        peer, segment = self.peer, self.segment
+        for _ in range(self.unread()):
             entry = segment.entry(self.read)
             if entry.past > self.past:
                 if entry.past > given_up and self._holds(now):
                     break
                 self.past = entry.past  # nothing waits for a lost one twice
-            parcels.append((self.peer, segment.frames(entry, pool) if entry.lengths else [entry.first]))
+            parcels.append((peer, segment.frames(entry, pool) if entry.lengths else [entry.first]))
             self.read = segment.read[0] = self.read + 1 & WORD
             self.held_at = None
         return parcels
@@ -155,7 +160,6 @@ class LaneTransport(Relay):
         self._name, self._incarnation, self._directory = name, incarnation, directory
         self._slots = min(slots, SLOTS_CAP)
         self._lost_s = lost_s
-        self._now = inner.now
         self._out: dict[Peer, Out] = {}
         self._in: dict[tuple[Role, str], In] = {}
         self._pool = Pool()
@@ -169,8 +173,8 @@ class LaneTransport(Relay):
 
     def send(self, peer: Peer, frames: Frames) -> bool:
         """Send without blocking, through memory if the peer reads there."""
-        first, rest = frames[0], frames[1:]
-        size = sum([len(frame) + (-len(frame) & 63) for frame in rest])
+        first, rest, now = frames[0], frames[1:], self.now()
+        size = taken_by(map(len, rest))
         out = self._out.get(peer)
         if out is None or out.segment.size < size:
             made = self._out_of(peer, size) if 1 <= len(rest) <= TENSORS_CAP else None
@@ -179,8 +183,8 @@ class LaneTransport(Relay):
                 return self.inner.send(peer, frames)
         fits = len(first) <= ENTRY_CAP and size <= out.segment.size
         # a word alone may be a hello to a new life, of which we do not know yet
-        if fits and out.read_by(peer.incarnation, surely=not rest):
-            slot = out.free(self._now(), self._lost_s) if rest else 0
+        if fits and out.read_by(peer.incarnation, now, surely=not rest):
+            slot = out.free(now, self._lost_s) if rest else 0
             if slot >= 0:
                 out.segment.write(first, rest, slot, out.past)
                 out.wake()
@@ -189,19 +193,14 @@ class LaneTransport(Relay):
 
     def receive(self) -> list[Parcel]:
         """What has come, long frames copied out of their slots."""
-        now = self._now()
-        come: list[Parcel] = []
-        if now >= self._look_at or not self._in:
-            come = self.inner.receive()
-            self._look_at = now if come else now + QUIET_S
-        parcels: list[Parcel] = []
-        for peer, frames in come:
-            notice: Frame = b""
-            if not isinstance(frames, Rejected) and frames and frames[0][:4] == _SEE:
-                notice, *frames = frames
-            parcels += self._before(peer, notice, now)
-            parcels.append((peer, frames))
-        return parcels + self._drain(now)
+        now = self.now()
+        parcels = self._come(now) if now >= self._look_at or not self._in else []
+        for end in self._in.values():
+            if end.segment.written[0] != end.read:
+                parcels += end.take(self._pool, now)
+                if end.held_at is not None:
+                    self._look_at = now
+        return parcels
 
     def wait(self, seconds: float) -> bool:
         """Wait for the socket or the bell, unless an entry came before we said that we are to be woken."""
@@ -281,14 +280,17 @@ class LaneTransport(Relay):
             self._in[peer[:2]] = In(peer, incarnation, segment, past)
             segment.attached[0] = self._incarnation  # so its sender knows
 
-    def _drain(self, now: float) -> list[Parcel]:
-        """What lies in the rings."""
+    def _come(self, now: float) -> list[Parcel]:
+        """What the socket has, each behind what was written into its sender's ring before it."""
+        come = self.inner.receive()
+        self._look_at = now if come else now + QUIET_S
         parcels: list[Parcel] = []
-        for end in self._in.values():
-            if end.segment.written[0] != end.read:
-                parcels += end.take(self._pool, now)
-                if end.held_at is not None:
-                    self._look_at = now
+        for peer, frames in come:
+            notice: Frame = b""
+            if not isinstance(frames, Rejected) and frames and frames[0][:4] == _SEE:
+                notice, *frames = frames
+            parcels += self._before(peer, notice, now)
+            parcels.append((peer, frames))
         return parcels
 
     def _bell_of(self, name: str, incarnation: int) -> Path:

@@ -5,17 +5,14 @@ frame and no tensor. Law: memory is handed out only while nothing else refers to
 count: a tensor made over it, and every view of that tensor, counts as a reference until it is gone.
 """
 
-import sys
+from sys import getrefcount
 
 KEPT = 16
 """Blocks that are remembered; the oldest is let go for a new one."""
 
 
-def _references(blocks: list[bytearray], i: int) -> int:
-    return sys.getrefcount(blocks[i])
-
-
-_FREE = _references([bytearray()], 0)
+_held = [bytearray()]
+_FREE = getrefcount(_held[0])
 """References to a block that only a list holds, and the call: 2 in CPython 3.11, and nobody promises it."""
 
 
@@ -29,7 +26,7 @@ class Pool:
         """`size` bytes, aligned to 16, that nobody else holds; their content is arbitrary."""
         blocks = self._blocks
         for i in range(len(blocks)):
-            if len(blocks[i]) == size and _references(blocks, i) == _FREE:
+            if len(blocks[i]) == size and getrefcount(blocks[i]) == _FREE:
                 return blocks[i]
         if len(blocks) >= KEPT:
             del blocks[0]

@@ -48,6 +48,7 @@ class EdgeMailbox:
         self._run_id = run_id
         self._incarnation = incarnation
         self._transport = transport
+        self._now = transport.now
         self._cap = bus.max_message_mb << 20
         self._form = form_of(bus)
         self._pool = Pool()
@@ -62,14 +63,14 @@ class EdgeMailbox:
 
     def receive(self, wait_s: float = 0.0) -> list[Letter]:
         """Letters that have come, in order per sender; waits up to `wait_s` for a first one."""
-        now = self._transport.now()
+        now = self._now()
         until = now + wait_s
         letters: list[Letter] = []
         if wait_s <= 0.0 or now >= self._tick_at:
             letters = self._collect(now)
         while not letters and (left := until - now) > 0.0:
             passed = self._transport.wait(min(left, self._tick_s))
-            now = self._transport.now()
+            now = self._now()
             letters = self._collect(now)
             if not passed:
                 break
@@ -117,7 +118,7 @@ class EdgeMailbox:
 
     def now(self) -> float:
         """Seconds on the clock that stamps ages."""
-        return self._transport.now()
+        return self._now()
 
     def story(self, peer: str) -> str:
         """The last events on the edges with `peer`, for logs and errors."""
@@ -211,7 +212,7 @@ class EdgeMailbox:
             parent.expire(now)
 
     def _ask(self, edge: ParentEnd, message: Activation) -> bool:
-        now = self._transport.now()
+        now = self._now()
         edge.check_ask(message.id, now)
         if not self._ship(edge, message, now):
             return False
@@ -222,7 +223,7 @@ class EdgeMailbox:
         fate = edge.waits(message.id)
         if fate is not None:
             return self._refuse(fate)
-        now = self.now()
+        now = self._now()
         if not self._ship(edge, message, now):
             return False
         edge.answer(message.id, message.version, now)
@@ -232,7 +233,7 @@ class EdgeMailbox:
         fate = edge.owe(message.id, message.of_version)
         if fate is not None:
             return self._refuse(fate)
-        now = self.now()
+        now = self._now()
         if not self._ship(edge, message, now):
             return False
         edge.pay(message.id, now)
@@ -241,14 +242,15 @@ class EdgeMailbox:
     def _ship(self, edge: Edge, message: Message, now: float) -> bool:
         stamp = Stamp(self._run_id, self.name, self._incarnation, edge.sequence + 1)
         frames = wire.encode(message, stamp, self._form, self._transport.inline_cap)
-        if len(frames) > 1 and max(map(len, frames)) > self._cap:
+        size = sum(map(len, frames))
+        if size > self._cap and len(frames) > 1 and max(map(len, frames)) > self._cap:
             return self._refuse(Fate.TOO_LARGE)
         if not self._transport.send(edge.address, frames):
             edge.unreachable(now)
             return self._refuse(Fate.UNREACHABLE)
         edge.sequence += 1
         self.counts.sent[_KINDS[type(message)]] += 1
-        self.counts.bytes[edge.peer] += sum(map(len, frames))
+        self.counts.bytes[edge.peer] += size
         return True
 
     def _say(self, edge: Edge, kind: Kind) -> bool:

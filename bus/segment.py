@@ -22,9 +22,10 @@ import stat
 import struct
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from bus.headroom import headroom
 from bus.memory import Pool
@@ -66,7 +67,7 @@ def fence() -> None:
     _release()
 
 
-class Entry(NamedTuple):
+class Entry(Struct, frozen=True):
     """What the ring says of a message."""
 
     first: bytes
@@ -103,36 +104,34 @@ class Segment:
     def write(self, first: Frame, rest: Sequence[Frame], slot: int, past: int) -> None:
         """A message into the ring, which has room, and its long frames into a slot, which is free and large enough."""
         generation, lengths = self._fill(slot, rest) if rest else (0, _NONE)
-        count = self.written[0]
+        memory, count, length = self._memory, self.written[0], len(first)
         at = PAGE + count % ENTRIES * ENTRY
-        length = len(first)
-        _ENTRY.pack_into(self._memory, at, length, slot, len(rest), past, generation, *lengths)
+        _ENTRY.pack_into(memory, at, length, slot, len(rest), past, generation, *lengths)
         at += _ENTRY.size
-        self._memory[at : at + length] = first
-        fence()
+        memory[at : at + length] = first
         self.written[0] = count + 1 & WORD
         fence()
 
     def entry(self, count: int) -> Entry:
         """The entry of this number, which was written. Nothing that it says is checked yet."""
-        at = PAGE + count % ENTRIES * ENTRY
-        length, slot, frames, past, generation, *lengths = _ENTRY.unpack_from(self._memory, at)
+        memory, at = self._memory, PAGE + count % ENTRIES * ENTRY
+        length, slot, frames, past, generation, *lengths = _ENTRY.unpack_from(memory, at)
         del lengths[frames:]
         at += _ENTRY.size
-        return Entry(bytes(self._memory[at : at + min(length, ENTRY_CAP)]), past, slot, generation, lengths)
+        return Entry(bytes(memory[at : at + min(length, ENTRY_CAP)]), past, slot, generation, lengths)
 
     def frames(self, entry: Entry, pool: Pool) -> Frames | Rejected:
         """All frames of a message, in memory of our own; its slot is free then."""
-        first, _, slot, generation, lengths = entry
-        if slot >= self.slots or sum(map(aligned, lengths)) > self.size:
+        slot, generation, lengths = entry.slot, entry.generation, entry.lengths
+        if slot >= self.slots or taken_by(lengths) > self.size:
             return Rejected(Reason.TICKET)
         if self.generation[slot] != generation:
             return Rejected(Reason.STALE_SLOT)
         at = _SLOTS_AT + slot * self.size
-        taken: list[Frame] = [first]
+        taken: list[Frame] = [entry.first]
         for length in lengths:
             taken.append(pool.copy(self._memory[at : at + length]))
-            at += aligned(length)
+            at += length + (-length & 63)
         if self.generation[slot] != generation:
             return Rejected(Reason.STALE_SLOT)
         self.released[slot] = generation
@@ -140,20 +139,21 @@ class Segment:
 
     def _fill(self, slot: int, frames: Sequence[Frame]) -> tuple[int, tuple[int, ...]]:
         """Copy frames into a slot; the generation that says so, and their lengths."""
-        generation = self.generation[slot] | 1  # odd while it is being written
-        self.generation[slot] = generation
+        generations, lengths = self.generation, [*map(len, frames)]
+        generation = generations[slot] | 1  # odd while it is being written
+        generations[slot] = generation
         at = _SLOTS_AT + slot * self.size
-        for frame in frames:
-            self._memory[at : at + len(frame)] = frame
-            at += aligned(len(frame))
+        for frame, length in zip(frames, lengths, strict=True):
+            self._memory[at : at + length] = frame
+            at += length + (-length & 63)
         written = generation + 1 & WORD  # the memory is the receiver's, too: whatever it wrote there, this fits
-        self.generation[slot] = written
-        return written, (*map(len, frames), *_NONE[len(frames) :])
+        generations[slot] = written
+        return written, (*lengths, *_NONE[len(lengths) :])
 
 
-def aligned(length: int) -> int:
-    """Bytes that a frame takes in a slot."""
-    return length + (-length & 63)
+def taken_by(lengths: Iterable[int]) -> int:
+    """Bytes that frames of these lengths take in a slot, where each begins at a multiple of 64."""
+    return sum([length + (-length & 63) for length in lengths])
 
 
 def make(door: Path, slots: int, size: int) -> tuple[Segment, int]:

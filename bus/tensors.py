@@ -127,12 +127,11 @@ def length(described: Described) -> int | None:
 def pack(tensor: Tensor, described: Described) -> Array:
     """The bytes of a tensor as an array; without a copy if it is dense, on the CPU, and not coded."""
     kind = TYPES[described.dtype]
-    if not described.codec and kind.view is None:
-        try:  # rather than ask: every question to torch costs a microsecond where code is cold
-            array: Array = tensor.numpy()
+    if not described.codec and kind.view is None and tensor.is_contiguous():
+        try:  # rather than ask more: every question to torch costs a microsecond where code is cold
+            return tensor.numpy()
         except (TypeError, RuntimeError):  # it lies on another device, or needs a gradient
-            array = tensor.detach().cpu().numpy()
-        return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+            pass
     tensor = tensor.detach()
     if described.codec:  # before it leaves its device: there is less to copy
         tensor = _coded(tensor, CODECS[described.codec])

@@ -170,6 +170,7 @@ _HEAD = struct.Struct("<4s I 3Q")
 """magic, crc32 of all that follows but the tensors; sequence, id, version."""
 _SEAL, _BODY = struct.Struct("<4s I"), struct.Struct("<3Q")
 """The two parts of a head."""
+_SEALED_AT, _BODY_SIZE = _SEAL.size, _BODY.size
 _PREAMBLE = struct.Struct("<4B I Q Q I I")
 """kind, schema, flags, mask of tensors; window, run, sender, incarnation, heard. The tensors' descriptions follow."""
 _TENSOR = struct.Struct(f"<3B 5x {NDIM_CAP}Q")
@@ -212,23 +213,16 @@ def encode(message: Message, stamp: Stamp, form: Form = PLAIN, cap: int = INLINE
             caller's mistake.
     """
     code, flags, codec, of, version, parts = _said(message, form)
-    bit, mask = 1, 0
-    kinds: tuple[tuple[torch.dtype, torch.Size], ...] = ()
-    held: list[Tensor] = []
-    for part in parts:
-        if part is not None:
-            held.append(part)
-            kinds += ((part.dtype, part.shape),)
-            mask |= bit
-        bit += bit
-    sender = stamp.run, stamp.sender, stamp.incarnation
-    preamble, described, size = _preamble_of(code, flags, mask, codec, kinds, *sender)
+    kinds = tuple([None if part is None else (part.dtype, part.shape) for part in parts])
+    preamble, described, size = _preamble_of(code, flags, codec, kinds, stamp.run, stamp.sender, stamp.incarnation)
     body = _BODY.pack(stamp.sequence, of, version) + preamble
-    frame: list[bytes | memoryview] = [_SEAL.pack(_MAGIC, crc32(body)), body]
+    head = _SEAL.pack(_MAGIC, crc32(body)) + body
+    held = [part for part in parts if part is not None]
     if size > cap:
-        return [b"".join(frame), *[_bytes(part, each) for part, each in zip(held, described, strict=True)]]
-    for i, part in enumerate(held):
-        array = tensors.pack(part, described[i])
+        return [head, *[_bytes(part, each) for part, each in zip(held, described, strict=True)]]
+    frame: list[bytes | memoryview] = [head]
+    for part, each in zip(held, described, strict=True):
+        array = tensors.pack(part, each)
         frame += (array.data, _PADS[array.nbytes & 7])
     return [b"".join(frame)]
 
@@ -266,17 +260,18 @@ def inspect(frames: Frames, run: str) -> Header | Rejected:
     apart = len(frames) - 1
     if not 0 <= apart <= TENSORS_CAP:
         return Rejected(Reason.FRAMES)
-    first = memoryview(frames[0])
+    first = frames[0]
     size = len(first)
     if not PREFIX <= size <= _FIRST_CAP or size & 7:
         return Rejected(Reason.HEAD_SIZE)
     magic, crc, sequence, id, version = _HEAD.unpack_from(first)
     end = _ENDS[first[_MASK_AT]]
-    if crc32(first[_SEAL.size : end]) != crc:
+    sealed = bytes(first[_SEALED_AT:end])
+    if crc32(sealed) != crc:
         return Rejected(Reason.CHECKSUM)
     if magic != _MAGIC:
         return Rejected(Reason.HEAD)
-    preamble = _preamble(bytes(first[_HEAD.size : end]), tag(run))
+    preamble = _preamble(sealed[_BODY_SIZE:], run)
     if isinstance(preamble, Reason):
         return Rejected(preamble)
     if apart:
@@ -328,15 +323,17 @@ def message_of(header: Header, frames: Frames, pool: Pool, samples: Tensor | Non
 def _preamble_of(
     code: int,
     flags: int,
-    mask: int,
     codec: Codec,
-    kinds: tuple[tuple[torch.dtype, torch.Size], ...],
+    kinds: tuple[tuple[torch.dtype, torch.Size] | None, ...],
     run: str,
     sender: str,
     incarnation: int,
 ) -> tuple[bytes, list[Described], int]:
-    """Of a message with tensors of these dtypes and shapes: its preamble, what is said of them, their bytes."""
-    described = [tensors.describe_all(dtype, shape, codec) for dtype, shape in kinds]
+    """Of a message with tensors of these dtypes and shapes, or none, at their places in `TENSORS`: its preamble, what
+    is said of those that are there, their bytes.
+    """
+    mask = sum([1 << place for place, kind in enumerate(kinds) if kind is not None])
+    described = [tensors.describe_all(*kind, codec) for kind in kinds if kind is not None]
     words = _PREAMBLE.pack(code, 0, flags, mask, 0, tag(run), tag(sender), incarnation, 0)
     for dtype, shape, coded in described:
         words += _TENSOR.pack(dtype, len(shape), coded, *shape, *(0,) * (NDIM_CAP - len(shape)))
@@ -344,12 +341,12 @@ def _preamble_of(
 
 
 @lru_cache(_REMEMBERED)
-def _preamble(words: bytes, of_run: int) -> Preamble | Reason:
+def _preamble(words: bytes, of_run: str) -> Preamble | Reason:
     """What the words between head and tensors say to a member of a run, or what is wrong with them."""
     code, schema, flags, mask, window, run, sender, incarnation, heard = _PREAMBLE.unpack_from(words)
     if code >= len(_KINDS) or flags > _FLAGS[code] or mask not in _MASKS[code]:
         return Reason.HEAD
-    if run != of_run:
+    if run != tag(of_run):
         return Reason.RUN
     if schema != _SCHEMAS[code]:
         return Reason.SCHEMA
@@ -377,7 +374,8 @@ def _preamble(words: bytes, of_run: int) -> Preamble | Reason:
 
 def _bytes(tensor: Tensor, described: Described) -> memoryview:
     """Of a tensor that travels in a frame of its own."""
-    return tensors.pack(tensor, described).reshape(-1).view(np.uint8).data
+    array = tensors.pack(tensor, described)
+    return array.data.cast("B") if array.size else memoryview(b"")  # numpy's own views cost far more than a cast
 
 
 def _owned(frame: Frame, pool: Pool) -> bytearray | memoryview:
