@@ -251,9 +251,11 @@ class ChildEnd(End):
         return there
 
     def _take(self, header: Header, now: float) -> Taken | Fate | None:
-        if header.preamble.kind in _MESSAGES:
-            return self._message(header, now)
-        match header.preamble.kind:
+        kind = header.preamble.kind
+        if kind in _MESSAGES:
+            fate = None if self.state is _OPEN else self._opened(now)
+            return fate or (self._ask(header) if kind is _ACTIVATION else self._gradient(header))
+        match kind:
             case Kind.HELLO:
                 self.window = max(1, min(header.preamble.window, WINDOW_CAP))
                 self._step(Event.GREETED)
@@ -270,23 +272,21 @@ class ChildEnd(End):
             case _:
                 return Fate.UNASKED
 
-    def _message(self, header: Header, now: float) -> Taken | Fate:
-        if self.state is not _OPEN:
-            if self.state is _CLOSED:
-                return Fate.CLOSED
-            if self.state is State.KNOCKING:
-                if now - self._asked_back_at >= self.terms.hello_s:
-                    self._asked_back_at = now
-                    self._replies.append(Kind.HELLO)
-                return Fate.UNANNOUNCED
-            self._step(Event.HEARD)
-        if header.preamble.kind is _ACTIVATION:
-            if self.version is None or header.version > self.version:
-                self.version = header.version
-            return self._ask(header)
-        return self._gradient(header)
+    def _opened(self, now: float) -> Fate | None:
+        """A message opens an edge that was silent; why it does not count on one that is not open otherwise."""
+        if self.state is _CLOSED:
+            return Fate.CLOSED
+        if self.state is State.KNOCKING:
+            if now - self._asked_back_at >= self.terms.hello_s:
+                self._asked_back_at = now
+                self._replies.append(Kind.HELLO)
+            return Fate.UNANNOUNCED
+        self._step(Event.HEARD)
+        return None
 
     def _ask(self, header: Header) -> Taken | Fate:
+        if self.version is None or header.version > self.version:
+            self.version = header.version
         if header.id in self._asked:
             return Fate.DUPLICATE
         while len(self._asked) >= self.window:  # more than W asked: the parent has given up on the oldest

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bus.mailbox import Parcel, Peer, Relay, Role, Transport
 from bus.memory import Pool
-from bus.segment import ENTRIES, ENTRY_CAP, SLOTS_CAP, WORD, Bell, Rope, Segment, fence, find, make, taken_by
+from bus.segment import ENTRIES, ENTRY_CAP, SLOTS_CAP, WORD, Bell, Rope, Segment, fence, find, make, span
 from bus.wire import TENSORS_CAP, Frame, Frames, Rejected
 
 log = logging.getLogger("mach.bus")
@@ -58,29 +58,35 @@ class Out:
         self._ask_at = 0.0
         """When to ask again whether a reader that has fallen behind is there."""
 
-    def read_by(self, incarnation: int, now: float, *, surely: bool) -> bool:
-        """Whether this life of the receiver has mapped it, is there, and has not fallen behind by a whole ring.
+    def put(self, first: Frame, rest: Frames, incarnation: int, now: float, lost_s: float) -> bool:
+        """Write a message that is not too long, if this life of the receiver reads here and there is room.
 
-        Whether it is there is asked only if it leaves something unread, and then now and then, or if we want to know
-        `surely`.
+        Whether it has died is asked only if it leaves something unread, and then now and then; but each time for a
+        word alone, which may be a hello to a new life, of which we do not know yet.
         """
         segment = self.segment
-        if segment.attached[0] != incarnation:
-            return False
-        if self._rope is None:
-            try:
-                self._rope = Rope(self._bell)
-            except OSError:
-                return False
         unread = segment.written[0] - segment.read[0] & WORD
-        if unread >= ENTRIES:
+        if segment.attached[0] != incarnation or unread >= ENTRIES:
             return False
-        if surely or (unread and now >= self._ask_at):
-            if self._rope.dead():
-                self._ask_at = 0.0
-                return False
-            self._ask_at = now + QUIET_S
+        if (not rest or (unread and now >= self._ask_at) or self._rope is None) and self._dead(now):
+            return False
+        slot = self.free(now, lost_s) if rest else 0
+        if slot < 0:
+            return False
+        segment.write(first, rest, slot, self.past)
+        if segment.asleep[0]:
+            self.wake()
         return True
+
+    def _dead(self, now: float) -> bool:
+        """Whether the receiver is gone."""
+        try:
+            self._rope = self._rope or Rope(self._bell)
+        except OSError:
+            return True
+        dead = self._rope.dead()
+        self._ask_at = 0.0 if dead else now + QUIET_S
+        return dead
 
     def free(self, now: float, lost_s: float) -> int:
         """A slot whose content was copied; else one so old that its message was lost: no reader can be misled. Or -1.
@@ -99,8 +105,8 @@ class Out:
         return slot
 
     def wake(self) -> None:
-        """Ring if the reader waits; once is enough."""
-        if self.segment.asleep[0] and self._rope is not None:
+        """Ring for a reader that waits; once is enough."""
+        if self._rope is not None:
             self.segment.asleep[0] = 0
             self._rope.pull()
 
@@ -173,22 +179,16 @@ class LaneTransport(Relay):
 
     def send(self, peer: Peer, frames: Frames) -> bool:
         """Send without blocking, through memory if the peer reads there."""
-        first, rest, now = frames[0], frames[1:], self.now()
-        size = taken_by(map(len, rest))
-        out = self._out.get(peer)
+        first, rest, out = frames[0], frames[1:], self._out.get(peer)
+        size = span([*map(len, rest)])
         if out is None or out.segment.size < size:
             made = self._out_of(peer, size) if 1 <= len(rest) <= TENSORS_CAP else None
             out = made or self._out.get(peer)
             if out is None:
                 return self.inner.send(peer, frames)
         fits = len(first) <= ENTRY_CAP and size <= out.segment.size
-        # a word alone may be a hello to a new life, of which we do not know yet
-        if fits and out.read_by(peer.incarnation, now, surely=not rest):
-            slot = out.free(now, self._lost_s) if rest else 0
-            if slot >= 0:
-                out.segment.write(first, rest, slot, out.past)
-                out.wake()
-                return True
+        if fits and out.put(first, rest, peer.incarnation, self.now(), self._lost_s):
+            return True
         return self._past(out, peer, frames)
 
     def receive(self) -> list[Parcel]:

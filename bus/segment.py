@@ -22,7 +22,7 @@ import stat
 import struct
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -49,7 +49,10 @@ _ENTRY = struct.Struct(f"<I H H Q Q {TENSORS_CAP}Q")
 of the slot, lengths of its frames."""
 ENTRY_CAP = ENTRY - _ENTRY.size
 """Bytes of a frame 0 that an entry holds."""
-_MAGIC, _NONE = b"LANE", (0,) * TENSORS_CAP
+_ENTRIES = tuple(struct.Struct(f"<I H H Q Q {frames}Q") for frames in range(TENSORS_CAP + 1))
+"""The same as it is written, by the number of frames in the slot."""
+_HEAD_END = _ENTRY.size
+_MAGIC = b"LANE"
 _ATTACHED, _READ, _ASLEEP, _WRITTEN, _GENERATIONS, _RELEASES = 8, 9, 10, 16, 64, 192
 """Words of 8 bytes in the head; what the two ends write lies in cache lines of their own."""
 _SLOTS_AT = PAGE + ENTRIES * ENTRY
@@ -103,11 +106,13 @@ class Segment:
 
     def write(self, first: Frame, rest: Sequence[Frame], slot: int, past: int) -> None:
         """A message into the ring, which has room, and its long frames into a slot, which is free and large enough."""
-        generation, lengths = self._fill(slot, rest) if rest else (0, _NONE)
-        memory, count, length = self._memory, self.written[0], len(first)
+        memory, generation, length, long = self._memory, 0, len(first), len(rest)
+        if long:
+            generation = self._fill(slot, rest)
+        count = self.written[0]
         at = PAGE + count % ENTRIES * ENTRY
-        _ENTRY.pack_into(memory, at, length, slot, len(rest), past, generation, *lengths)
-        at += _ENTRY.size
+        _ENTRIES[long].pack_into(memory, at, length, slot, long, past, generation, *map(len, rest))
+        at += _HEAD_END
         memory[at : at + length] = first
         self.written[0] = count + 1 & WORD
         fence()
@@ -117,43 +122,45 @@ class Segment:
         memory, at = self._memory, PAGE + count % ENTRIES * ENTRY
         length, slot, frames, past, generation, *lengths = _ENTRY.unpack_from(memory, at)
         del lengths[frames:]
-        at += _ENTRY.size
+        at += _HEAD_END
         return Entry(bytes(memory[at : at + min(length, ENTRY_CAP)]), past, slot, generation, lengths)
 
     def frames(self, entry: Entry, pool: Pool) -> Frames | Rejected:
         """All frames of a message, in memory of our own; its slot is free then."""
         slot, generation, lengths = entry.slot, entry.generation, entry.lengths
-        if slot >= self.slots or taken_by(lengths) > self.size:
+        if slot >= self.slots or span(lengths) > self.size:
             return Rejected(Reason.TICKET)
         if self.generation[slot] != generation:
             return Rejected(Reason.STALE_SLOT)
-        at = _SLOTS_AT + slot * self.size
+        memory, at = self._memory, _SLOTS_AT + slot * self.size
         taken: list[Frame] = [entry.first]
         for length in lengths:
-            taken.append(pool.copy(self._memory[at : at + length]))
-            at += length + (-length & 63)
+            end = at + length
+            taken.append(pool.copy(memory[at:end]))
+            at = end + 63 & -64
         if self.generation[slot] != generation:
             return Rejected(Reason.STALE_SLOT)
         self.released[slot] = generation
         return taken
 
-    def _fill(self, slot: int, frames: Sequence[Frame]) -> tuple[int, tuple[int, ...]]:
-        """Copy frames into a slot; the generation that says so, and their lengths."""
-        generations, lengths = self.generation, [*map(len, frames)]
+    def _fill(self, slot: int, frames: Sequence[Frame]) -> int:
+        """Copy frames into a slot; the generation that says so."""
+        memory, generations = self._memory, self.generation
         generation = generations[slot] | 1  # odd while it is being written
         generations[slot] = generation
         at = _SLOTS_AT + slot * self.size
-        for frame, length in zip(frames, lengths, strict=True):
-            self._memory[at : at + length] = frame
-            at += length + (-length & 63)
-        written = generation + 1 & WORD  # the memory is the receiver's, too: whatever it wrote there, this fits
-        generations[slot] = written
-        return written, (*lengths, *_NONE[len(lengths) :])
+        for frame in frames:
+            end = at + len(frame)
+            memory[at:end] = frame
+            at = end + 63 & -64
+        generation = generation + 1 & WORD  # the memory is the receiver's, too: whatever it wrote there, this fits
+        generations[slot] = generation
+        return generation
 
 
-def taken_by(lengths: Iterable[int]) -> int:
-    """Bytes that frames of these lengths take in a slot, where each begins at a multiple of 64."""
-    return sum([length + (-length & 63) for length in lengths])
+def span(lengths: Sequence[int]) -> int:
+    """Bytes of a slot that frames of these lengths take at most: each begins at a multiple of 64."""
+    return sum(lengths) + 64 * len(lengths)
 
 
 def make(door: Path, slots: int, size: int) -> tuple[Segment, int]:

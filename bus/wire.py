@@ -213,18 +213,22 @@ def encode(message: Message, stamp: Stamp, form: Form = PLAIN, cap: int = INLINE
             caller's mistake.
     """
     code, flags, codec, of, version, parts = _said(message, form)
-    kinds = tuple([None if part is None else (part.dtype, part.shape) for part in parts])
-    preamble, described, size = _preamble_of(code, flags, codec, kinds, stamp.run, stamp.sender, stamp.incarnation)
+    kinds: list[tuple[torch.dtype, torch.Size] | None] = []
+    for part in parts:
+        kinds.append(None if part is None else (part.dtype, part.shape))
+    sender = stamp.run, stamp.sender, stamp.incarnation
+    preamble, described, size = _preamble_of(code, flags, codec, tuple(kinds), *sender)
     body = _BODY.pack(stamp.sequence, of, version) + preamble
-    head = _SEAL.pack(_MAGIC, crc32(body)) + body
-    held = [part for part in parts if part is not None]
-    if size > cap:
-        return [head, *[_bytes(part, each) for part, each in zip(held, described, strict=True)]]
-    frame: list[bytes | memoryview] = [head]
-    for part, each in zip(held, described, strict=True):
-        array = tensors.pack(part, each)
-        frame += (array.data, _PADS[array.nbytes & 7])
-    return [b"".join(frame)]
+    frames: list[Frame] = [_SEAL.pack(_MAGIC, crc32(body)) + body]
+    apart = size > cap
+    for part, each in zip(parts, described, strict=True):
+        if part is not None and each is not None:
+            array = tensors.pack(part, each)
+            # numpy's own views cost far more than a cast, which an empty array cannot have
+            frames.append(array.data.cast("B") if array.size else b"")
+            if not apart:
+                frames.append(_PADS[array.nbytes & 7])
+    return frames if apart else [b"".join(frames)]
 
 
 def _said(message: Message, form: Form) -> tuple[int, int, Codec, int, int, tuple[Tensor | None, ...]]:
@@ -328,16 +332,19 @@ def _preamble_of(
     run: str,
     sender: str,
     incarnation: int,
-) -> tuple[bytes, list[Described], int]:
+) -> tuple[bytes, list[Described | None], int]:
     """Of a message with tensors of these dtypes and shapes, or none, at their places in `TENSORS`: its preamble, what
-    is said of those that are there, their bytes.
+    is said of each, their bytes.
     """
     mask = sum([1 << place for place, kind in enumerate(kinds) if kind is not None])
-    described = [tensors.describe_all(*kind, codec) for kind in kinds if kind is not None]
-    words = _PREAMBLE.pack(code, 0, flags, mask, 0, tag(run), tag(sender), incarnation, 0)
-    for dtype, shape, coded in described:
-        words += _TENSOR.pack(dtype, len(shape), coded, *shape, *(0,) * (NDIM_CAP - len(shape)))
-    return words, described, sum(tensors.length(each) or 0 for each in described)
+    described = [None if kind is None else tensors.describe_all(*kind, codec) for kind in kinds]
+    words, size = _PREAMBLE.pack(code, 0, flags, mask, 0, tag(run), tag(sender), incarnation, 0), 0
+    for each in described:
+        if each is not None:
+            dtype, shape, coded = each
+            words += _TENSOR.pack(dtype, len(shape), coded, *shape, *(0,) * (NDIM_CAP - len(shape)))
+            size += tensors.length(each) or 0
+    return words, described, size
 
 
 @lru_cache(_REMEMBERED)
@@ -370,12 +377,6 @@ def _preamble(words: bytes, of_run: str) -> Preamble | Reason:
     owes, indexed = bool(flags & _OWES), bool(flags & _INDEXED)
     head = _KINDS[code], run, sender, incarnation, owes, indexed, flags // _DEPTH, window, schema, heard
     return Preamble(*head, tuple(described), tuple(lengths), end)
-
-
-def _bytes(tensor: Tensor, described: Described) -> memoryview:
-    """Of a tensor that travels in a frame of its own."""
-    array = tensors.pack(tensor, described)
-    return array.data.cast("B") if array.size else memoryview(b"")  # numpy's own views cost far more than a cast
 
 
 def _owned(frame: Frame, pool: Pool) -> bytearray | memoryview:
