@@ -30,9 +30,10 @@ TRIES = 3
 messages, another may get."""
 HOLD_S = 1.0
 """An entry does not wait longer for one that went past the ring: that one is lost, as its gap in the sequence tells."""
-QUIET_S = 0.005
+QUIET_S = 0.02
 """A socket on which nothing has come is not looked at again before this, once there is a ring: what comes there still
-is a new life, a stranger, or what went past a ring, and a look costs as much as a message."""
+is a new life, a stranger, or what went past a ring, and a look costs as much as a message. Nor is a reader that has
+fallen behind asked more often whether it lives: what is written for a dead one meanwhile is lost with it."""
 FROM = 512
 """Tensors of more bytes than this together lie in a slot; fewer fit into an entry of the ring."""
 LEAST = 1 << 16

@@ -301,7 +301,8 @@ def message_of(header: Header, frames: Frames, pool: Pool, samples: Tensor | Non
     parts: list[Tensor | None] = [None] * TENSORS_CAP
     if len(frames) > 1:
         for (place, described, _), frame in zip(preamble.tensors, frames[1:], strict=True):
-            parts[place] = tensors.unpack(described, _owned(frame, pool), 0)
+            ours = frame if isinstance(frame, bytearray) else _owned(frame, pool)
+            parts[place] = tensors.unpack(described, ours, 0)
     else:
         owned = bytearray(frames[0]) if len(frames[0]) < SHORT else _owned(frames[0], pool)
         for place, described, start in preamble.tensors:
