@@ -181,7 +181,7 @@ class LaneTransport(Relay):
     def send(self, peer: Peer, frames: Frames) -> bool:
         """Send without blocking, through memory if the peer reads there."""
         first, rest, out = frames[0], frames[1:], self._out.get(peer)
-        size = span([*map(len, rest)])
+        size = span(map(len, rest))
         if out is None or out.segment.size < size:
             made = self._out_of(peer, size) if 1 <= len(rest) <= TENSORS_CAP else None
             out = made or self._out.get(peer)

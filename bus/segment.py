@@ -22,7 +22,7 @@ import stat
 import struct
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -158,9 +158,12 @@ class Segment:
         return generation
 
 
-def span(lengths: Sequence[int]) -> int:
-    """Bytes of a slot that frames of these lengths take at most: each begins at a multiple of 64."""
-    return sum(lengths) + 64 * len(lengths)
+def span(lengths: Iterable[int]) -> int:
+    """Bytes of a slot that frames of these lengths take: each begins at a multiple of 64."""
+    end = 0
+    for length in lengths:
+        end = (end + 63 & -64) + length
+    return end
 
 
 def make(door: Path, slots: int, size: int) -> tuple[Segment, int]:
