@@ -131,7 +131,7 @@ def pack(tensor: Tensor, described: Described) -> Array:
         try:  # rather than ask more: every question to torch costs a microsecond where code is cold
             return tensor.numpy()
         except (TypeError, RuntimeError):  # it lies on another device, or needs a gradient
-            pass
+            return tensor.detach().cpu().numpy()
     tensor = tensor.detach()
     if described.codec:  # before it leaves its device: there is less to copy
         tensor = _coded(tensor, CODECS[described.codec])
