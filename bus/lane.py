@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bus.mailbox import Parcel, Peer, Relay, Role, Transport
 from bus.memory import Pool
-from bus.segment import ENTRIES, ENTRY_CAP, SLOTS_CAP, WORD, Bell, Rope, Segment, fence, find, make, span
+from bus.segment import ENTRIES, ENTRY_CAP, SLOTS_CAP, WORD, Bell, Rope, Segment, fence, find, make, shut, span
 from bus.wire import TENSORS_CAP, Frame, Frames, Rejected
 
 log = logging.getLogger("mach.bus")
@@ -113,10 +113,10 @@ class Out:
 
     def close(self) -> None:
         """Let go of it; who has mapped it can still read it."""
+        shut(self.door, self._descriptor)
         os.close(self._descriptor)
         if self._rope is not None:
             self._rope.close()
-        self.door.unlink(missing_ok=True)
 
 
 class In:
@@ -236,12 +236,12 @@ class LaneTransport(Relay):
         """A new segment for a peer's present life, made for messages of this size; None if it cannot be."""
         if self._closed or self._refused[peer] >= TRIES:
             return None
-        for old in [each for each in self._out if each[:2] == peer[:2]]:
-            self._out.pop(old).close()  # of an earlier life, or too small
+        for old in [each for each in self._out if each[:2] == peer[:2] and each != peer]:
+            self._out.pop(old).close()  # of an earlier life
         door = _door(self._directory, self._name, self._incarnation, peer.name, peer.role)
         try:
-            self._out[peer] = Out(door, self._bell_of(peer.name, peer.incarnation), self._slots, max(size, LEAST))
-        except OSError as error:
+            made = Out(door, self._bell_of(peer.name, peer.incarnation), self._slots, max(size, LEAST))
+        except OSError as error:  # what is not too long for the one that there may be goes on through it
             for old in [each for each in self._refused if each[:2] == peer[:2] and each != peer]:
                 del self._refused[old]
             self._refused[peer] += 1
@@ -249,7 +249,11 @@ class LaneTransport(Relay):
                 text = "%s: no shared memory for %s (%s): long tensors go through the socket"
                 log.warning(text, self._name, peer.name, error)
             return None
-        return self._out[peer]
+        smaller = self._out.get(peer)
+        if smaller is not None:
+            smaller.close()
+        self._out[peer] = made
+        return made
 
     def _before(self, peer: Peer, notice: Frame, now: float) -> list[Parcel]:
         """What a neighbour had written into its ring when it sent a message past it, with this notice or with none.

@@ -215,7 +215,18 @@ def find(door: Path, number: int) -> Segment | None:
 def lead(door: Path, descriptor: int) -> None:
     """Let a door lead to what a descriptor of this process holds; it leads nowhere once this process is gone."""
     door.unlink(missing_ok=True)
-    door.symlink_to(f"/proc/{os.getpid()}/fd/{descriptor}")
+    door.symlink_to(_inside(descriptor))
+
+
+def shut(door: Path, descriptor: int) -> None:
+    """Remove a door, unless it leads to something else by now."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.readlink(door) == _inside(descriptor):
+            door.unlink()
+
+
+def _inside(descriptor: int) -> str:
+    return f"/proc/{os.getpid()}/fd/{descriptor}"
 
 
 class Bell:

@@ -57,6 +57,21 @@ def test_what_one_peer_is_refused_costs_no_other_and_not_its_next_life(
     assert ends.parent._refused == {heir: lane.TRIES}, "nothing is remembered of lives that are over"
 
 
+def test_who_is_refused_a_larger_ring_keeps_the_smaller_one(ends: Ends) -> None:
+    ends.open()
+    smaller = ends.ring().number
+    sent = [[FIRST, 20 * LONG], [FIRST, LONG], [FIRST], [FIRST, 20 * LONG], [FIRST]]
+    with memory_of(1 << 20):
+        assert [ends.tells(*message) for message in sent] == [False, True, True, False, True]
+    assert ends.all() == sent
+    assert ends.ring().number == smaller
+    assert not ends.tells(FIRST, 20 * LONG)  # asked for once more, and had: the first message past it shows it
+    assert ends.took() == [FIRST, 20 * LONG]
+    assert ends.ring().number != smaller
+    assert [ends.tells(*message) for message in sent[1:]] == [True, True, True, True]
+    assert ends.all() == sent[1:]
+
+
 def test_more_than_a_share_of_the_free_memory_is_not_taken(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segment, "SPARE", 1 << 40)
     ends.open()
