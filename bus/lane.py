@@ -31,9 +31,12 @@ messages, another may get."""
 HOLD_S = 1.0
 """An entry does not wait longer for one that went past the ring: that one is lost, as its gap in the sequence tells."""
 QUIET_S = 0.02
-"""A socket on which nothing has come is not looked at again before this, once there is a ring: what comes there still
-is a new life, a stranger, or what went past a ring, and a look costs as much as a message. Nor is a reader that has
-fallen behind asked more often whether it lives: what is written for a dead one meanwhile is lost with it."""
+"""A socket that is quiet is not looked at again before this, once there is a ring: what comes there still is a new life
+or a stranger, and a look costs as much as a message. Nor is a reader that has fallen behind asked more often whether it
+lives: what is written for a dead one meanwhile is lost with it."""
+SPOKEN_S = 1.0
+"""A socket is quiet when nothing has come for so long. Where somebody gets no ring, or none for its long messages, it
+never is."""
 FROM = 512
 """Tensors of more bytes than this together lie in a slot; fewer fit into an entry of the ring."""
 LEAST = 1 << 16
@@ -174,6 +177,7 @@ class LaneTransport(Relay):
         """Segments that could not be had, by life of a peer."""
         self._closed = False
         self._look_at = 0.0
+        self._spoken_at = float("-inf")
         self.inline_cap = FROM
         self.bell = Bell(self._bell_of(name, incarnation))
         """To be watched by the transport below while it waits."""
@@ -187,7 +191,7 @@ class LaneTransport(Relay):
             out = made or self._out.get(peer)
             if out is None:
                 return self.inner.send(peer, frames)
-        fits = len(first) <= ENTRY_CAP and size <= out.segment.size
+        fits = len(first) <= ENTRY_CAP and len(rest) <= TENSORS_CAP and size <= out.segment.size
         if fits and out.put(first, rest, peer.incarnation, self.now(), self._lost_s):
             return True
         return self._past(out, peer, frames)
@@ -220,8 +224,7 @@ class LaneTransport(Relay):
         self.inner.close()
         for out in self._out.values():
             out.close()
-        if not self._closed:
-            self.bell.close()
+        self.bell.close()
         self._out, self._in, self._closed = {}, {}, True
 
     def _past(self, out: Out, peer: Peer, frames: Frames) -> bool:
@@ -241,6 +244,8 @@ class LaneTransport(Relay):
         door = _door(self._directory, self._name, self._incarnation, peer.name, peer.role)
         try:
             made = Out(door, self._bell_of(peer.name, peer.incarnation), self._slots, max(size, LEAST))
+        except BlockingIOError:  # a neighbour takes memory just now: that is no refusal, and no reason to wait
+            return None
         except OSError as error:  # what is not too long for the one that there may be goes on through it
             for old in [each for each in self._refused if each[:2] == peer[:2] and each != peer]:
                 del self._refused[old]
@@ -288,7 +293,9 @@ class LaneTransport(Relay):
     def _come(self, now: float) -> list[Parcel]:
         """What the socket has, each behind what was written into its sender's ring before it."""
         come = self.inner.receive()
-        self._look_at = now if come else now + QUIET_S
+        if come:
+            self._spoken_at = now
+        self._look_at = now if now - self._spoken_at < SPOKEN_S else now + QUIET_S
         parcels: list[Parcel] = []
         for peer, frames in come:
             notice: Frame = b""

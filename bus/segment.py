@@ -22,7 +22,7 @@ import stat
 import struct
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -170,16 +170,21 @@ def make(door: Path, slots: int, size: int) -> tuple[Segment, int]:
     """A new segment behind its door, and the descriptor that keeps it.
 
     Raises:
+        BlockingIOError: somebody behind a door beside this one takes memory at this moment.
         OSError: no memory, or not enough to spare.
     """
     size = -(-max(size, 1) // PAGE) * PAGE
     slots = max(min(slots, SLOTS_CAP, BYTES_CAP // size), 1)
     total = _SLOTS_AT + slots * size
-    if total > headroom().free // SPARE:
-        raise OSError(errno.ENOMEM, f"{total >> 20} MB are more than a {SPARE}th of the free memory")
     descriptor = os.memfd_create("mach-lane", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        os.posix_fallocate(descriptor, 0, total)  # now, not by a SIGBUS in the middle of a copy
+        with alone(door.parent):
+            free, limit = headroom()
+            if total > free // SPARE:
+                of = "" if limit is None else f" of the control group's {limit >> 20:,}"
+                text = f"{total >> 10:,} KB are more than 1/{SPARE} of the {free >> 20:,} MB{of} that are free"
+                raise OSError(errno.ENOMEM, text)
+            os.posix_fallocate(descriptor, 0, total)  # now, not by a SIGBUS in the middle of a copy
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
         memory = mmap.mmap(descriptor, total)
         number = secrets.randbits(63) | 1
@@ -189,6 +194,21 @@ def make(door: Path, slots: int, size: int) -> tuple[Segment, int]:
         os.close(descriptor)
         raise
     return Segment(memory, number, slots, size), descriptor
+
+
+@contextlib.contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Nobody else of this directory takes memory meanwhile, for who looks while others take finds free what is gone.
+
+    Raises:
+        BlockingIOError: somebody does.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def find(door: Path, number: int) -> Segment | None:
@@ -241,7 +261,11 @@ class Bell:
         self.door = door
         self.descriptor, self._other = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         _bells.add(self)
-        lead(door, self._other)
+        try:
+            lead(door, self._other)
+        except OSError:
+            self.let_go()
+            raise
 
     def close(self) -> None:
         """Whoever rings then is told."""

@@ -334,8 +334,13 @@ class ZmqMailbox(EdgeMailbox):
         local = bus.transport == "ipc" or (bus.lane == "shared" and bus.host.startswith("127."))
         if local and ORDERED and bus.lane != "inline":
             slots, lost_s = slots_of(bus.window), 2 * bus.timeout_ms / 1000
-            transport = lane = LaneTransport(sockets, name, incarnation, directory, slots=slots, lost_s=lost_s)
+            try:
+                lane = LaneTransport(sockets, name, incarnation, directory, slots=slots, lost_s=lost_s)
+            except OSError as error:
+                sockets.close()
+                raise RunError(f"{name}: cannot hang up a bell in {directory} ({error}); launch again") from error
             sockets.watch(lane.bell.descriptor)
+            transport = lane
         super().__init__(
             name,
             run_id=run_id,

@@ -333,12 +333,12 @@ def _preamble_of(
     run: str,
     sender: str,
     incarnation: int,
-) -> tuple[bytes, list[Described | None], int]:
+) -> tuple[bytes, tuple[Described | None, ...], int]:
     """Of a message with tensors of these dtypes and shapes, or none, at their places in `TENSORS`: its preamble, what
     is said of each, their bytes.
     """
     mask = sum([1 << place for place, kind in enumerate(kinds) if kind is not None])
-    described = [None if kind is None else tensors.describe_all(*kind, codec) for kind in kinds]
+    described = tuple([None if kind is None else tensors.describe_all(*kind, codec) for kind in kinds])
     words, size = _PREAMBLE.pack(code, 0, flags, mask, 0, tag(run), tag(sender), incarnation, 0), 0
     for each in described:
         if each is not None:
@@ -382,8 +382,6 @@ def _preamble(words: bytes, of_run: str) -> Preamble | Reason:
 
 def _owned(frame: Frame, pool: Pool) -> bytearray | memoryview:
     """Writable memory of our own, aligned to 8."""
-    if isinstance(frame, bytearray):
-        return frame
     view = memoryview(frame)
     if view.readonly or len(view) < 8 or not np.ndarray((1,), np.uint64, view).flags.aligned:
         return pool.copy(view)

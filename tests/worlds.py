@@ -30,7 +30,7 @@ class World:
         self.virtual = VirtualBus(latency_s=0.002, jitter_s=0.002)
         self.boxes: list[EdgeMailbox] = []
         self.entries = 0
-        """Generations of what was written into shared memory."""
+        """Messages written into shared memory."""
         self.settings: dict[str, str | int] = {"window": W, "hello_ms": 40, "timeout_ms": 400}
         self.settings |= {
             "transport": "tcp" if kind in ("tcp", "curve") else "ipc",

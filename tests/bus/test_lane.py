@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bus import lane, segment
+from bus.mailbox import Peer
 from bus.segment import ENTRIES, ENTRY_CAP
 from bus.wire import TENSORS_CAP, Reason, Rejected
 from lanes import CHILD, FIRST, LONG, PARENT, Ends, Waits
@@ -188,22 +189,36 @@ def test_a_reader_that_waits_for_what_went_past_the_ring_does_not_spin(ends: End
 
 def test_a_quiet_socket_is_looked_at_now_and_then(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lane, "QUIET_S", 0.5)
+    monkeypatch.setattr(lane, "SPOKEN_S", 0.1)
     ends.open()
+    ends.wires[1].at = 0.1
     assert ends.all() == []
     ends.wires[1].inbox = [(PARENT, [FIRST])]
     assert ends.all() == []
-    ends.wires[1].at = 0.5
+    ends.wires[1].at = 0.6
     assert ends.all() == [[FIRST]]
     ends.wires[1].inbox = [(PARENT, [FIRST])]
     assert ends.all() == [[FIRST]]  # at once: it was not quiet
+    ends.wires[1].at = 0.7
     assert ends.all() == []
     ends.child.wait(0.0)
     ends.wires[1].inbox = [(PARENT, [FIRST])]
     assert ends.all() == [[FIRST]]  # as after every wait
 
 
+def test_who_gets_no_ring_is_heard_at_once_beside_one_who_has_one(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane, "QUIET_S", 0.5)
+    ends.open()
+    for step in range(20):  # a message every 0.5 s from another peer, through the socket alone
+        ends.wires[1].at = step / 2
+        assert ends.all() == []
+        ends.wires[1].inbox = [(Peer("parent", "c7", 1), [FIRST])]
+        assert ends.all() == [[FIRST]]
+
+
 def test_a_socket_is_looked_at_for_what_an_entry_waits_for(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lane, "QUIET_S", 0.5)
+    monkeypatch.setattr(lane, "SPOKEN_S", 0.0)
     ends.open()
     for _ in range(2):
         ends.tells(FIRST, LONG)
@@ -223,6 +238,28 @@ def test_nothing_more_is_written_into_the_ring_of_one_that_is_dead(ends: Ends) -
     assert ends.tells(FIRST, LONG)  # the ring was empty: nobody asked
     assert not ends.tells(FIRST, LONG)
     ends.child.bell = segment.Bell(ends.child.bell.door)
+
+
+def test_whether_one_that_has_fallen_behind_lives_is_asked_now_and_then(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane, "QUIET_S", 0.5)
+    ends.open()
+    assert ends.tells(FIRST, LONG)  # asked, since its rope is new
+    ends.child.bell.close()
+    assert ends.tells(FIRST, LONG)  # not asked again so soon
+    ends.child.receive()
+    assert ends.tells(FIRST, LONG)
+    ends.wires[0].at = 0.5
+    assert not ends.tells(FIRST, LONG)
+    ends.child.bell = segment.Bell(ends.child.bell.door)
+
+
+def test_more_frames_than_an_entry_tells_of_go_past_the_ring(ends: Ends) -> None:
+    ends.open()
+    message = [FIRST, *[LONG[:8]] * (TENSORS_CAP + 1)]
+    assert not ends.tells(*message)
+    assert ends.took() == message
 
 
 def test_larger_messages_get_larger_memory_in_order(ends: Ends) -> None:

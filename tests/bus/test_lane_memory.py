@@ -78,6 +78,19 @@ def test_more_than_a_share_of_the_free_memory_is_not_taken(ends: Ends, monkeypat
     assert ends.parent._out == {}
 
 
+def test_while_a_neighbour_takes_memory_nobody_else_does_and_is_not_refused_any(ends: Ends) -> None:
+    with segment.alone(ends.directory):
+        assert not ends.tells(FIRST, LONG)
+        assert ends.carried() == [[FIRST, LONG]]
+        with pytest.raises(BlockingIOError), segment.alone(ends.directory):
+            pass
+    assert not ends.parent._out
+    assert not ends.parent._refused
+    ends.child.receive()
+    ends.open()
+    assert ends.tells(FIRST)
+
+
 def test_nothing_is_left_open(tmp_path: Path) -> None:
     before = set(os.listdir("/proc/self/fd"))
     for _ in range(3):
@@ -134,17 +147,19 @@ def test_a_fork_of_a_receiver_does_not_keep_its_bell_alive(ends: Ends) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_fork_that_closes_what_it_inherited_closes_nothing_of_ours_and_no_door(ends: Ends) -> None:
+    ends.open()
+    doors = sorted(ends.directory.iterdir())
     process = os.fork()
     if not process:
         closed = False
         with contextlib.suppress(BaseException):
             reused = os.pipe()  # the numbers that were free first
-            ends.child.bell.close()
+            ends.child.close()
+            ends.parent.close()
             closed = all(os.fstat(each) for each in reused)
         os._exit(0 if closed else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
-    assert ends.child.bell.door.exists()
-    ends.open()
+    assert sorted(ends.directory.iterdir()) == doors
     assert ends.tells(FIRST)
 
 

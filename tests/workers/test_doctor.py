@@ -127,7 +127,10 @@ def test_devices(
         (1 << 20, None, "ok", "1,048,576 MB free, room for messages of up to 256 MB (bus.window=2)"),
         (256, 8192, "ok", "256 MB of the control group's 8,192 free, room for messages of up to 12 MB (bus.window=2)"),
         (255, 512, "warn", "255 MB of the control group's 512 free, room for messages of up to 12 MB (bus.window=2)"),
-        (0, 64, "warn", "no ring can be made (0 MB are more than a 4th of the free memory)"),
+        (
+            *(0, 64, "warn"),
+            "no ring can be made (452 KB are more than 1/4 of the 0 MB of the control group's 64 that are free)",
+        ),
     ],
 )
 def test_shared_memory_is_bounded_by_what_is_free(
