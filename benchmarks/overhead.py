@@ -35,6 +35,7 @@ from mach.data import Dataset
 from mach.data import load as load_data
 from mach.messages import Letter, Message
 from mach.recipes import RECIPES
+from workers.part import part_of
 from workers.plan import Plan, make_plan
 from workers.stub import Stub
 from workers.trainer import assemble
@@ -98,15 +99,7 @@ def neighbour(plan_json: bytes, name: str, stop: "multiprocessing.synchronize.Ev
             while not stop.is_set():
                 training.turn()
             return
-        stub = Stub(
-            script,
-            mailbox,
-            children=process.children,
-            embedding=config.model.embedding,
-            sample_shape=dataset.train_inputs.shape[1:],
-            batch_size=config.train.batch_size,
-            seed=process.index,
-        )
+        stub = Stub(script, mailbox, part_of(config, process.index, dataset, seed=process.index))
         while not stop.is_set():
             stub.turn(stub.idle_s())
 

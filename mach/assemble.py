@@ -15,6 +15,7 @@ from mach.evaluate import Exam
 from mach.graph import children_of, name_of, path_to, sizes_of
 from mach.learner import Learner
 from mach.memory import MEMORY
+from mach.messages import Activation
 from mach.momentum import Momentum, Opens
 from mach.networks import made, place_of
 from mach.networks.fit import activation_shape, what_comes
@@ -23,7 +24,7 @@ from mach.networks.place import Place
 from mach.optimisers import optimiser_of, optimiser_of_late, schedule_of
 from mach.relay import Relay
 from mach.seeds import seed_of
-from mach.stream import Incoming, Stream
+from mach.stream import Incoming, Stream, samples
 
 RELAY_RETRY_S = 5.0
 """Longest wait for the answer to an examination's question, where an edge's own time-out is longer."""
@@ -206,6 +207,22 @@ def stream_of(config: Config, index: int, dataset: Dataset) -> Stream | None:
     labels = tuple(dataset.train_labels.shape[1:])
     incoming = Incoming(place.incoming, labels, dataset.classes, context, dataset.symbols)
     return Stream(incoming, MEMORY * config.bus.window)
+
+
+def questions_of(config: Config, index: int, dataset: Dataset, generator: torch.Generator) -> dict[str, Activation]:
+    """What a component at this place would ask each child, with noise for numbers: in skip wiring x, the same for all;
+    in stream wiring an activation that the child takes in, with labels, and x where the method wants it along.
+    """
+    rows, children = config.train.batch_size, children_of(config.graph, config.n_components)[index]
+    if config.wiring == "skip":
+        asked = Activation(0, 0, samples((rows, *dataset.sample_shape), dataset.symbols, generator))
+        return {name_of(child): asked for child in children}
+    questions = {}
+    for child in children:
+        stream = stream_of(config, child, dataset)
+        if stream is not None and stream.incoming is not None:
+            questions[name_of(child)] = stream.incoming.noise(rows, generator)
+    return questions
 
 
 def exam_of(config: Config, learner: Learner, dataset: Dataset) -> Exam | Relay:

@@ -1,7 +1,8 @@
 """Batches that a parent sends: checked, in order, each trained on once. The receiving half of `stream` wiring.
 
 Nothing that comes in can harm: a batch whose tensors are not what this place must get is refused, and counted by the
-learner. Bounded: when a component falls behind, the newest batches are kept. Knows no network.
+learner. Bounded: when a component falls behind, the newest batches are kept. What fits can also be made, of noise, for
+who asks without having a model. Knows no network.
 
 Shapes: B batch; the rest as `Incoming` says.
 """
@@ -42,6 +43,13 @@ class Incoming:
             and self._fits_context(x, len(a))
         )
 
+    def noise(self, rows: int, generator: torch.Generator) -> Activation:
+        """One that fits, of noise, with the id and the version 0."""
+        a = torch.randn(rows, *self.activation, generator=generator)
+        y = torch.randint(self.classes, (rows, *self.labels), generator=generator)
+        x = None if self.context is None else samples((rows, *self.context), self.symbols, generator)
+        return Activation(0, 0, a, y, context=x)
+
     def _fits_context(self, x: Tensor | None, rows: int) -> bool:
         if self.context is None:
             return True
@@ -80,6 +88,13 @@ class Stream:
     def next(self) -> Batch | None:
         """The oldest that waits; None: nothing to train on."""
         return self._waiting.popleft() if self._waiting else None
+
+
+def samples(shape: tuple[int, ...], symbols: int, generator: torch.Generator) -> Tensor:
+    """X of noise: of symbols 0 … symbols − 1, or with none of quantities."""
+    if symbols:
+        return torch.randint(symbols, shape, generator=generator)
+    return torch.randn(shape, generator=generator)
 
 
 def _shaped(tensor: Tensor, rows: int, shape: tuple[int, ...]) -> bool:

@@ -28,6 +28,8 @@ from workers.timing import Timing
 PARENT, SELF, CHILD = "c0", "c1", "c2"
 REST = 0.25
 """How far into the step after the last one a run goes, as a share of a step: the last one has then ended."""
+PATIENCE_S = 10.0
+"""Virtual seconds without a step, after which a run ends with fewer than were wanted."""
 
 M = TypeVar("M", Activation, Target, Gradient)
 Script = Mapping[str, Any]
@@ -108,11 +110,20 @@ class Neighbourhood:
         return self.trainer.learner.component
 
     def run(self, steps: int) -> list[Step]:
-        """Let everybody take turns until the component has made `steps` steps more; returns those."""
+        """Let everybody take turns until the component has made `steps` steps more; returns those.
+
+        In skip wiring it makes one after the other. In stream wiring it waits for what its parent sends, so a run takes
+        longer, and one in which nothing comes any more, or no answer where the recipe needs it, returns fewer.
+        """
         before = len(self._steps)
         self._wanted = before + steps
         fibres = list(self._stage.fibres.values())
         self.bus.run(fibres, until_s=self.bus.clock.now + (steps + REST) * self._compute_s)
+        made, since = len(self._steps), self.bus.clock.now
+        while len(self._steps) < self._wanted and self.bus.clock.now - since < PATIENCE_S:
+            self.bus.run(fibres, until_s=self.bus.clock.now + self._compute_s)
+            if len(self._steps) > made:
+                made, since = len(self._steps), self.bus.clock.now
         return self._steps[before:]
 
     def sent(self, kind: type[M], to: str | None = None) -> list[M]:

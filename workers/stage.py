@@ -21,9 +21,10 @@ from bus.post import EdgeMailbox
 from bus.virtual import VirtualBus
 from configs.errors import ConfigError
 from configs.tree import Config
-from mach.assemble import learner_of, samples_of, target_width
+from mach.assemble import learner_of, samples_of
 from mach.data import load
 from mach.learner import Step
+from workers.part import part_of
 from workers.plan import ProcessPlan, bus_of, make_plan
 from workers.stub import Stub, faults_of
 from workers.timing import Timing
@@ -105,13 +106,7 @@ class Stage:
         return Stub(
             script,
             mailbox,
-            children=process.children,
-            embedding=target_width(self.config, self.dataset),
-            sample_shape=self.dataset.sample_shape,
-            batch_size=self.config.train.batch_size,
-            seed=process.index,
-            symbols=self.dataset.symbols,
+            part_of(self.config, process.index, self.dataset, seed=process.index),
             fired=self.faults[process.name],
             crash=lambda: self.bus.kill(process.name),
-            targeted=self.config.method.targeted,
         )

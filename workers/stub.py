@@ -1,11 +1,10 @@
 """A scripted neighbour without a model: speaks the bus protocol, answers with noise, misbehaves on command.
 
-As a child it answers activations after a set latency; as a parent it asks and pays. Everything random is
-seeded. `Stub.turn` knows no process and no wall clock, so the same stub runs in a process of its own, on the
-virtual bus and in the `neighbourhood` fixture. What it does to messages on their way out (drop, duplicate,
-reorder, corrupt) lies in `bus/faults.py`, wrapped around the transport; every fault that fires is counted.
-
-Shapes: B batch, E embedding; of sequences of symbols [B, T, E], an embedding for every place.
+As a child it answers activations after a set latency; as a parent it asks and pays: in either wiring, with what a
+component in its place would send (`workers/part.py`). Everything random is seeded. `Stub.turn` knows no process and no
+wall clock, so the same stub runs in a process of its own, on the virtual bus and in the `neighbourhood` fixture. What
+it does to messages on their way out (drop, duplicate, reorder, corrupt) lies in `bus/faults.py`, wrapped around the
+transport; every fault that fires is counted.
 """
 
 import heapq
@@ -14,23 +13,26 @@ import math
 import os
 import random
 import signal
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from bus.faults import Faults, FaultyTransport
 from bus.mailbox import Mailbox
 from bus.sockets import ZmqMailbox
 from configs import tree
-from mach.assemble import samples_of, target_width
+from mach.assemble import samples_of
 from mach.data import load
 from mach.messages import Activation, Gradient, Letter, Message, Target
 from mach.seeds import seed_of
 from workers.journal import Journal
+from workers.part import Part, part_of
 from workers.plan import Plan
 from workers.process import Control
 
@@ -39,10 +41,7 @@ WAIT_S = 0.05
 OWING = 256
 """Most unanswered questions it remembers: answers that never come do not fill its memory."""
 
-POOL = 16
-"""Different answers that a stub gives in turn."""
-GRADIENT = 1e-3
-"""Size of a gradient entry, times the batch: about that of a mean loss."""
+M = TypeVar("M", Activation, Target, Gradient)
 
 
 def die(why: str = "", tell: Callable[[str], None] = lambda why: None) -> None:
@@ -58,35 +57,18 @@ class Stub:
         self,
         script: tree.Stub,
         mailbox: Mailbox,
+        part: Part,
         *,
-        children: Sequence[str],
-        embedding: int,
-        sample_shape: Sequence[int],
-        batch_size: int,
-        seed: int,
-        symbols: int = 0,
         fired: Counter[str] | None = None,
         crash: Callable[[], None] = die,
-        targeted: Callable[[int], bool] = lambda id: True,
     ) -> None:
-        """`symbols`: of how many samples are made. `fired` counts what it spoiled itself, as `nonfinite`.
-        `targeted`: of which batches a target is wanted; the others get a receipt.
-        """
+        """`part`: what it asks and answers. `fired` counts what it spoiled itself, as `nonfinite`."""
         self.script = script
         self.mailbox = mailbox
-        self.children = tuple(children)
-        self.embedding = embedding
-        self.generator = torch.Generator().manual_seed(seed)
-        shape = (batch_size, *sample_shape)
-        self.question = (  # [B, ...]
-            torch.randint(symbols, shape, generator=self.generator)
-            if symbols
-            else torch.randn(shape, generator=self.generator)
-        )
+        self.part = part
         self.fired = Counter() if fired is None else fired
-        self.random = random.Random(seed)
+        self.random = random.Random(part.generator.initial_seed())
         self.crash = crash
-        self.targeted = targeted
         self.taken = 0
         """Messages received so far."""
         self.answered = 0
@@ -97,7 +79,6 @@ class Stub:
         self.outbox: list[tuple[float, int, str, Message]] = []
         self.order = itertools.count()
         self.ask_at = 0.0
-        self.pools: dict[tuple[torch.Size, float], deque[Tensor]] = {}
 
     @property
     def silent(self) -> bool:
@@ -124,7 +105,7 @@ class Stub:
             return WAIT_S
         now = self.mailbox.now()
         due = [self.outbox[0][0]] if self.outbox else []
-        due += [self.ask_at] if self.children and self.ask_at > now else []
+        due += [self.ask_at] if self.part.questions and self.ask_at > now else []
         return max(0.0, min([WAIT_S, *(at - now for at in due)]))
 
     def take(self, letter: Letter, now: float) -> None:
@@ -134,25 +115,23 @@ class Stub:
             self.crash()
         match letter.message:
             case Activation() as asked:
-                rows = asked.inputs.shape[:1] if asked.inputs.is_floating_point() else asked.inputs.shape
-                said = torch.Size((*rows, self.embedding) if self.targeted(asked.id) else (0,))
-                answer = Target(asked.id, self.answered, self.noise(said))
+                answer = self.spoiled(self.part.answer(asked, self.answered))
                 self.answered += 1
                 self.post(now + self.latency_s(), letter.sender, answer)
             case Target() as target if (letter.sender, target.id) in self.owing:
                 del self.owing[letter.sender, target.id]
-                shape = target.embedding.shape
-                gradient = self.noise(shape, GRADIENT / shape[:-1].numel())
-                self.post(now, letter.sender, Gradient(target.id, target.version, gradient))
+                gradient = self.part.gradient(target)
+                if gradient is not None:
+                    self.post(now, letter.sender, self.spoiled(gradient))
             case Target() | Gradient():
                 pass  # a gradient is for a model, and a stub has none
 
     def ask(self, now: float) -> None:
         """Fill every child's window; with a rate, one activation a child, and the next when it is due."""
         paced = self.script.rate > 0
-        for child in self.children:
+        for child, question in self.part.questions.items():
             while self.mailbox.room(child):
-                asked = Activation(next(self.ids), self.answered, self.spoiled(self.question))
+                asked = self.spoiled(replace(question, id=next(self.ids), version=self.answered))
                 self.owing[child, asked.id] = None
                 if not self.mailbox.send(child, asked) or paced:
                     break
@@ -165,29 +144,29 @@ class Stub:
         """Into the outbox, to leave at `due`."""
         heapq.heappush(self.outbox, (due, next(self.order), peer, message))
 
-    def noise(self, shape: torch.Size, scale: float = 1.0) -> Tensor:
-        """Of a small pool, made once: a stub's own work should not slow its neighbours down."""
-        pool = self.pools.setdefault((shape, scale), deque())
-        if len(pool) < POOL:
-            pool.append(scale * torch.randn(shape, generator=self.generator))
-        pool.rotate()
-        return self.spoiled(pool[0])
-
-    def spoiled(self, tensor: Tensor) -> Tensor:
-        """As it is or, as often as the script says, with one entry that is not finite."""
-        share = self.script.nonfinite if tensor.is_floating_point() else 0.0
-        if not share or not tensor.numel() or self.random.random() >= share:
-            return tensor
+    def spoiled(self, message: M) -> M:
+        """As it is or, as often as the script says, with one entry of a tensor that is not finite."""
+        if not self.script.nonfinite:
+            return message
+        tensors = {name: each for name in message.__struct_fields__ if quantities(each := getattr(message, name))}
+        if not tensors or self.random.random() >= self.script.nonfinite:
+            return message
         self.fired["nonfinite"] += 1
-        tensor = tensor.clone()
         value = self.random.choice((math.nan, math.inf, -math.inf))
+        name = next(iter(tensors)) if len(tensors) == 1 else self.random.choice(list(tensors))
+        tensor = tensors[name].clone()
         tensor.view(-1)[self.random.randrange(tensor.numel())] = value
-        return tensor
+        return replace(message, **{name: tensor})
 
     def latency_s(self) -> float:
         """Latency of one answer."""
-        jitter = float(torch.rand((), generator=self.generator)) * self.script.jitter_ms
+        jitter = float(torch.rand((), generator=self.part.generator)) * self.script.jitter_ms
         return (self.script.latency_ms + jitter) / 1000.0
+
+
+def quantities(field: object) -> bool:
+    """Whether a field of a message is a tensor in which some entry may fail to be finite."""
+    return isinstance(field, Tensor) and field.is_floating_point() and field.numel() > 0
 
 
 def faults_of(script: tree.Stub) -> Faults:
@@ -220,14 +199,8 @@ def run(plan: Plan, name: str, control: Control) -> None:
         stub = Stub(
             script,
             mailbox,
-            children=process.children,
-            embedding=target_width(config, dataset),
-            sample_shape=dataset.sample_shape,
-            batch_size=config.train.batch_size,
-            seed=seed,
-            symbols=dataset.symbols,
+            part_of(config, process.index, dataset, seed),
             fired=fired,
-            targeted=config.method.targeted,
             crash=partial(die, f"its script says so: components.{process.index}.stub.crash_at", control.last_word),
         )
         mailbox.counts.faults = fired

@@ -5,10 +5,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from mach.assemble import stream_of
+from mach.data import load as load_data
 from mach.messages import Activation, Gradient, Target
 from workers.neighbourhood import CHILD, PARENT, Neighbourhood
 
 Make = Callable[..., Neighbourhood]
+SMALL = ("data.train_samples=64", "data.test_samples=8", "model.embedding=16", "train.batch_size=4")
 
 
 def weights(near: Neighbourhood) -> list[torch.Tensor]:
@@ -28,8 +31,7 @@ def test_it_asks_answers_and_pays(neighbourhood: Make) -> None:
 
 
 def test_it_speaks_of_sequences_where_the_data_are_such(neighbourhood: Make) -> None:
-    small = ("data.train_samples=64", "data.test_samples=8", "model.embedding=16", "train.batch_size=4")
-    near = neighbourhood("bytes-lm", small)
+    near = neighbourhood("bytes-lm", SMALL)
     steps = near.run(steps=40)
     assert sum(step.on_child for step in steps) > 0
     assert near.received(Gradient, PARENT)
@@ -111,3 +113,65 @@ def test_an_answer_is_what_the_component_thinks_of_the_question(neighbourhood: M
 def test_a_script_names_its_misspelt_key(neighbourhood: Make) -> None:
     with pytest.raises(Exception, match="latncy_ms"):
         neighbourhood(child={"latncy_ms": 3})
+
+
+@pytest.mark.parametrize(
+    ("config", "recipe"),
+    [
+        *(("digits", recipe) for recipe in ("dgl", "mach-stream", "mach-hop", "ddg", "dni", "ampnet", "backprop")),
+        ("bytes-lm", "mach-hop"),
+        ("bytes-lm", "mach-stream"),
+    ],
+)
+def test_in_stream_wiring_it_trains_on_what_the_stubs_send(neighbourhood: Make, config: str, recipe: str) -> None:
+    near = neighbourhood(config, (f"recipe={recipe}", *(SMALL if config == "bytes-lm" else ())))
+    assert len(near.run(steps=5)) == 5
+    steps = near.run(steps=15)
+    assert len(steps) == 15
+    method, learner = near.config.method, near.trainer.learner
+    assert near.trainer.dropped() == {"unfit": 0, "forgotten": 0}
+    assert near.dropped() == {}
+
+    below = stream_of(near.config, 2, load_data(near.config.data))
+    assert all(below.incoming.fits(asked) for asked in near.sent(Activation, to=CHILD))
+    came = {asked.id: asked for asked in near.received(Activation, PARENT)}
+    answers, returns = near.sent(Target, to=PARENT), method.gradient_reach != "none"
+    assert len(answers) == 20
+    for answer in answers:
+        asked = came[answer.id]
+        assert (answer.gradient is not None) == returns
+        assert answer.gradient is None or answer.gradient.shape == asked.inputs.shape
+        told = (*asked.labels.shape, near.config.model.embedding) if method.targeted(answer.id) else (0,)
+        assert answer.embedding.shape == told
+    targets = near.received(Target, CHILD)
+    assert len(targets) >= 15
+    assert all((target.gradient is not None) == returns for target in targets)
+    late = sum(len(step.gradient_ages) for step in steps)
+    assert (late >= 15) if returns else (late == 0)
+    assert ("guess" if method.guess else "activation") in steps[-1].losses or not returns
+    assert bool(near.received(Gradient, PARENT)) == ("late" in steps[-1].losses) == (recipe == "mach-hop")
+    assert learner.version == 20 // method.update_every
+
+
+def test_in_stream_wiring_what_is_not_finite_is_refused_wherever_it_lies(neighbourhood: Make) -> None:
+    script = {"nonfinite": 0.3}
+    near = neighbourhood(settings=("recipe=mach-hop", "bus.timeout_ms=50"), parent=script, child=script)
+    steps = near.run(steps=200)
+    assert len(steps) == 200
+    unfit, fired = near.trainer.learner.unfit, sum(near.faults[name]["nonfinite"] for name in (PARENT, CHILD))
+    assert all(unfit[kind] > 10 for kind in ("activation", "target", "gradient"))
+    assert unfit.total() <= fired
+    spoilt = [each for each in near.received(Target, CHILD) if not torch.isfinite(each.gradient).all()]
+    assert 0 < len(spoilt) < near.faults[CHILD]["nonfinite"]
+    assert all(torch.isfinite(each.embedding).all() for each in spoilt), "one tensor of a message"
+    assert all(torch.isfinite(parameter).all() for parameter in near.component.parameters())
+
+
+def test_in_stream_wiring_a_run_takes_as_long_as_the_parent_does_and_gives_up_one_that_is_silent(
+    neighbourhood: Make,
+) -> None:
+    near = neighbourhood(settings=("recipe=dgl",), parent={"rate": 20, "silent_at": 12})
+    began = near.bus.clock.now
+    assert len(near.run(steps=10)) == 10
+    assert 9 * 0.05 <= near.bus.clock.now - began < 11 * 0.05
+    assert 0 < len(near.run(steps=100)) < 10
