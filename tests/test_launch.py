@@ -78,6 +78,18 @@ def test_the_others_go_on_without_a_component_that_is_given_up(launch: Launch, s
     assert str(run.directory / "logs" / "c1.1.log") in run.output.splitlines()[-1]
 
 
+def test_a_stream_with_a_stub_in_its_middle_trains_below_it_too_and_ends_by_itself(launch: Launch) -> None:
+    stream = ("--set", "recipe=mach-stream", "--set", "components.1.stub.rate=200")
+    run = launch("--components", "3", "--steps", "100", *QUICK, *stream)
+    assert run.end() == 0, run.output
+    first, stub, last = run.status()["components"]
+    assert (first["step"], last["step"]) == (100, 100)
+    assert first["child_steps"] > 0
+    for row in (first, stub, last):
+        assert row["state"] == "finished"
+        assert not {"unfit", "forgotten"} & set(row["messages"]["dropped"])
+
+
 @pytest.mark.slow
 def test_a_stub_that_crashes_in_each_of_its_lives_is_given_up_and_the_others_finish(launch: Launch) -> None:
     run = launch("--components", "4", "--steps", "600", *QUICK, "--set", "components.1.stub.crash_at=20")

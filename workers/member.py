@@ -92,6 +92,12 @@ class Member:
         return self.over is not None or self.plan.kind == "stub" or (self.attempt.alive and self.attempt.done)
 
     @property
+    def silent(self) -> bool:
+        """Whether it is a stub that says it has nothing more to say, and nobody has asked for a new life of it."""
+        said = self.attempt.report
+        return self.plan.kind == "stub" and said is not None and said.state == "finished" and not self._asked
+
+    @property
     def bound(self) -> int | None:
         """Told to gather: the step that its present life said it is bound to reach."""
         said = self.attempt.report

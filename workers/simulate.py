@@ -35,6 +35,7 @@ from workers.report import Checkpoint, Report
 from workers.rundir import RunDir
 from workers.stage import Stage
 from workers.status import ComponentStatus, Status
+from workers.stub import Stub
 from workers.stub import live as live_as
 from workers.timing import Timing
 from workers.trainer import Life
@@ -80,11 +81,11 @@ class Orders(Control):
 
     def orders(self) -> set[str]:
         """As the supervisor orders: `release` as soon as every trainer has done its steps or was killed, `orphaned` in
-        stream wiring when all parents were.
+        stream wiring when all parents were, or are stubs that have gone silent.
         """
         parents = self.process.parents
         stream = self.simulation.stage.config.wiring == "stream"
-        orphaned = stream and bool(parents) and all(map(self.simulation.killed, parents))
+        orphaned = stream and bool(parents) and all(map(self.simulation.mute, parents))
         orders = {"release": self.simulation.all_done(), "orphaned": orphaned}
         return {order for order, given in orders.items() if given}
 
@@ -190,6 +191,7 @@ class Simulation:
         self.stage = Stage(config, timing, directory, lockstep=lockstep)
         self.reports: dict[str, Report] = {}
         self.trainers: dict[str, Trainer] = {}
+        self.stubs: dict[str, Stub] = {}
         self.lives: dict[str, Examined] = {}
         self.diaries: dict[str, Diary] = {}
         self._kind = kind
@@ -228,6 +230,13 @@ class Simulation:
     def killed(self, name: str) -> bool:
         """Whether a trainer has ended before it had done its steps."""
         return name in self._training and self.stage.bus.living(name) is None
+
+    def mute(self, name: str) -> bool:
+        """Whether nothing more will come from a component that has not done its steps: killed, or silent by script."""
+        stub = self.stubs.get(name)
+        if stub is None:
+            return self.killed(name)
+        return stub.silent or self.stage.bus.living(name) is None
 
     def over(self) -> bool:
         """Whether every body has come to its end, or was killed."""
@@ -302,7 +311,7 @@ class Simulation:
 
     def _add_stub(self, process: ProcessPlan) -> None:
         mailbox = self.stage.mailbox(process)
-        stub = self.stage.stub(process, mailbox)
+        stub = self.stubs[process.name] = self.stage.stub(process, mailbox)
         mailbox.counts.faults = self.stage.faults[process.name]
         diary, orders = Diary(self.stage, process.name), Orders(self, process)
 

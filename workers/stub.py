@@ -35,11 +35,15 @@ from workers.journal import Journal
 from workers.part import Part, part_of
 from workers.plan import Plan
 from workers.process import Control
+from workers.report import State
 
 WAIT_S = 0.05
 """Longest wait for a letter: orders of the supervisor are read in between."""
 OWING = 256
 """Most unanswered questions it remembers: answers that never come do not fill its memory."""
+ANSWERING: tuple[State, str] = ("waiting", "a stub: answers by script")
+SILENT: tuple[State, str] = ("finished", "a stub: silent from here on, by script")
+"""What it says about itself."""
 
 M = TypeVar("M", Activation, Target, Gradient)
 
@@ -217,6 +221,7 @@ def live(stub: Stub, journal: Journal, control: Control) -> None:
     while not {"stop", "release"} & control.orders():
         stub.turn(stub.idle_s())
         if journal.due(mailbox.now()):
-            control.send(journal.report(mailbox.now(), mailbox, None, "waiting", "a stub: answers by script"))
+            said = SILENT if stub.silent else ANSWERING
+            control.send(journal.report(mailbox.now(), mailbox, None, *said))
     control.send(journal.report(mailbox.now(), mailbox, None, "finished"))
     journal.close()

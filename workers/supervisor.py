@@ -89,8 +89,10 @@ class Clock:
 
 
 def orphans(members: Sequence[Member]) -> list[Member]:
-    """Those whose parents have all ended for good: in stream wiring there is nothing more to come for them."""
-    ended = {member.name for member in members if member.over is not None}
+    """Those whose parents have all ended for good, or gone silent as stubs may: in stream wiring there is nothing more
+    to come for them.
+    """
+    ended = {member.name for member in members if member.over is not None or member.silent}
     return [member for member in members if member.plan.parents and ended.issuperset(member.plan.parents)]
 
 

@@ -51,6 +51,9 @@ class Life:
         self.accuracy: Accuracy | None = None
         self.orders: set[str] = set()
         self.started = trainer.mailbox.now()
+        above = {plan.process(name).kind for name in process.parents}
+        self.led = trainer.learner.stream is not None and "trainer" in above
+        """Whether somebody above decides how long we train: in stream wiring; but a stub trains for no time."""
         self.fed = False
         """Whether a parent has been heard of: who never was cannot have left."""
         self.idle = False
@@ -176,22 +179,23 @@ class Life:
             self.report_if_due("waiting", "writes its checkpoint")
 
     def trained(self) -> bool:
-        """Whether the run's length is reached; in stream wiring component 0 decides, and says BYE to the next.
+        """Whether the run's length is reached; in stream wiring component 0 decides, and says BYE to the next. Who has
+        stubs above decides itself.
 
         For who cannot say it any more, or said it to an earlier life of ours, the supervisor says it.
         """
-        learner = self.trainer.learner
-        if learner.stream is not None and not learner.stream.draws:
-            if "orphaned" in self.orders:
-                return self.idle  # what has come is trained on first
+        learner, orphaned = self.trainer.learner, "orphaned" in self.orders
+        if orphaned and self.idle:  # what has come is trained on first
+            return True
+        if self.led:
             left = self.trainer.mailbox.parents_left()
             self.fed = self.fed or left
-            return self.fed and not left
+            return self.fed and not left and not orphaned
         if self.until is not None and learner.version >= self.until:
             return True
         if self.config.train.minutes is not None:
             return self.trainer.mailbox.now() - self.started >= 60.0 * self.config.train.minutes
-        return self.trainer.learner.version >= self.config.train.steps
+        return learner.version >= self.config.train.steps
 
     def examine(self) -> None:
         """The final accuracy: at once with the student, over the bus with the children, as far as they answer."""

@@ -245,3 +245,45 @@ def test_a_stub_gives_receipts_where_no_target_is_wanted(tmp_path: Path) -> None
     assert row.step == 40
     assert 0 < row.staleness.target.count <= 5, "of every eighth batch at most; an examination takes turns too"
     assert not row.messages.dropped.get("unfit")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stubs"),
+    [
+        ("mach-hop", (0,)),
+        ("mach-stream", (1,)),
+        ("ddg", (3,)),
+        ("dgl", (0, 1)),
+        ("mach-hop", (1, 2)),
+        ("dni", (0, 3)),
+        ("mach-stream", (2, 3)),
+    ],
+)
+def test_a_stream_with_stubs_in_it_ends_by_itself(tmp_path: Path, recipe: str, stubs: tuple[int, ...]) -> None:
+    scripts = [f"components.{index}.stub.rate=400" for index in stubs]
+    chain = config(f"recipe={recipe}", "n_components=4", *scripts)
+    outcome = run(tmp_path, chain, timing_of("1ms", "0ms", "5ms", (), 4))
+    assert outcome.status.state == "finished"
+    for index, row in enumerate(outcome.status.components):
+        assert row.messages.dropped.get("unfit", 0) == 0
+        if index in stubs:
+            assert (row.kind, row.step) == ("stub", 0)
+        elif index == 0 or index - 1 in stubs:  # nobody above says when it is over
+            assert row.step == 40
+        else:
+            assert 0 < row.step <= 40 + chain.bus.window
+    examined = outcome.status.components[0].accuracy
+    if 0 not in stubs:
+        assert examined is not None
+        assert examined.step == 40
+        assert examined.full is not None, "a stub answers an examination as well"
+
+
+@pytest.mark.parametrize("script", ["{silent_at: 10}", "{crash_at: 10}"])
+def test_a_stream_whose_stub_sends_no_more_ends_with_what_has_come(tmp_path: Path, script: str) -> None:
+    cut = config("recipe=mach-hop", f"components.0.stub={script}")
+    outcome = run(tmp_path, cut, timing())
+    assert outcome.status.state == "finished"
+    _, first, second = outcome.status.components
+    assert 5 < first.step < 20
+    assert 0 < second.step <= first.step

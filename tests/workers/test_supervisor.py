@@ -76,6 +76,34 @@ def test_an_orphan_is_who_has_parents_that_have_all_ended_for_good(tmp_path: Pat
         life.close()
 
 
+def test_below_a_stub_that_has_gone_silent_is_an_orphan_unless_a_new_life_of_the_stub_is_due(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "r")
+    run.make()
+    members, lives = [], []
+    for index, kind in enumerate(("stub", "trainer")):
+        lives.append(Life(kind=kind))
+        above = ("c0",) if index else ()
+        lives[-1].attempt.plan = ProcessPlan(
+            name=f"c{index}", index=index, kind=kind, device="cpu", children=(), parents=above
+        )
+        members.append(Member(lambda _, __, life=lives[-1]: life.attempt, 1, Supervise(), run, 0.0, mends=True))
+    stub, _ = members
+
+    def says(state: str) -> list[str]:
+        lives[0].say(state)
+        stub.look(0.1)
+        return [member.name for member in orphans(members)]
+
+    assert says("waiting") == []
+    assert says("finished") == ["c1"]
+    assert stub.over is None
+    assert says("waiting") == []
+    stub.restart(0.1)
+    assert says("finished") == [], "it leaves, to begin anew"
+    for life in lives:
+        life.close()
+
+
 @pytest.fixture
 def lockstep(tmp_path: Path) -> Iterator[tuple[Supervisor, list[Life]]]:
     """A run of two in lock-step that a test plays."""

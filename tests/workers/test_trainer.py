@@ -3,7 +3,9 @@
 from collections import Counter
 from pathlib import Path
 
+import pytest
 import torch
+from msgspec.structs import replace
 
 from bus.mailbox import Counts
 from configs.load import load
@@ -13,8 +15,9 @@ from mach.data import load as load_data
 from mach.messages import Activation, Age, Gradient, Letter, Message, Target
 from mach.recipes import RECIPES
 from mach.state import Copies
+from workers.part import part_of
 from workers.plan import make_plan
-from workers.trainer import assemble
+from workers.trainer import Life, assemble
 from workers.turns import Trainer
 
 CONFIG = load("digits", ("n_components=3", "graph=chain", "train.batch_size=8"), RECIPES)
@@ -43,6 +46,9 @@ class ListMailbox:
 
     def now(self) -> float:
         return 0.0
+
+    def parents_left(self) -> bool:
+        return True
 
     def kinds(self) -> Counter[str]:
         return Counter(type(message).__name__ for _, message in self.sent)
@@ -141,3 +147,24 @@ def test_an_examination_takes_its_questions_through_the_window_and_owes_nothing(
     trainer.serve(0.0)
     assert mailbox.kinds() == {"Activation": 3}
     assert not any(message.owes for _, message in mailbox.sent if isinstance(message, Activation))
+
+
+@pytest.mark.parametrize(("above", "steps"), [("components.0.stub.rate=1", 3), ("components={}", 5)])
+def test_in_a_stream_a_component_below_a_stub_counts_its_own_steps(above: str, steps: int) -> None:
+    config = load("digits", ("recipe=mach-hop", "n_components=3", "train.steps=3", above), RECIPES)
+    dataset = load_data(config.data)
+    plan = make_plan(config, run="r", directory=Path(), sockets=Path())
+    process = plan.process("c1")
+    asked = part_of(config, 0, dataset, seed=0).questions["c1"]
+    mailbox = ListMailbox([[Letter("c0", replace(asked, id=id))] for id in range(5)])
+    learner = learner_of(config, 1, process.children, dataset, torch.device("cpu"))
+    trainer = assemble(plan, process, learner, mailbox, dataset)
+    life = Life(plan, process, trainer, None, None, None)  # type: ignore[arg-type]
+    while not life.trained() and mailbox.turns:
+        assert trainer.turn() is not None
+    assert learner.version == steps
+    assert life.trained() == (steps == 3), "a parent that trains would say BYE"
+    life.orders.add("orphaned")
+    assert life.trained() == (steps == 3), "what has come is trained on first"
+    life.idle = True
+    assert life.trained()
