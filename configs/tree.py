@@ -305,7 +305,9 @@ class Supervise(Node, frozen=True):
 
 
 class Stub(Node, frozen=True):
-    """A scripted neighbour without a model, in place of a component (`workers/stub.py`)."""
+    """A scripted neighbour without a model, in place of a component (`workers/stub.py`): asks and answers with noise in
+    the shapes of wiring and method. In stream wiring, whom only stubs feed makes `train.steps` of its own.
+    """
 
     latency_ms: NonNegative = 0.0
     """Time from an activation's arrival to its answer."""
@@ -324,7 +326,7 @@ class Stub(Node, frozen=True):
     nonfinite: Share = 0.0
     """Share of messages whose tensor holds a NaN or an infinity."""
     silent_at: Positive | None = None
-    """Goes silent after this many messages received, and stays connected."""
+    """Goes silent after this many messages received, and stays connected. Whom it fed in stream wiring then ends."""
     crash_at: Positive | None = None
     """Dies with SIGKILL at this many messages received, in each of its lives."""
 
