@@ -53,6 +53,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     resume_at: int | None = None
     """The step whose checkpoint everybody goes on from, 0 for the beginning; None: each from its own newest."""
 
+    @property
+    def together(self) -> str:
+        """Why nobody can go on once somebody is gone for good; empty where the others do."""
+        if self.lockstep:
+            return "in lock-step"
+        end_to_end = self.config.wiring == "stream" and self.config.method.gradient_reach == "full"
+        return "with gradients end to end" if end_to_end else ""
+
     def process(self, name: str) -> ProcessPlan:
         """The process called `name`."""
         return next(process for process in self.processes if process.name == name)

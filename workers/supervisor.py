@@ -191,7 +191,7 @@ class Supervisor:
                 yield self.status
         if self.exit_code is None:  # judged once: a second time, nobody knows any more that it was stopped
             stopped = self.reason if self.state == "stopping" else ""
-            verdict = judge(self.members, run=self.plan.run, stopped=stopped, lockstep=self.plan.lockstep)
+            verdict = judge(self.members, run=self.plan.run, stopped=stopped, together=self.plan.together)
             self._end(verdict.state, verdict.reason, verdict.exit_code)
             self._write()
         yield self.status
@@ -294,7 +294,7 @@ class Supervisor:
             for member in orphans(self.members):
                 member.orphan()
         if not self._ordered:
-            hopeless = [m for m in self.members if m.over == "failed" and (m.refused or self.plan.lockstep)]
+            hopeless = [m for m in self.members if m.over == "failed" and (m.refused or self.plan.together)]
             if hopeless:
                 self._order("stop", self._grace_s, now)
             elif all(member.done for member in trainers):  # nobody's answers are needed any more

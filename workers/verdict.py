@@ -28,8 +28,10 @@ class Verdict:
     exit_code: int
 
 
-def judge(members: Sequence[Member], *, run: str, stopped: str, lockstep: bool) -> Verdict:
-    """The verdict on members that have all ended; `stopped` says by what the run was stopped, if it was."""
+def judge(members: Sequence[Member], *, run: str, stopped: str, together: str) -> Verdict:
+    """The verdict on members that have all ended; `stopped` says by what the run was stopped, if it was, and `together`
+    why nobody went on alone (`Plan.together`).
+    """
     failed = [member for member in members if member.over == "failed"]
     first = min(failed, key=lambda member: member.failed_at, default=None)
     refused = next((member for member in failed if member.refused), None)
@@ -40,10 +42,9 @@ def judge(members: Sequence[Member], *, run: str, stopped: str, lockstep: bool) 
         return Verdict("stopped", stopped, STOPPED)
     if refused is not None:
         return Verdict("failed", refused.cause, REFUSED)
-    if first is not None and lockstep:
-        return Verdict(
-            "failed", f"{first.cause}; in lock-step nobody goes on alone: mach resume {run} does, together", FAILED
-        )
+    if first is not None and together:
+        way = f"{together} nobody goes on alone: mach resume {run} does, together"
+        return Verdict("failed", f"{first.cause}; {way}", FAILED)
     if all(member.over == "finished" for member in members):
         return Verdict("finished", "", FINISHED)
     alone = next((member for member in members if member.over == "stopped"), None)

@@ -107,9 +107,19 @@ def test_below_a_stub_that_has_gone_silent_is_an_orphan_unless_a_new_life_of_the
 @pytest.fixture
 def lockstep(tmp_path: Path) -> Iterator[tuple[Supervisor, list[Life]]]:
     """A run of two in lock-step that a test plays."""
-    config = load("digits", ("n_components=2",), RECIPES)
+    yield from played(tmp_path, lockstep=True)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Supervisor, list[Life]]]:
+    """One of a recipe."""
+    yield from played(tmp_path, f"recipe={request.param}")
+
+
+def played(tmp_path: Path, *settings: str, lockstep: bool = False) -> Iterator[tuple[Supervisor, list[Life]]]:
+    config = load("digits", ("n_components=2", *settings), RECIPES)
     sockets = address.make_directory()
-    plan = make_plan(config, run="r", directory=tmp_path / "r", sockets=sockets, lockstep=True)
+    plan = make_plan(config, run="r", directory=tmp_path / "r", sockets=sockets, lockstep=lockstep)
     supervisor, lives = Supervisor(plan), [Life(), Life()]
     supervisor.run.make()
     supervisor.members = [
@@ -131,6 +141,23 @@ def test_who_watches_an_ended_run_again_finds_the_same_verdict(lockstep: tuple[S
     found = [(last.state, last.reason, last.exit_code) for last in (next(supervisor.watch()), *supervisor.watch())]
     assert found == [("stopped", "by SIGINT", 130)] * 2
     assert read(supervisor.run).exit_code == 130
+
+
+@pytest.mark.parametrize(("recipe", "ends"), [("ddg", True), ("backprop", True), ("dgl", False)], indirect=["recipe"])
+def test_where_gradients_go_end_to_end_a_run_ends_with_who_is_gone_for_good(
+    recipe: tuple[Supervisor, list[Life]], ends: bool
+) -> None:
+    """The others would wait for its answers for ever."""
+    supervisor, lives = recipe
+    supervisor.members[1]._end("failed", "killed", 0.0)
+    supervisor._decide(0.0)
+    assert lives[0].orders() == (["stop"] if ends else [])
+    supervisor.members[0].over = "stopped" if ends else "finished"
+    *_, last = supervisor.watch()
+    assert (last.state, last.exit_code) == (("failed", 1) if ends else ("finished", 3))
+    assert "failed: killed" in last.reason
+    together = "; with gradients end to end nobody goes on alone: mach resume r does, together"
+    assert last.reason.endswith(together) == ends
 
 
 def test_a_reader_that_leaves_while_a_run_stops_changes_nothing(lockstep: tuple[Supervisor, list[Life]]) -> None:

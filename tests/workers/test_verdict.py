@@ -57,13 +57,13 @@ def failed(name: str = "c1", at: float = 1.0, **more: object) -> FakeMember:
     ],
 )
 def test_the_table(members: list[FakeMember], stopped: str, lockstep: bool, verdict: tuple[str, str, int]) -> None:
-    found = judge(members, run="r", stopped=stopped, lockstep=lockstep)  # type: ignore[arg-type]
+    found = judge(members, run="r", stopped=stopped, together="in lock-step" if lockstep else "")  # type: ignore[arg-type]
     assert (found.state, found.reason, found.exit_code) == verdict
     assert found.exit_code in EXITS
 
 
 def test_in_lockstep_one_failure_is_the_runs_and_the_way_on_is_named() -> None:
-    found = judge([finished(), failed()], run="r", stopped="", lockstep=True)  # type: ignore[list-item]
+    found = judge([finished(), failed()], run="r", stopped="", together="in lock-step")  # type: ignore[list-item]
     assert (found.state, found.exit_code) == ("failed", 1)
     assert "mach resume r" in found.reason
 
