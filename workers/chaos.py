@@ -5,8 +5,9 @@
                         └──▶ Chaos.act(now)      the time in, signals out to whoever `find` finds
 
 Knows no process, file or clock: `workers/victims.py` does. Laws: the same seed gives the same faults, and one kind's
-do not depend on the other kinds. A fault is recorded when it has fired, never before. Whoever was stopped is
-continued in time, or by `release`. Times are seconds since the beginning.
+do not depend on the other kinds. A fault is recorded when it has fired, never before. A life that was killed is hit no
+more, though its process may take a while to be gone. Whoever was stopped is continued in time, or by `release`. Times
+are seconds since the beginning.
 """
 
 import random
@@ -66,6 +67,8 @@ class Fired(msgspec.Struct, frozen=True):
 
     at_s: float
     component: str
+    incarnation: int
+    """Which life of it was hit."""
     pid: int
     kind: Kind
     lasts_s: float
@@ -77,6 +80,11 @@ class Victim(Protocol):
     @property
     def pid(self) -> int:
         """Its number."""
+        ...
+
+    @property
+    def incarnation(self) -> int:
+        """Which life of its component it is."""
         ...
 
     def send(self, number: signal.Signals) -> bool:
@@ -126,6 +134,7 @@ class Chaos:
         self._due = list(reversed(faults))
         self._find = find
         self._stopped: dict[str, tuple[Victim, float]] = {}
+        self._killed: dict[str, int] = {}  # by component: the newest life that was killed
 
     def act(self, now: float) -> None:
         """Continue whose time it is, and make every fault that is due."""
@@ -156,15 +165,21 @@ class Chaos:
     def _make(self, fault: Fault, now: float) -> bool:
         """Whether there was somebody to hit."""
         victim = self._find(fault.component)
-        if victim is None or not victim.send(signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP):
+        if victim is None:
             return False
-        self.fired.append(Fired(round(now, 3), fault.component, victim.pid, fault.kind, fault.lasts_s))
+        dying = victim.incarnation <= self._killed.get(fault.component, -1)
+        if dying or not victim.send(signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP):
+            victim.close()
+            return False
+        what = fault.component, victim.incarnation, victim.pid, fault.kind, fault.lasts_s
+        self.fired.append(Fired(round(now, 3), *what))
         earlier = self._stopped.pop(fault.component, None)
         until = now + fault.lasts_s
         if earlier is not None:
             until = max(until, earlier[1]) if earlier[0].pid == victim.pid else until
             earlier[0].close()
         if fault.kind == "kill":
+            self._killed[fault.component] = victim.incarnation
             victim.close()
         else:
             self._stopped[fault.component] = victim, until

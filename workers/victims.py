@@ -14,7 +14,7 @@ import socket
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -55,21 +55,22 @@ class Account(msgspec.Struct, kw_only=True):
     seconds: float
     faults: list[Fired]
     missed: int
-    """Faults that were due and found nobody to hit, or were still to come when it ended."""
+    """Faults that found nobody alive to hit until it ended, or were still to come then."""
     restarts: dict[str, int]
     """During all this, by component."""
     restart_s: RestartTimes | None
     """None without a restart."""
     lost: dict[str, str]
-    """Components that did not come back, and their states."""
+    """Components that failed, or were hit and did not come back; what `mach status` says of them."""
     interrupted: bool
 
 
 class Held:
     """One process, by a descriptor."""
 
-    def __init__(self, pid: int, descriptor: int) -> None:
+    def __init__(self, pid: int, descriptor: int, incarnation: int) -> None:
         self.pid = pid
+        self.incarnation = incarnation
         self._descriptor = descriptor
 
     @property
@@ -100,13 +101,13 @@ def find(run: RunDir, component: str) -> Held | None:
     row = next((row for row in status.components if row.component == component), None)
     if row is None or row.pid <= 0 or row.state in FINAL or not launcher_alive(status):
         return None
-    return hold(row.pid, status.launcher_pid)
+    return hold(row.pid, status.launcher_pid, row.incarnation)
 
 
-def hold(pid: int, launcher: int) -> Held | None:
+def hold(pid: int, launcher: int, incarnation: int) -> Held | None:
     """Process `pid`, if it lives and is below the process `launcher`."""
     try:
-        held = Held(pid, os.pidfd_open(pid))
+        held = Held(pid, os.pidfd_open(pid), incarnation)
     except ProcessLookupError:
         return None
     # in this order: if it lives after the look at its parents, then they were its own, not a later process's
@@ -178,7 +179,7 @@ def wreak(run: RunDir, spec: Spec, told: Callable[[Fired], None] = lambda fired:
             act(chaos, spec, told, launcher, interrupts)
         finally:
             chaos.release()
-        wait_back(run, before, chaos.fired, launcher, interrupts)
+        wait_back(run, chaos.fired, launcher, interrupts)
         return account(run, spec, before, chaos, interrupted=interrupts.rung)
 
 
@@ -227,30 +228,33 @@ def act(chaos: Chaos, spec: Spec, told: Callable[[Fired], None], launcher: Launc
             return
 
 
-def wait_back(run: RunDir, before: Status, fired: list[Fired], launcher: Launcher, interrupts: Interrupts) -> None:
-    """Until everybody that was killed trains again, or has ended for good."""
+def wait_back(run: RunDir, fired: list[Fired], launcher: Launcher, interrupts: Interrupts) -> None:
+    """Until everybody that was hit trains again, or has ended for good."""
     until = time.monotonic() + BACK_S
     while time.monotonic() < until:
-        back = returned(run, before, fired)
-        if (back and all(back.values())) or launcher.ended(interrupts, LOOK_S):
+        try:
+            back = all(row.state == "failed" or not away(row, fired) for row in read(run).components)
+        except RunError:  # the file is gone for a while
+            back = False
+        if back or launcher.ended(interrupts, LOOK_S):
             return
 
 
-def returned(run: RunDir, before: Status, fired: list[Fired]) -> Mapping[str, bool]:
-    """By component: whether it has come back from every kill. Empty while the status cannot be read."""
-    try:
-        now = read(run)
-    except RunError:
-        return {}
-    kills = {row.component: 0 for row in before.components}
-    for fault in fired:
-        kills[fault.component] += fault.kind == "kill"
-    begun = {row.component: row.restarts for row in before.components}
-    return {
-        row.component: row.state in FINAL
-        or (row.restarts - begun[row.component] >= kills[row.component] and row.state in ("training", "waiting"))
-        for row in now.components
-    }
+def away(row: ComponentStatus, fired: Sequence[Fired]) -> str:
+    """What keeps a component from having come back from what hit it; empty if nothing does. Lives count, not faults:
+    whichever life follows the last one that was killed, and however many there were between.
+    """
+    hits = [fault for fault in fired if fault.component == row.component]
+    if row.state == "failed":
+        return f"failed: {row.reason}"
+    if not hits or row.state in FINAL:
+        return ""
+    killed = max((fault.incarnation for fault in hits if fault.kind == "kill"), default=-1)
+    if row.incarnation <= killed and row.state != "restarting":
+        return f"killed, as incarnation {row.incarnation}, and its launcher has not noticed yet"
+    if row.incarnation > killed and row.state in ("training", "waiting"):
+        return ""
+    return f"{row.state}: {row.reason}" if row.reason else row.state
 
 
 def account(run: RunDir, spec: Spec, before: Status, chaos: Chaos, *, interrupted: bool) -> Account:
@@ -263,7 +267,6 @@ def account(run: RunDir, spec: Spec, before: Status, chaos: Chaos, *, interrupte
     restarts = {row.component: row.restarts - earlier[row.component].restarts for row in now.components}
     times = {row.component: new_times(earlier[row.component], row) for row in now.components}
     every = [seconds for row in times.values() for seconds in row]
-    back = returned(run, before, chaos.fired)
     return Account(
         run=run.name,
         seed=spec.seed,
@@ -272,11 +275,7 @@ def account(run: RunDir, spec: Spec, before: Status, chaos: Chaos, *, interrupte
         missed=sum(fault.kind != "slow" for fault in chaos.waiting),
         restarts=restarts,
         restart_s=RestartTimes(p50=round(statistics.median(every), 3), max=max(every), all=times) if every else None,
-        lost={
-            row.component: row.state
-            for row in now.components
-            if row.state == "failed" or not back.get(row.component, False)
-        },
+        lost={row.component: state for row in now.components if (state := away(row, chaos.fired))},
         interrupted=interrupted,
     )
 
@@ -294,7 +293,7 @@ def story(account: Account) -> list[str]:
     counts = Counter(fault.kind for fault in account.faults)
     made = [f"{counts[kind]} × {name}" for kind, name in NAMES.items() if counts[kind]]
     lines = [f"{', '.join(made) or 'nothing'} in run {account.run}, seed {account.seed}"]
-    lines[0] += f"; {account.missed} had nobody to hit" if account.missed else ""
+    lines[0] += f"; {account.missed} more found nobody alive to hit" if account.missed else ""
     if account.restart_s is not None:
         each = ", ".join(f"{name} {count}" for name, count in account.restarts.items() if count)
         lines.append(f"restarts: {each}")

@@ -103,6 +103,22 @@ def test_slow_and_stopped_for_a_while_is_no_failure_and_an_interrupt_continues_e
 
 @pytest.mark.slow
 @pytest.mark.chaos
+def test_more_kills_than_lives_hit_every_life_once(launch: Launch) -> None:
+    run = launch("--components", "2", *ENDLESS)
+    run.until(well_under_way)
+    with chaos(run, "--kill", "6/s", "--seconds", "1", "--seed", "7", "--json") as process:
+        account = json.loads(process.communicate()[0])
+    assert process.returncode == 0
+    assert (account["lost"], account["interrupted"]) == ({}, False)
+    hit = [(fired["component"], fired["incarnation"]) for fired in account["faults"]]
+    assert len(set(hit)) == len(hit) >= 2
+    assert len(hit) + account["missed"] == 6, "three of each, so that nobody is given up"
+    assert sum(account["restarts"].values()) == len(hit)
+    ended(run)
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_run_without_components_to_hit_is_refused(launch: Launch) -> None:
     run = launch("--components", "2", "--steps", "20")
     assert run.end() == 0, run.output

@@ -12,19 +12,21 @@ NAMES = ("c0", "c1", "c2", "c3")
 
 
 class Patient:
-    """A process that notes what it is sent. Dead ones take nothing."""
+    """A process that notes what it is sent. Dead ones take nothing; one that is `dying` takes a while to be dead."""
 
-    def __init__(self, pid: int, log: list[tuple[int, str]]) -> None:
+    def __init__(self, pid: int, incarnation: int, log: list[tuple[int, str]]) -> None:
         self.pid = pid
+        self.incarnation = incarnation
         self.log = log
         self.alive = True
+        self.dying = False
         self.held = 0
 
     def send(self, number: signal.Signals) -> bool:
         if not self.alive:
             return False
         self.log.append((self.pid, number.name))
-        self.alive = number != signal.SIGKILL
+        self.alive = self.dying or number != signal.SIGKILL
         return True
 
     def close(self) -> None:
@@ -40,7 +42,9 @@ class Ward:
         self.all: list[Patient] = []
 
     def begin(self, component: str) -> None:
-        self.present[component] = Patient(100 + len(self.all), self.log)
+        before = self.present.get(component)
+        incarnation = 1 if before is None else before.incarnation + 1
+        self.present[component] = Patient(100 + len(self.all), incarnation, self.log)
         self.all.append(self.present[component])
 
     def find(self, component: str) -> Patient | None:
@@ -128,6 +132,24 @@ def test_a_fault_without_a_process_waits_for_the_next_one(ward: Ward) -> None:
     chaos.act(1.3)
     assert [fired.pid for fired in chaos.fired] == [101, 104]
     assert chaos.waiting == []
+
+
+def test_a_process_that_takes_a_while_to_die_is_hit_once(ward: Ward) -> None:
+    """As a real one does: SIGKILL returns at once, and until its memory is gone it looks alive."""
+    ward.present["c1"].dying = True
+    faults = (Fault(1.0, "c1", "kill"), Fault(1.0, "c1", "kill"), Fault(1.1, "c1", "stop", 2.0))
+    chaos = Chaos((*faults, Fault(1.1, "c1", "slow", 0.5), Fault(1.2, "c2", "kill")), ward.find)
+    chaos.act(1.2)
+    assert ward.log == [(101, "SIGKILL"), (102, "SIGKILL")]
+    assert [(fired.component, fired.incarnation) for fired in chaos.fired] == [("c1", 1), ("c2", 1)]
+    assert chaos.waiting == [faults[1], faults[2]], "they wait for the next life"
+    ward.begin("c1")
+    chaos.act(1.3)
+    assert ward.log[2:] == [(104, "SIGKILL")], "one life more, one fault more"
+    assert [(fired.pid, fired.incarnation) for fired in chaos.fired] == [(101, 1), (102, 1), (104, 2)]
+    chaos.release()
+    assert chaos.waiting == [faults[2]], "it never found anybody alive"
+    assert [patient.held for patient in ward.all] == [0] * len(ward.all)
 
 
 def test_who_was_stopped_is_continued_in_time(ward: Ward) -> None:

@@ -1,5 +1,6 @@
 """Who is hit: real processes, but of no run; a signal finds the one that was meant, or nobody."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,9 +17,23 @@ from configs.errors import RunError
 from conftest import wait_gone
 from workers import status as status_file
 from workers.chaos import Chaos, Fired, Spec
+from workers.report import State
 from workers.rundir import RunDir
 from workers.status import ComponentStatus, Status
-from workers.victims import Account, RestartTimes, find, hold, new_times, running, story, wreak
+from workers.victims import (
+    Account,
+    Interrupts,
+    Launcher,
+    RestartTimes,
+    away,
+    find,
+    hold,
+    new_times,
+    running,
+    story,
+    wait_back,
+    wreak,
+)
 
 TREE = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'print(1, flush=True); input()']).wait()"
 """A launcher with a child that has begun when it prints."""
@@ -72,7 +87,7 @@ def test_a_process_of_the_run_is_found_and_hit(tmp_path: Path, launcher: "subpro
     run = written(tmp_path, launcher.pid, child_of(launcher))
     held = find(run, "c0")
     assert held is not None
-    assert held.pid == child_of(launcher)
+    assert (held.pid, held.incarnation) == (child_of(launcher), 1)
     assert held.send(signal.SIGSTOP)
     assert held.send(signal.SIGKILL), "a stopped process can be killed"
     assert wait_gone(held.pid)
@@ -100,9 +115,9 @@ def test_a_process_of_nobody_is_never_held(
 def test_a_dead_process_is_never_held(stranger: "subprocess.Popen[bytes]") -> None:
     stranger.kill()
     os.waitid(os.P_PID, stranger.pid, os.WEXITED | os.WNOWAIT)
-    assert hold(stranger.pid, os.getpid()) is None, "a zombie"
+    assert hold(stranger.pid, os.getpid(), 1) is None, "a zombie"
     stranger.wait()
-    assert hold(stranger.pid, os.getpid()) is None
+    assert hold(stranger.pid, os.getpid(), 1) is None
 
 
 def test_a_status_that_is_gone_or_torn_hides_everybody(tmp_path: Path, launcher: "subprocess.Popen[bytes]") -> None:
@@ -147,16 +162,51 @@ def test_only_new_restarts_count() -> None:
     assert new_times(row(100, full), row(102, [*full[2:], 7.0, 8.0])) == [7.0, 8.0]
 
 
+def test_lives_come_back_not_faults() -> None:
+    def row(incarnation: int, state: State, reason: str = "", component: str = "c0") -> ComponentStatus:
+        return ComponentStatus(
+            component=component, kind="trainer", incarnation=incarnation, pid=1, device="cpu", state=state,
+            reason=reason,
+        )  # fmt: skip
+
+    twice = [Fired(0.1, "c0", 1, 11, "kill", 0.0), Fired(0.2, "c0", 3, 13, "kill", 0.0)]
+    assert away(row(4, "training"), twice) == ""
+    assert away(row(5, "waiting", "for its parent"), twice) == "", "another life between was nobody's fault"
+    assert away(row(4, "starting"), twice) == "starting"
+    assert away(row(3, "restarting", "ended by SIGKILL"), twice) == "restarting: ended by SIGKILL"
+    assert away(row(3, "finished"), twice) == "", "it had nothing left to do"
+    assert away(row(3, "failed", "ended by SIGKILL, too often"), twice) == "failed: ended by SIGKILL, too often"
+    assert "has not noticed" in away(row(3, "training"), twice), "what the status shows is of before"
+    assert away(row(1, "starting", component="c1"), twice) == "", "it was not hit"
+    stopped = [Fired(0.1, "c0", 1, 11, "stop", 3.0)]
+    assert away(row(1, "training"), stopped) == "", "it went on"
+    assert away(row(1, "stalled", "made no progress"), stopped) == "stalled: made no progress"
+
+
+def test_who_has_failed_is_not_waited_for(tmp_path: Path, launcher: "subprocess.Popen[bytes]") -> None:
+    class Impatient(Launcher):
+        def ended(self, interrupts: Interrupts, within_s: float) -> bool:
+            raise AssertionError("nobody is still to come back")
+
+    run = written(tmp_path, launcher.pid, 0)
+    status = status_file.read(run)
+    row = msgspec.structs.replace(status.components[0], state="failed", exit_code=-9)
+    status_file.write(run, msgspec.structs.replace(status, components=[row]))
+    with contextlib.closing(Impatient(status)) as impatient, Interrupts() as interrupts:
+        wait_back(run, [Fired(0.1, "c0", 1, 11, "kill", 0.0)], impatient, interrupts)
+
+
 def test_the_story_says_what_was_done_and_who_is_missing() -> None:
     chaos = Chaos((), lambda component: None)
-    chaos.fired += [Fired(1.0, "c0", 1, "kill", 0.0), Fired(2.0, "c1", 2, "stop", 3.0)]
+    chaos.fired += [Fired(1.0, "c0", 1, 1, "kill", 0.0), Fired(2.0, "c1", 1, 2, "stop", 3.0)]
     account = Account(
         run="test", seed=3, seconds=60.0, faults=chaos.fired, missed=1, restarts={"c0": 1, "c1": 0},
-        restart_s=RestartTimes(p50=0.25, max=0.5, all={"c0": [0.25]}), lost={"c1": "failed"}, interrupted=False,
+        restart_s=RestartTimes(p50=0.25, max=0.5, all={"c0": [0.25]}), lost={"c1": "failed: ended by SIGKILL"},
+        interrupted=False,
     )  # fmt: skip
     assert story(account) == [
-        "1 × SIGKILL, 1 × SIGSTOP in run test, seed 3; 1 had nobody to hit",
+        "1 × SIGKILL, 1 × SIGSTOP in run test, seed 3; 1 more found nobody alive to hit",
         "restarts: c0 1",
         "back in training after 0.25 s at the median, 0.50 s at most",
-        "c1 did not come back: it is failed",
+        "c1 did not come back: it is failed: ended by SIGKILL",
     ]
