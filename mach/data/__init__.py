@@ -9,6 +9,7 @@ from configs.errors import ConfigError
 from configs.tree import Data
 from mach.data import digits, hf, idx, mnist1d, npy, text
 from mach.data.batches import Batches
+from mach.data.check import check
 from mach.data.dataset import Dataset
 from mach.registry import find
 
@@ -30,9 +31,10 @@ def load(data: Data) -> Dataset:
 
     Raises:
         ConfigError: an unknown source.
-        DataError: files that are missing or malformed.
+        DataError: files that are missing or malformed, or samples that nothing can be trained on.
     """
     dataset = find("data.source", data.source, SOURCES)(data)
     if not isinstance(dataset, Dataset):
         raise ConfigError(f"data.source: {data.source!r} made a {type(dataset).__name__}, not a mach Dataset")
+    check(dataset, data.source)
     return dataset

@@ -19,14 +19,19 @@ class Batches(Iterator[Batch]):
         noise: standard deviation of Gaussian noise added to the inputs of every batch, fresh each time.
 
     Raises:
-        ConfigError: noise on symbols.
+        ConfigError: noise on symbols, or a batch that is larger than the data set.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, *, seed: int, noise: float = 0.0) -> None:
         if noise > 0.0 and dataset.symbols:
             raise ConfigError("data.noise: is added to quantities, and these data are symbols; set it to 0")
+        if batch_size > len(dataset.train_labels):
+            raise ConfigError(
+                f"train.batch_size: {batch_size} is more than the {len(dataset.train_labels)} samples to train on; set "
+                f"it to {len(dataset.train_labels)} or less"
+            )
         self.dataset = dataset
-        self.batch_size = min(batch_size, len(dataset.train_labels))
+        self.batch_size = batch_size
         self.noise = noise
         self.id = -1
         self.device = dataset.train_inputs.device

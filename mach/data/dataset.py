@@ -1,6 +1,7 @@
 """A data set in memory: what every source makes. Shapes: N samples; T places of a sequence."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ class Dataset:
     classes: int
     symbols: int = 0
     """Inputs are symbols 0 … symbols − 1; 0: they are quantities."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What an error calls the tensors, by their names above, where they have names of their own: files, columns."""
 
     @property
     def samples(self) -> Tensor:
@@ -37,4 +40,5 @@ class Dataset:
             self.test_labels.to(device),
             self.classes,
             self.symbols,
+            self.names,
         )

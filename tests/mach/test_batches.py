@@ -45,10 +45,6 @@ def test_ids_count_from_zero_and_inputs_belong_to_their_labels() -> None:
         assert torch.equal(batch.inputs[:, 0], batch.labels.float())
 
 
-def test_a_batch_is_never_larger_than_the_data() -> None:
-    assert len(next(Batches(dataset(), 500, seed=0)).labels) == N
-
-
 def test_noise_is_fresh_seeded_and_leaves_the_data_alone() -> None:
     data = dataset()
     first, second = ([batch.inputs for batch in islice(Batches(data, N, seed=3, noise=0.5), 2)] for _ in range(2))
