@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from configs.errors import DataError
+from configs.errors import DataError, Diverged
 from mach.component import Component
 from mach.shelf import STATE, FileFacts, Manifest, Shelf, measure, to_disk, verify, write_manifest
 from mach.sound import LARGEST, bounded
@@ -35,7 +35,7 @@ def save_state(
 
     Raises:
         OSError: the disk is full or the directory cannot be written; nothing partial is left, what was there still is.
-        DataError: its numbers are ruined; it is not written, since it would push out a good one.
+        Diverged: its numbers are ruined; it is not written, since it would push out a good one.
     """
     _judge(shelf.path(version), state)
     draft, replaced = shelf.draft(version), shelf.folder / f".{version}.old"
@@ -111,12 +111,12 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _judge(path: Path, state: State) -> None:
-    """Raise a DataError if a number is NaN, infinite, or larger than the square of what neighbours may send: moments
+    """Raise `Diverged` if a number is NaN, infinite, or larger than the square of what neighbours may send: moments
     hold squares. Nothing good comes of going on from there, whatever the checksums say.
     """
     for name, tensor in state.tensors.items():
         if tensor.is_floating_point() and tensor.numel() and not bounded(tensor, LARGEST**2):
-            raise DataError(f"{path}: {name} holds numbers that are not finite, or beyond {LARGEST**2:g}")
+            raise Diverged(f"{path}: {name} holds numbers that are not finite, or beyond {LARGEST**2:g}")
 
 
 def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> FileFacts:

@@ -110,8 +110,8 @@ class Life:
         kept = self.keeper.record(self.trainer.mailbox.now()).step
         newest = "none" if kept is None else f"of step {kept}"
         raise Unsaved(
-            f"could not save its end: {self.unsaved}; its newest checkpoint is {newest}; make room, then mach resume "
-            f"{self.plan.run}"
+            f"could not save its end: {self.unsaved}; its newest checkpoint is {newest}; "
+            f"{self.keeper.remedy.format(run=self.plan.run)}"
         )
 
     def train(self) -> None:
