@@ -170,3 +170,11 @@ def test_chaos_without_a_run_is_one_sentence_and_exit_code_3(tmp_path: Path) -> 
     code, output = invoke("chaos", "--runs", str(tmp_path), "--kill", "1/s")
     assert code == 3
     assert len(output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("target", ["2", "0", "-1", "nan"])
+@pytest.mark.parametrize("words", [("simulate",), ("compare", "mach", "--simulate")], ids=" ".join)
+def test_a_target_that_cannot_be_reached_is_refused(words: tuple[str, ...], target: str) -> None:
+    code, output = invoke(*words, "--components", "2", "--steps", "2", "--target", target)
+    assert code == 2
+    assert "an accuracy, more than 0 and at most 1" in " ".join(output.split())

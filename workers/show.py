@@ -2,6 +2,7 @@
 `workers/simulate.py` and `workers/compare.py`. Results go to stdout, progress to stderr.
 """
 
+import math
 import resource
 import sys
 import tempfile
@@ -13,7 +14,9 @@ import msgspec
 from msgspec import structs
 from rich.live import Live
 
+from configs.errors import ConfigError
 from configs.tree import Config
+from mach.data import load
 from workers import curves, scoreboard, screen
 from workers.compare import Runner, check, compare, default_target
 from workers.simulate import Outcome, simulate
@@ -22,7 +25,12 @@ from workers.timing import Timing
 
 
 def simulation(config: Config, timing: Timing, *, lockstep: bool, target: float | None, as_json: bool) -> None:
-    """Run, watched on a terminal, and print what came out; its cost in real time and memory goes to stderr."""
+    """Run, watched on a terminal, and print what came out; its cost in real time and memory goes to stderr.
+
+    Raises:
+        ConfigError: a target that nobody can reach.
+    """
+    check_target(target, bits=target is not None and load(config.data).symbols > 0)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mach-simulation-") as folder:
         directory = Path(folder) / "run"
@@ -46,6 +54,14 @@ def simulation(config: Config, timing: Timing, *, lockstep: bool, target: float 
         print_outcome(outcome, times)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"simulated in {time.monotonic() - began:.1f} s of real time, {peak_mb:.0f} MB at most", file=sys.stderr)
+
+
+def check_target(target: float | None, *, bits: bool) -> None:
+    """Raise a ConfigError for an accuracy, or bits, that no training comes to."""
+    if target is None or (target > 0.0 and (math.isfinite(target) if bits else target <= 1.0)):
+        return
+    what = "bits a label, more than 0" if bits else "an accuracy, more than 0 and at most 1, as in 0.95"
+    raise ConfigError(f"--target {target:g}: of these data give {what}")
 
 
 def print_outcome(outcome: Outcome, times: dict[str, list[curves.Reached]]) -> None:
@@ -81,6 +97,7 @@ def comparison(
     wirings: dict[str, None] = dict.fromkeys(config.wiring for each in configs.values() for config in each)
     base = {wiring: [control_of(configured, wiring, configs, seed) for seed in range(seeds)] for wiring in wirings}
     check(config for each in (*configs.values(), *base.values()) for config in each)
+    check_target(target, bits=target is not None and load(configs[recipes[0]][0].data).symbols > 0)
     with tempfile.TemporaryDirectory(prefix="mach-comparison-") as folder:
         found = compare(configs, base, runner, Path(folder) if runs is None else runs, say)
     target = default_target(found) if target is None else target
