@@ -54,12 +54,19 @@ class Spread(Record):
     """A distribution: quantiles over the last 1,024 values, the maximum over the whole life."""
 
     count: int = 0
+    """How many values there were, over the whole life."""
     p50: float | None = None
+    """Median, in versions."""
     p99: float | None = None
+    """Ninety-ninth percentile, in versions."""
     max: float | None = None
+    """The largest, in versions."""
     p50_ms: float | None = None
+    """Median, in milliseconds."""
     p99_ms: float | None = None
+    """Ninety-ninth percentile, in milliseconds."""
     max_ms: float | None = None
+    """The largest, in milliseconds."""
 
 
 class Staleness(Record):
@@ -78,7 +85,9 @@ class Window(Record):
     """Places in the windows of all edges to children."""
 
     size: int = 0
+    """Places, of all edges together."""
     in_use: int = 0
+    """Places taken by questions that are not answered yet."""
 
 
 class Messages(Record):
@@ -87,6 +96,7 @@ class Messages(Record):
     sent: dict[str, int] = msgspec.field(default_factory=dict)
     """By kind: activation, target, gradient."""
     received: dict[str, int] = msgspec.field(default_factory=dict)
+    """By kind, as above."""
     dropped: dict[str, int] = msgspec.field(default_factory=dict)
     """By reason."""
     faults: dict[str, int] = msgspec.field(default_factory=dict)
@@ -97,6 +107,7 @@ class Peer(Record):
     """One edge, as seen from this component."""
 
     role: Literal["child", "parent"]
+    """What the other end is to this component."""
     state: str
     """knocking, open, silent or closed."""
     heard_s: float | None = None
@@ -124,11 +135,17 @@ class Report(Record):
     """All of it."""
 
     component: str
+    """Its name."""
     kind: Literal["trainer", "stub"]
+    """`trainer`, or `stub`: a scripted neighbour without a model."""
     incarnation: int
+    """Which life it is in, from 1."""
     pid: int
+    """Number of its process; 0 while it has none."""
     device: str
+    """What it trains on: `cpu`, or the number of a CUDA device."""
     state: State
+    """What it does; `stopped`, `failed` and `finished` are final."""
     reason: str = ""
     """Why it is in this state, for people."""
     elapsed_s: float = 0.0
@@ -138,20 +155,28 @@ class Report(Record):
     step: int = 0
     """Optimiser steps taken: its version, which goes on in the next life; so do `samples` and `child_steps`."""
     samples: int = 0
+    """Training samples seen, in all its lives."""
     rate: float | None = None
     """Steps per second: since the last report; of a component that has finished or stopped, over all its steps."""
     step_ms_p99: float | None = None
     """p99 of the time from one step's end to the next one's, over the last 1,024 of this life."""
     loss: Losses = msgspec.field(default_factory=Losses)
+    """Its losses."""
     accuracy: Accuracies = msgspec.field(default_factory=Accuracies)
+    """Its newest examination."""
     child_steps: int = 0
     """Steps trained on a child's answer."""
     child_share: float | None = None
     """`child_steps` over all steps."""
     staleness: Staleness = msgspec.field(default_factory=Staleness)
+    """How old what it used was."""
     probes: dict[str, float] = msgspec.field(default_factory=dict)
     """The newest of every probe that is on and had something to tell, by `probe/part` (`mach/probes.py`)."""
     checkpoint: Checkpoint = msgspec.field(default_factory=Checkpoint)
+    """Its newest state on disk."""
     window: Window = msgspec.field(default_factory=Window)
+    """Its questions under way."""
     messages: Messages = msgspec.field(default_factory=Messages)
+    """What it sent, received and dropped."""
     peers: dict[str, list[Peer]] = msgspec.field(default_factory=dict)
+    """Its edges, by the other end's name."""

@@ -3,9 +3,12 @@
 Every field that the JSON has stands here too, but where a person has no use for it. Knows no file and no process.
 """
 
+import ast
 import inspect
+import textwrap
 import typing
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 import msgspec
 from rich.console import Console, Group, RenderableType
@@ -319,10 +322,26 @@ def fields_help() -> str:
     lines: list[str] = []
     for record in RECORDS:
         lines.append(f"{record.__name__}: {' '.join((inspect.getdoc(record) or '').split())}")
+        meant = meanings(record)
         for field in msgspec.structs.fields(record):
-            lines.append(f"  {field.name}: {type_name(field.type)}")
+            lines.append(f"  {field.name}: {type_name(field.type)}  {meant.get(field.name, '')}".rstrip())
         lines.append("")
     return "\n".join(lines)
+
+
+def meanings(record: type) -> dict[str, str]:
+    """What the fields of a record mean, from the strings below them in its source and in that of its bases."""
+    found: dict[str, str] = {}
+    for kind in reversed(record.__mro__):
+        if not issubclass(kind, msgspec.Struct) or kind is msgspec.Struct:
+            continue
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+        assert isinstance(body, ast.ClassDef)
+        for field, below in pairwise(body.body):
+            match field, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    found[name] = " ".join(text.split())
+    return found
 
 
 def type_name(kind: typing.Any) -> str:

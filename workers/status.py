@@ -30,7 +30,9 @@ class Failure(Record):
     """How a life of a component ended otherwise than it should."""
 
     reason: str
+    """Why, for people, and what to do."""
     incarnation: int
+    """Which life it was."""
     at_s: float
     """Seconds after the launch."""
     exit_code: int | None
@@ -62,12 +64,15 @@ class Status(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     run: str
     """Its name."""
     state: RunState
+    """Of the run as a whole; the last three are final."""
     reason: str = ""
     """Why, for people: the root cause of a failure."""
     exit_code: int | None = None
     """What the launcher ended with; None while it runs."""
     lockstep: bool = False
+    """Whether every step waits for its messages."""
     launcher_pid: int
+    """Process number of the launcher."""
     launcher_started: str
     """When the launcher's process began, in ticks since the boot: tells it from a later one with its number."""
     boot: str
@@ -79,6 +84,7 @@ class Status(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     elapsed_s: float
     """From the launch to `written_s`."""
     components: list[ComponentStatus]
+    """One row a component, in their order."""
 
 
 def write(run: RunDir, status: Status) -> None:
