@@ -70,6 +70,12 @@ def ran(place: Place, part: str, run: Callable[[], Tensor], *got: Tensor) -> Ten
         given = run()
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         told = " ".join(str(error).split())
+        if part == "encoder" and len(got) > 1:
+            told += (
+                "; with method.context, as recipe=mach-stream has it, x comes along with a parent's activation, and "
+                "where place.context is true an encoder is called with (activation, x): give it both, or set "
+                "method.context=false"
+            )
         raise wrong(place, f"the {part} does not take {shapes}: {told}") from error
     if not isinstance(given, Tensor) or given.dim() < 2 or len(given) != ROWS:
         what = shape(given) if isinstance(given, Tensor) else f"a {type(given).__name__}"

@@ -192,6 +192,12 @@ def test_the_documented_example_works_in_both_wirings(own: types.ModuleType) -> 
     assert second.activation(first.activation(x)).shape == (B, E)
 
 
+def test_an_encoder_that_takes_no_context_is_told_what_comes_and_how_to_do_without(own: types.ModuleType) -> None:
+    exec(compile(example(), "own.py", "exec"), own.__dict__)
+    with pytest.raises(ConfigError, match=r"called with \(activation, x\): .* or set method\.context=false"):
+        build(model("own:wide"), (4, 2), K, wiring="stream", ancestors=[0], index=1, context=True)
+
+
 PARTS: dict[str, Any] = {
     "encoder": lambda: nn.Flatten(),
     "joiner": lambda: nn.Linear(4 + E, E),
