@@ -191,6 +191,26 @@ def test_ctrl_c_stops_cleanly_and_marks_the_run(launch: Launch) -> None:
     assert "Traceback" not in run.output
 
 
+@pytest.mark.parametrize("lockstep", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_sigterm_to_the_whole_group_as_by_timeout_has_everybody_save_and_leave(launch: Launch, lockstep: bool) -> None:
+    """It reaches the forkserver and the components as well, and the launcher twice."""
+    words = ("--steps", "100000", "--lockstep") if lockstep else ("--minutes", "5")
+    run = launch("--components", "3", *words, *QUICK)
+    run.until(all_training)
+    below = processes_of(run)
+    run.process.send_signal(signal.SIGTERM)
+    os.killpg(run.process.pid, signal.SIGTERM)
+    assert run.end() == 130, run.output
+    assert all(wait_gone(pid) for pid in below)
+    status = run.status()
+    assert (status["state"], status["reason"]) == ("stopped", "by SIGTERM")
+    for row in status["components"]:
+        assert (row["state"], row["exit_code"], row["restarts"]) == ("stopped", 0, 0)
+        assert row["checkpoint"]["step"] == row["step"] > 0
+        assert (run.directory / "weights" / f"{row['component']}.safetensors").is_file()
+    assert not lockstep or len({row["step"] for row in status["components"]}) == 1
+
+
 def test_killing_the_launcher_leaves_no_process_even_a_stopped_one(launch: Launch) -> None:
     run = launch("--components", "2", "--minutes", "5", *QUICK)
     pids = processes_of(run) if run.until(all_training) else []

@@ -96,6 +96,9 @@ class Control:
         """SIGTERM means the same as the order."""
         self._orders.add("stop")
 
+    def order_nothing(self, *_: object) -> None:
+        """SIGTERM means nothing; but what this process starts must not inherit that it is ignored."""
+
 
 def device_of(process: ProcessPlan) -> str:
     """Torch's name of the process's device: it sees one at most."""
@@ -122,7 +125,9 @@ def enter(plan_json: bytes, name: str, incarnation: int, channel: socket.socket,
 def body(process: ProcessPlan, plan: Plan, control: Control) -> None:
     """Set up signals, the device and torch, whose threads belong to this process, and do what the process is for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, control.order_stop)
+    # Blocked by the forkserver. In lock-step nobody leaves alone: the launcher, which is told as well, gathers all.
+    signal.signal(signal.SIGTERM, control.order_nothing if plan.lockstep else control.order_stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     os.environ["CUDA_VISIBLE_DEVICES"] = "" if process.device == "cpu" else process.device
     line(f"{process.name}: incarnation {control.incarnation}, pid {os.getpid()}, device {process.device}")

@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from multiprocessing import current_process, forkserver, get_context
+from multiprocessing import current_process, forkserver, get_context, resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -46,8 +46,9 @@ TICK_S = 0.25
 """Longest time between two looks, and between two versions of status.json."""
 AWAY_S = 1.0
 """A longer time between two looks: the launcher itself was stopped or starved, and nobody was silent meanwhile."""
-QUIET = {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP}
-"""Blocked in children: a terminal sends them to the whole group, and stopping is the launcher's business."""
+QUIET = {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM}
+"""Blocked in the forkserver, and so in components, which let SIGTERM through again: a terminal, `timeout` or a service
+manager sends them to all processes at once, and stopping is the launcher's business."""
 
 
 def warm() -> None:
@@ -61,6 +62,7 @@ def warm() -> None:
     if "tempdir" not in config:
         config["tempdir"] = str(address.make_directory())
         atexit.register(address.remove, Path(config["tempdir"]))
+    resource_tracker.ensure_running()  # by itself the forkserver starts it first, which unblocks SIGINT and SIGTERM
     earlier = signal.pthread_sigmask(signal.SIG_BLOCK, QUIET)
     try:
         forkserver.ensure_running()
@@ -235,7 +237,7 @@ class Supervisor:
         """Signals ring a bell that `_wait` hears; what they mean is decided in the loop."""
         self._bell.setblocking(False)
         self._bell_end.setblocking(False)
-        for number in (signal.SIGTERM, *QUIET):
+        for number in QUIET:
             self._handlers[number] = signal.signal(number, self._note)
         self._earlier_bell = signal.set_wakeup_fd(self._bell_end.fileno(), warn_on_full_buffer=False)
 
@@ -255,10 +257,11 @@ class Supervisor:
             self._bell.recv(4096)
 
     def stop(self, why: str, *, at_once: bool = False) -> None:
-        """Have everybody save and leave, or, at once, be gone; `watch` goes on until they are. Who has ended, has; who
-        is stopping is only hurried.
+        """Have everybody save and leave, or, at once, be gone; `watch` goes on until they are. Who is stopping is only
+        hurried. Who has ended, has; but those whom a SIGTERM reached before us were stopped as well.
         """
-        if all(member.over is not None for member in self.members) or (self.state == "stopping" and not at_once):
+        ended = all(member.over in ("finished", "failed") for member in self.members)
+        if self.exit_code is not None or ended or (self.state == "stopping" and not at_once):
             return
         self.state, self.reason = "stopping", why
         now = self.clock.now
@@ -269,10 +272,12 @@ class Supervisor:
             self._order("stop", 0.0 if at_once else self._grace_s, now)
 
     def _obey(self) -> None:
-        """The first signal stops the run cleanly, a second one or SIGQUIT at once."""
+        """The first signal stops the run cleanly; SIGQUIT, or a Ctrl-C after it, at once. A second SIGTERM or SIGHUP
+        changes nothing: `timeout` and shells send it to the launcher, and then to its whole group.
+        """
         signals, self._signals = self._signals, []
         for number in signals:
-            at_once = self._signalled or number == signal.SIGQUIT
+            at_once = number == signal.SIGQUIT or (self._signalled and number == signal.SIGINT)
             self._signalled = True  # not `stopping`: the Ctrl-C that stops may kill the reader a moment before
             self.stop(f"by {signal.Signals(number).name}", at_once=at_once)
 

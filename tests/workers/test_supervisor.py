@@ -182,6 +182,31 @@ def test_a_first_signal_stops_cleanly_also_when_the_reader_left_before_it(
         assert [life.orders() for life in lives] == [expected] * 2
 
 
+def test_a_second_sigterm_hurries_nobody(lockstep: tuple[Supervisor, list[Life]]) -> None:
+    """`timeout` sends one to the launcher and then one to its group."""
+    supervisor, lives = lockstep
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGHUP):
+        supervisor._note(number, None)
+        supervisor._obey()
+    assert [life.orders() for life in lives] == [["gather"]] * 2
+    supervisor._note(signal.SIGINT, None)
+    supervisor._obey()
+    assert [life.orders() for life in lives] == [["stop"]] * 2, "a Ctrl-C after it does"
+
+
+def test_components_that_a_signal_reached_before_their_launcher_were_stopped_by_it(
+    lockstep: tuple[Supervisor, list[Life]],
+) -> None:
+    supervisor, _ = lockstep
+    for member in supervisor.members[1:]:
+        member.over = "stopped"
+    supervisor.members[0]._end("stopped", "asked to stop")
+    supervisor._note(signal.SIGTERM, None)
+    supervisor._obey()
+    *_, last = supervisor.watch()
+    assert (last.state, last.reason, last.exit_code) == ("stopped", "by SIGTERM", 130)
+
+
 def test_a_launch_that_fails_halfway_leaves_no_process_and_no_handler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
