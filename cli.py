@@ -22,7 +22,7 @@ from configs.load import dump
 from configs.tree import Config
 from workers import chaos as faults
 from workers import commands, screen, victims
-from workers.options import CONFIGURATION, CONFIGURED, RUN, RUNS, TIMED, TIMING, Group, options
+from workers.options import ANY_RUNS, CONFIGURATION, CONFIGURED, RUN, RUNS, TIMED, TIMING, Group, options
 from workers.status import every_run, exit_code_of, find_run, read
 from workers.timing import timing_of
 from workers.verdict import exits_help
@@ -73,8 +73,8 @@ def launch(ctx: click.Context, /, *, runs: Path, name: str | None, detach: bool,
     if not dry_run and not detach:
         commands.warm()
     config = configured(**{key: words[key] for key in (*CONFIGURED, "max_restarts")})
-    other = None if name else partial(fresh_name, words["config_name"], runs)
-    name = name or fresh_name(words["config_name"], runs)
+    other = None if name is not None else partial(fresh_name, words["config_name"], runs)
+    name = name if name is not None else fresh_name(words["config_name"], runs)
     commands.check_name(runs, name)
     devices = commands.choose_devices(words["gpus"])
     if dry_run:
@@ -291,7 +291,7 @@ def list_runs(runs: Path) -> None:
 
 
 @cli.command()
-@RUNS
+@ANY_RUNS
 @click.pass_context
 def doctor(ctx: click.Context, runs: Path) -> None:
     """Check what this machine can do, down to a round trip over the bus. Exit code 2 if something fails.

@@ -137,6 +137,46 @@ def test_a_run_that_is_not_there_is_exit_code_3(tmp_path: Path, command: str) ->
     assert "nothing" in output
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(("launch", "--dry-run"), ("launch", "--dry-run", "--name", "q"), ("launch", "--detach"), ("resume",)),
+        *(
+            ("status",),
+            ("runs",),
+            ("logs",),
+            ("stop",),
+            ("restart", "c1"),
+            ("chaos", "--kill", "1/s"),
+            ("compare", "mach"),
+        ),
+    ],
+)
+def test_a_file_in_place_of_the_runs_is_one_sentence_and_exit_code_2(tmp_path: Path, words: tuple[str, ...]) -> None:
+    (tmp_path / "afile").write_text("")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for runs in ("afile", "afile/below", "dangling"):
+        code, output = invoke(*words, "--runs", str(tmp_path / runs))
+        sentence = f"mach: {tmp_path / runs.partition('/')[0]} is no directory; name another one with --runs\n"
+        assert (code, output) == (2, sentence)
+
+
+def test_a_place_where_nothing_can_be_written_is_one_sentence_and_exit_code_2() -> None:
+    for words in (("launch", "--detach", "--gpus", "cpu"), ("compare", "mach", "--steps", "1", "--gpus", "cpu")):
+        done = mach(*words, "--runs", "/proc/x")
+        assert done.returncode == 2
+        assert (
+            done.stderr.splitlines()[-1] == "mach: /proc/x: No such file or directory; choose another place with --runs"
+        )
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "a/b"])
+def test_a_name_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
+    code, output = invoke("launch", "--dry-run", "--name", name, "--runs", str(tmp_path))
+    assert code == 2
+    assert f"--name {name!r}: give the name of one directory" in output
+
+
 def test_a_name_that_a_foreign_directory_has_is_refused(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     code, output = invoke("launch", "--dry-run", "--name", "taken", "--runs", str(tmp_path))

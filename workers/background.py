@@ -18,12 +18,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from bus import keys
+from configs.errors import RunError
 from configs.load import dump
 from configs.tree import Config
 from workers.rundir import RunDir
 from workers.status import read
 
 MAKING, TAKEN, BEGUN = b"m", b"t", b"."
+ELSEWHERE = "choose another place with --runs"
 LOOK_S = 0.25
 """Time between two looks into files that the launcher writes."""
 
@@ -39,21 +41,32 @@ def detach(
 ) -> int:
     """Start a launcher, and see that its components begin; the exit code. `other`: a name in place of one that was
     taken meanwhile.
+
+    Raises:
+        RunError: nothing can be written there.
     """
     keys.check(config.bus)
-    runs.mkdir(parents=True, exist_ok=True)
     more = [*(["--gpus", gpus] if gpus else []), *(["--lockstep"] if lockstep else [])]
-    while True:
-        taken, code, words = launched(config, RunDir(runs / name), more)
-        if other is None or not taken:
-            break
-        name = other()
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        while True:
+            taken, code, words = launched(config, RunDir(runs / name), more)
+            if other is None or not taken:
+                break
+            name = other()
+    except OSError as error:
+        raise unwritable(runs, error, ELSEWHERE) from error
     if code:
         told = words if code > 0 else ""  # a signal leaves no time for a last word
         print(told or f"mach: the launcher ended with exit code {code}", file=sys.stderr)
         return code
     print(f"run {name} goes on in the background; mach status {name}, mach logs {name} -f, mach stop {name}")
     return 0
+
+
+def unwritable(place: Path, error: OSError, otherwise: str) -> RunError:
+    """What to say of a disk that does not take a run; `otherwise` is what to do then."""
+    return RunError(f"{error.filename or place}: {error.strerror or error}; {otherwise}")
 
 
 def launched(config: Config, run: RunDir, more: list[str]) -> tuple[bool, int | None, str]:

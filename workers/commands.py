@@ -19,7 +19,7 @@ from configs.errors import ConfigError, RunError
 from configs.tree import Config
 from workers import desk, screen
 from workers import devices as devices_of
-from workers.background import BEGUN, MAKING, TAKEN, detach, tell_begun
+from workers.background import BEGUN, ELSEWHERE, MAKING, TAKEN, detach, tell_begun, unwritable
 from workers.foreground import Opening, supervised
 from workers.plan import Plan, make_plan
 from workers.resume import config_of, has_finished, recorded_plan, resumed_plan, same_devices, where
@@ -45,7 +45,7 @@ def check_name(runs: Path, name: str) -> None:
     """
     if not name or name != Path(name).name or name.startswith("."):
         raise ConfigError(f"--name {name!r}: give the name of one directory, without / and no leading dot")
-    if not (runs / name).exists():
+    if not os.path.lexists(runs / name):
         return
     try:
         status = read(RunDir(runs / name))
@@ -113,7 +113,7 @@ def train(
     tell(MAKING)
     while True:
         try:
-            return launched(runs / name, config, plan_at, "choose another place with --runs")
+            return launched(runs / name, config, plan_at, ELSEWHERE)
         except FileExistsError:
             if other is None:
                 tell(TAKEN)
@@ -182,7 +182,7 @@ def launched(directory: Path, config: Config, plan_at: Callable[[Path], tuple[Pl
     except OSError as error:
         if isinstance(error, FileExistsError) and plan is not None and not plan.resumed:
             raise  # the name is taken
-        raise RunError(f"{error.filename or directory}: {error.strerror or error}; {otherwise}") from error
+        raise unwritable(directory, error, otherwise) from error
     finally:
         address.remove(sockets)
 
@@ -192,6 +192,7 @@ def run_quietly(config: Config, runs: Path, name: str, devices: tuple[str, ...])
 
     Raises:
         ConfigError: it could not be run as asked.
+        RunError: nothing can be written there.
     """
     keys.check(config.bus)
     sockets = address.make_directory()
@@ -201,6 +202,8 @@ def run_quietly(config: Config, runs: Path, name: str, devices: tuple[str, ...])
             for _ in supervisor.watch():
                 continue
             status = supervisor.status
+    except OSError as error:
+        raise unwritable(runs, error, ELSEWHERE) from error
     finally:
         address.remove(sockets)
     if status.exit_code == 2:

@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from bus import address
+from configs.errors import ConfigError
 from workers.devices import find_devices, has_driver
+from workers.rundir import ground
 
 if TYPE_CHECKING:
     from bus.mailbox import Mailbox
@@ -98,11 +100,16 @@ def limit(value: int) -> str:
 
 def writable(runs: Path) -> Check:
     """Whether a run could be written."""
-    place = next(folder for folder in (runs.absolute(), *runs.absolute().parents) if folder.exists())
-    if not place.is_dir():
-        return Check("runs directory", "fail", f"{place} is no directory; name another one with --runs")
-    with tempfile.TemporaryFile(dir=place):
-        free = shutil.disk_usage(place).free >> 20
+    try:
+        place = ground(runs)
+    except ConfigError as error:
+        return Check("runs directory", "fail", str(error))
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            free = shutil.disk_usage(place).free >> 20
+    except OSError as error:
+        text = f"{place}: no file can be written there ({error.strerror}); name another place with --runs"
+        return Check("runs directory", "fail", text)
     return Check("runs directory", "ok", f"{place} can be written, {free:,} MB free")
 
 

@@ -15,10 +15,30 @@ import click
 
 from configs.errors import MachError
 from configs.load import shipped
+from workers.rundir import ground
 
-RUNS = click.option(
-    "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where runs lie."
-)
+
+class Place(click.Path):
+    """Where runs lie, or will: refused, before anything is done, where a file is in the way."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path."""
+        runs = Path(os.fsdecode(super().convert(value, param, ctx)))
+        ground(runs)
+        return runs
+
+
+def runs_option(kind: click.Path) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """--runs."""
+    return click.option("--runs", type=kind, default=Path("runs"), show_default=True, help="Where runs lie.")
+
+
+RUNS = runs_option(Place())
+ANY_RUNS = runs_option(click.Path(path_type=Path))
+"""For `mach doctor`, which looks itself."""
 RUN = click.argument("run", required=False)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 CONFIGURATION = (

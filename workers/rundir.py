@@ -19,6 +19,20 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from configs.errors import ConfigError
+
+
+def ground(runs: Path) -> Path:
+    """The folder that is there of `runs` and those above it: where the others would be made.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    place = next(folder for folder in (runs.absolute(), *runs.absolute().parents) if os.path.lexists(folder))
+    if not os.path.isdir(place):
+        raise ConfigError(f"{place} is no directory; name another one with --runs")
+    return place
+
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
@@ -76,7 +90,12 @@ class RunDir:
         return self.path / "checkpoints" / component
 
     def make(self) -> None:
-        """Create the folders; the run's own must not exist yet (FileExistsError), so two launches never share it."""
+        """Create the folders; the run's own must not exist yet (FileExistsError), so two launches never share it.
+
+        Raises:
+            ConfigError: those above it cannot be, since a file is in their way; no other name would help.
+        """
+        ground(self.path.parent)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.mkdir()
         self.restore()

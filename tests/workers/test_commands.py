@@ -7,11 +7,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from configs.errors import RunError
+from configs.errors import ConfigError, RunError
 from configs.tree import Config
 from fakes import status
 from workers.background import BEGUN, MAKING, TAKEN
-from workers.commands import log_lines, restart, stop, train
+from workers.commands import check_name, log_lines, restart, stop, train
 from workers.foreground import Opening
 from workers.options import Group
 from workers.plan import Plan
@@ -93,6 +93,19 @@ def test_a_name_taken_at_the_very_moment_is_refused_if_it_was_chosen_and_else_an
         assert train(Config(), tmp_path, "r", ("cpu",), lockstep=False, other=other, begun=told.append) == 0
     assert tried == (["r"] if chosen else ["r", "r-2"])
     assert told == [MAKING, TAKEN if chosen else BEGUN]
+
+
+def test_a_file_in_the_way_of_all_runs_is_not_taken_for_a_name_that_is_taken(tmp_path: Path) -> None:
+    """Or one name after the other would be tried, for ever."""
+    (tmp_path / "afile").write_text("")
+    with pytest.raises(ConfigError, match="afile is no directory"):
+        train(Config(), tmp_path / "afile", "r", ("cpu",), lockstep=False, other=iter([]).__next__)
+
+
+def test_a_name_that_leads_nowhere_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "r").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(RunError, match="choose another --name"):
+        check_name(tmp_path, "r")
 
 
 def test_an_interrupt_of_a_command_that_trains_here_is_one_sentence_and_130() -> None:

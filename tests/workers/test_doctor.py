@@ -89,6 +89,12 @@ def test_a_file_in_place_of_the_runs_directory_fails(tmp_path: Path) -> None:
     )
 
 
+def test_a_place_that_takes_no_file_fails_in_words_of_its_own() -> None:
+    check = doctor.writable(Path("/proc/x"))
+    text = "/proc: no file can be written there (No such file or directory); name another place with --runs"
+    assert (check.verdict, check.text) == ("fail", text)
+
+
 def test_sockets_without_a_place_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     def nowhere() -> Path:
         raise RunError("no short writable directory for sockets")
