@@ -52,7 +52,7 @@ def cli() -> None:
     "--max-restarts", type=click.IntRange(min=0), help="Most restarts of one component after failures; default 100."
 )
 @click.option("--detach", is_flag=True, help="Leave the run in the background.")
-@click.option("--dry-run", is_flag=True, help="Print the configuration and the plan; start nothing.")
+@click.option("--dry-run", is_flag=True, help="Try out data and networks, print configuration and plan, start nothing.")
 @click.option("--tell", type=int, hidden=True, help="Of a launch that --detach made: where to say that it has begun.")
 @click.pass_context
 def launch(ctx: click.Context, /, *, runs: Path, name: str | None, detach: bool, dry_run: bool, **words: Any) -> None:

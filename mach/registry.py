@@ -2,10 +2,11 @@
 
 import difflib
 import importlib
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, MachError
 
 
 def find(key: str, name: str, known: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
@@ -25,7 +26,38 @@ def find(key: str, name: str, known: Mapping[str, Callable[..., Any]]) -> Callab
         factory = getattr(importlib.import_module(module_name), factory_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{key}: {name!r} cannot be imported ({error}); is the module on PYTHONPATH?") from error
+    except MachError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{key}: {name!r} cannot be imported: {told(error)}") from error
     if not callable(factory):
         raise ConfigError(f"{key}: {name!r} is a {type(factory).__name__}, not a function that makes the part")
     made: Callable[..., Any] = factory
     return made
+
+
+def made_by(key: str, name: str, known: Mapping[str, Callable[..., Any]], given: object) -> Any:
+    """What the factory called `name` makes of what it is given.
+
+    Raises:
+        ConfigError: as `find`; or what a factory of the user's own raised, and where.
+    """
+    factory = find(key, name, known)
+    try:
+        return factory(given)
+    except MachError:
+        raise
+    except Exception as error:
+        if ":" not in name:
+            raise  # a mistake of ours
+        raise ConfigError(f"{key}: {name!r} raised {told(error)}") from error
+
+
+def told(error: Exception) -> str:
+    """What was raised, and where in the file of the user's that we called, however deep below it."""
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__)[1:] if "importlib" not in frame.filename]
+    if not frames:
+        return what  # a file that is no Python says itself where
+    where = [frame for frame in frames if frame.filename == frames[0].filename][-1]
+    return f"{what} ({where.filename}, line {where.lineno}, in {where.name})"

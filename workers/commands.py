@@ -17,7 +17,7 @@ from rich.live import Live
 from bus import address, keys
 from configs.errors import ConfigError, RunError
 from configs.tree import Config
-from workers import desk, screen
+from workers import desk, screen, tryout
 from workers import devices as devices_of
 from workers.background import BEGUN, ELSEWHERE, MAKING, TAKEN, detach, tell_begun, unwritable
 from workers.foreground import Opening, supervised
@@ -71,10 +71,11 @@ def choose_devices(gpus: str | None) -> tuple[str, ...]:
 
 
 def describe(config: Config, runs: Path, name: str, devices: tuple[str, ...], *, lockstep: bool) -> str:
-    """The plan, as `--dry-run` prints it."""
+    """The plan, as `--dry-run` prints it, once its data and networks have been tried out."""
     keys.check(config.bus)
     sockets = address.base() / "mach-…"
     plan = make_plan(config, run=name, directory=runs / name, sockets=sockets, devices=devices, lockstep=lockstep)
+    tryout.check(plan)
     lines = [f"# plan of run {name} in {plan.directory}" + (", in lock-step" if lockstep else "")]
     for process in plan.processes:
         socket = (

@@ -11,7 +11,7 @@ from mach.data import digits, hf, idx, mnist1d, npy, text
 from mach.data.batches import Batches
 from mach.data.check import check
 from mach.data.dataset import Dataset
-from mach.registry import find
+from mach.registry import made_by
 
 SOURCES: Mapping[str, Callable[[Data], Dataset]] = {
     "digits": digits.digits,
@@ -30,10 +30,10 @@ def load(data: Data) -> Dataset:
     """The data set that `data` describes.
 
     Raises:
-        ConfigError: an unknown source.
+        ConfigError: an unknown source, or one of the user's own that raised.
         DataError: files that are missing or malformed, or samples that nothing can be trained on.
     """
-    dataset = find("data.source", data.source, SOURCES)(data)
+    dataset = made_by("data.source", data.source, SOURCES, data)
     if not isinstance(dataset, Dataset):
         raise ConfigError(f"data.source: {data.source!r} made a {type(dataset).__name__}, not a mach Dataset")
     check(dataset, data.source)

@@ -46,7 +46,7 @@ from mach.networks.fit import activation_shape, check_fit
 from mach.networks.mlp import mlp
 from mach.networks.place import Place, Wiring
 from mach.networks.transformer import transformer
-from mach.registry import find
+from mach.registry import made_by
 
 FAMILIES: Mapping[str, Callable[[Place], Component]] = {"mlp": mlp, "conv": conv, "transformer": transformer}
 """`model.family`."""
@@ -84,11 +84,11 @@ def made(place: Place, momentum: Momentum | None = None) -> Component:
     """What the factory that the model names makes of a place, tried out; `momentum` goes in front of its joiner.
 
     Raises:
-        ConfigError: an unknown family, one that does not serve such data, a factory that returned something else than
-            a `Component`, or one whose parts do not fit together.
+        ConfigError: an unknown family, one that does not serve such data, a factory that raised or returned something
+            else than a `Component`, or one whose parts do not fit together.
     """
     family = place.model.family
-    component = find("model.family", family, FAMILIES)(place)
+    component = made_by("model.family", family, FAMILIES, place)
     if not isinstance(component, Component):
         raise ConfigError(f"model.family: {family!r} made a {type(component).__name__}, not a mach Component")
     component.momentum = momentum

@@ -68,8 +68,9 @@ def ran(place: Place, part: str, run: Callable[[], Tensor], *got: Tensor) -> Ten
     shapes = ", ".join(map(shape, got))
     try:
         given = run()
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        told = " ".join(str(error).split())
+    except Exception as error:  # it may be anybody's code
+        kind = "" if isinstance(error, RuntimeError | ValueError | TypeError) else f"{type(error).__name__}: "
+        told = kind + " ".join(str(error).split())
         if part == "encoder" and len(got) > 1:
             told += (
                 "; with method.context, as recipe=mach-stream has it, x comes along with a parent's activation, and "

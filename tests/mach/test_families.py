@@ -198,6 +198,11 @@ def test_an_encoder_that_takes_no_context_is_told_what_comes_and_how_to_do_witho
         build(model("own:wide"), (4, 2), K, wiring="stream", ancestors=[0], index=1, context=True)
 
 
+class Broken(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise KeyError("layer")
+
+
 PARTS: dict[str, Any] = {
     "encoder": lambda: nn.Flatten(),
     "joiner": lambda: nn.Linear(4 + E, E),
@@ -211,6 +216,7 @@ PARTS: dict[str, Any] = {
     [
         ({}, ""),
         ({"encoder": nn.Linear(3, 4)}, r"the encoder does not take \[2, 4\]: mat1 and mat2"),
+        ({"encoder": Broken()}, r"the encoder does not take \[2, 4\]: KeyError: 'layer'"),
         ({"encoder": nn.Flatten(0)}, r"the encoder gives \[8\] for \[2, 4\], where a batch of 2 vectors"),
         ({"encoder": nn.LSTM(4, 4)}, "the encoder gives a tuple"),
         ({"joiner": nn.Linear(4, E)}, r"the joiner does not take \[2, 4\], \[2, 8\]"),

@@ -1,5 +1,7 @@
 """Families by name: the built-in ones, a user's own, and what is said when there is none."""
 
+from pathlib import Path
+
 import pytest
 from torch import nn
 
@@ -10,7 +12,7 @@ from mach.component import Component
 from mach.data import Dataset
 from mach.data import load as load_data
 from mach.networks.place import Place
-from mach.registry import find
+from mach.registry import find, made_by
 
 
 def own_family(place: Place) -> Component:
@@ -62,6 +64,27 @@ def test_every_wrong_family_is_one_sentence_that_names_the_key(here: str, name: 
         build(Model(family=name), (4,), 2, ())
     assert str(error.value).startswith("model.family: ")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = = 3", r"SyntaxError: invalid syntax \(mach_tests_broken.py, line 1\)$"),
+        ("def half():\n    return 1 / 0\n\nhalf()", r"ZeroDivisionError: division by zero \(.*, line 2, in half\)$"),
+    ],
+)
+def test_a_module_that_breaks_when_imported_is_one_sentence_that_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+) -> None:
+    (tmp_path / "mach_tests_broken.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"^model.family: 'mach_tests_broken:x' cannot be imported: " + said):
+        build(Model(family="mach_tests_broken:x"), (4,), 2, ())
+
+
+def test_a_mistake_in_a_factory_of_ours_is_not_taken_for_the_users() -> None:
+    with pytest.raises(ZeroDivisionError):
+        made_by("key", "own", {"own": lambda _: 1 / 0}, None)
 
 
 def test_a_users_own_data_source_joins_the_same_registry(here: str) -> None:

@@ -1,0 +1,96 @@
+"""What a launch would be refused for is found without one, and in the same words."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from configs.errors import ConfigError, DataError
+from configs.load import load
+from conftest import mach
+from mach.recipes import RECIPES
+from workers import tryout
+from workers.plan import Plan, make_plan
+
+OWN = """
+import atexit
+print("what this prints is no answer")
+atexit.register(print, "nor is this")
+
+def boom(place):
+    return helper()
+
+def helper():
+    raise KeyError("layer")
+
+def data(data):
+    return 1 / 0
+"""
+
+
+def plan_of(*settings: str, lockstep: bool = False) -> Plan:
+    config = load("digits", settings, RECIPES)
+    return make_plan(config, run="r", directory=Path("r"), sockets=Path("s"), lockstep=lockstep)
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with modules of the user's own, for processes that this one starts."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "mine.py").write_text(OWN)
+    return tmp_path / "mine.py"
+
+
+@pytest.mark.parametrize("recipe", ["mach", "mach-stream", "dni"])
+def test_what_can_be_launched_passes(recipe: str) -> None:
+    tryout.build(plan_of(f"recipe={recipe}", "graph=chain", "n_components=3"))
+
+
+def test_a_stub_needs_no_network() -> None:
+    tryout.build(plan_of("n_components=2", "components.1.stub.drop=0.1"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "said"),
+    [
+        (("model.family=mlpp",), ConfigError, "'mlpp' is none of mlp, .*; did you mean 'mlp'"),
+        (("data.source=digitss",), ConfigError, "'digitss' is none of digits, .*; did you mean 'digits'"),
+        (("model.family=transformer",), ConfigError, "takes sequences of symbols"),
+        (("data.source=idx", "data.path=/nowhere"), DataError, "/nowhere"),
+        (
+            ("data.source=bytes", "data.noise=1", "model.family=transformer", "n_components=1"),
+            ConfigError,
+            "data.noise",
+        ),
+    ],
+)
+def test_what_is_refused_at_the_start_is_refused_here(
+    settings: tuple[str, ...], kind: type[Exception], said: str
+) -> None:
+    with pytest.raises(kind, match=said):
+        tryout.build(plan_of(*settings))
+
+
+@pytest.mark.usefixtures("leaks")
+def test_the_process_of_its_own_says_it_and_nothing_else(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(own.parent)
+    tryout.check(plan_of())
+    with pytest.raises(ConfigError, match=r"^data.source: 'mine:data' raised ZeroDivisionError: .* in data\)$"):
+        tryout.check(plan_of("data.source=mine:data"))
+
+
+def test_a_process_that_breaks_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(ConfigError, match="ended with 1: it said nothing"):
+        tryout.check(plan_of())
+
+
+@pytest.mark.parametrize("dry", [("--dry-run",), ()])
+def test_a_factory_that_raises_is_the_users_mistake_with_the_place_of_it(
+    own: Path, tmp_path: Path, dry: tuple[str, ...]
+) -> None:
+    words = ("--components", "2", "--gpus", "cpu", "--set", "model.family=mine:boom", "--runs", str(tmp_path / "runs"))
+    done = mach("launch", *words, *dry)
+    told = f"mach: model.family: 'mine:boom' raised KeyError: 'layer' ({own}, line 10, in helper)\n"
+    assert (done.returncode, done.stderr) == (2, told)
+    assert (tmp_path / "runs").exists() != bool(dry)
