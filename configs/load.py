@@ -6,6 +6,7 @@ names the key, where it stands (file or `--set`) and, for an unknown key, the ne
 """
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ import msgspec
 import yaml
 
 from configs.errors import ConfigError
-from configs.tree import Config, Node
+from configs.tree import ComponentOverride, Config, Node
 
 HERE = Path(__file__).parent
 Layer = dict[str, Any]
@@ -141,11 +142,18 @@ def check_keys(layer: Layer, where: str) -> None:
 
 def convert(merged: Layer, where: str) -> Config:
     """The typed tree; a value of the wrong type or range is a ConfigError that names its key."""
+    for key, value in _leaves(merged):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{where}: {key}: expected a finite number, got {value}")
     try:
         return msgspec.convert(merged, Config)
     except msgspec.ValidationError as error:
         text, _, at = str(error).partition(" - at ")
         key = at.strip("`").removeprefix("$").removeprefix(".") or "the file"
+        key = _numbered(key, merged)
+        value = dict(_leaves(merged)).get(key)
+        if text.startswith("Expected `float") and str(value).lower().lstrip("+-") in ("nan", "inf", "infinity"):
+            raise ConfigError(f"{where}: {key}: expected a finite number, got {value}") from error
         choices = _choices(key) if text.startswith("Invalid enum value") else ()
         known = f"; valid: {', '.join(choices)}" if choices else ""
         raise ConfigError(f"{where}: {key}: {text[0].lower()}{text[1:]}{known}") from error
@@ -172,13 +180,37 @@ def _walk(layer: Layer, node: type[Node], path: tuple[str, ...]) -> Iterator[tup
             yield from _walk(value, struct, (*path, str(key)))
 
 
+def _leaves(layer: Layer, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value by its dotted key."""
+    for key, value in layer.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def _numbered(key: str, merged: Layer) -> str:
+    """`components[...].stub.drop` with the number of the first component that is wrong."""
+    if not key.startswith("components[...]"):
+        return key
+    for number, override in merged["components"].items():
+        try:
+            msgspec.convert(override, ComponentOverride)
+        except msgspec.ValidationError:
+            return key.replace("[...]", f".{number}", 1)
+    return key
+
+
 def _choices(key: str) -> tuple[str, ...]:
     """The words that a key takes, `a.b`; () where it takes others than words, or lies in a list or a map."""
     kind: Any = Config
     for name in key.split("."):
         node = _node_in(kind)
         kind = {field.name: field.type for field in msgspec.structs.fields(node)}.get(name) if node else None
-    return tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else ()
+    if get_origin(kind) is Literal:
+        return tuple(map(str, get_args(kind)))
+    words = [word for option in get_args(kind) if get_origin(option) is Literal for word in get_args(option)]
+    return (*map(str, words), "or a list") if words else ()
 
 
 def _node_in(kind: Any) -> type[Node] | None:

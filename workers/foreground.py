@@ -73,11 +73,13 @@ def follow(supervisor: Supervisor, console: Console) -> None:
 
 
 def conclude(status: Status, plan: Plan, console: Console) -> None:
-    """The last words on a run; the root cause comes last."""
+    """The last words on a run; the root cause comes last, and of one that was stopped the way on."""
     console.print(screen.verdict(status, console.width))
     if status.reason:  # in one line, however long: it has a path in it
         console.print(Text(status.reason, style=screen.STYLES.get(status.state, "")), soft_wrap=True)
-    else:
+    if status.state == "stopped" and any(row.checkpoint.step is not None for row in status.components):
+        print(f"run {status.run}: {plan.directory}; go on with mach resume {status.run}", flush=True)
+    elif not status.reason:
         print(f"run {status.run}: {plan.directory}", flush=True)
 
 

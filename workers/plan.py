@@ -78,7 +78,8 @@ def make_plan(
     """Deal components to `devices` round-robin and edges by the graph.
 
     Raises:
-        ConfigError: overrides of a component that is not there, an illegal graph, a stub or a time limit in lock-step.
+        ConfigError: overrides of a component that is not there, nobody to train, an illegal graph, a stub or a time
+            limit in lock-step.
     """
     children = children_of(config.graph, config.n_components)
     parents = parents_of(children)
@@ -94,6 +95,8 @@ def make_plan(
             raise ConfigError(
                 f"components.{index}.stub: a stub cannot keep lock-step; leave out --lockstep or the stub"
             )
+    if all(is_stub(config, index) for index in range(config.n_components)):
+        raise ConfigError("components: all are stubs, so that nothing would be trained; leave one without a stub")
     return Plan(
         run=run,
         run_id=secrets.token_hex(8),

@@ -1,5 +1,6 @@
 """Words of the command line into a configuration, and a run's name. Knows no option's spelling, no torch and no run."""
 
+import math
 from datetime import datetime
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def lengths(steps: int | None, minutes: float | None) -> list[str]:
         raise ConfigError("--steps and --minutes: give one of them")
     if steps is not None:
         return [f"train.steps={steps}", "train.minutes=null"]
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise ConfigError(f"--minutes {minutes}: give a finite number above 0")
     return [] if minutes is None else [f"train.minutes={minutes}"]
 
 

@@ -16,7 +16,8 @@ from mach.recipes import RECIPES
 from workers import foreground, screen
 from workers.foreground import UNREAD, Opening, supervised
 from workers.plan import Plan, make_plan
-from workers.status import Status
+from workers.report import Checkpoint
+from workers.status import ComponentStatus, Status
 
 
 class Played:
@@ -103,6 +104,25 @@ def test_a_reader_that_leaves_stops_the_run_and_the_error_says_so(
     assert Played.stopped == [UNREAD]
     assert raised.value.exit_code == code
     assert f"nobody reads what is printed any more, so run r was stopped{more}; mach resume r" in str(raised.value)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_stopped_run_ends_with_the_way_on_if_anything_was_saved(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, saved: bool
+) -> None:
+    kept = Checkpoint(step=7 if saved else None)
+    row = ComponentStatus(
+        component="c0", kind="trainer", incarnation=1, pid=0, device="cpu", state="stopped", checkpoint=kept
+    )
+    ends = msgspec.structs.replace(ended("stopped", 130, "by SIGTERM"), components=[row])
+    foreground.conclude(
+        ends,
+        make_plan(load("digits", (), RECIPES), run="r", directory=tmp_path / "r", sockets=tmp_path),
+        screen.console(),
+    )
+    told = capsys.readouterr().out.splitlines()
+    way = f"run {ends.run}: {tmp_path / 'r'}; go on with mach resume {ends.run}"
+    assert told[-2:] == ["by SIGTERM", way] if saved else told[-1] == "by SIGTERM"
 
 
 def test_an_opening_that_nobody_reads_stops_the_run(play: Callable[..., int]) -> None:

@@ -55,6 +55,7 @@ def test_a_plan_survives_json() -> None:
         (("components.9.stub.drop=0.1",), False, "components.9"),
         (("components.1.stub.drop=0.1",), True, "lock-step"),
         (("train.minutes=1",), True, "train.minutes"),
+        (("n_components=2", "components={0: {stub: {}}, 1: {stub: {}}}"), False, "all are stubs"),
         (("graph=[[1],[2]]",), False, "adjacency"),
         (("n_components=2", "graph=[[1],[1]]"), False, "row 1"),
         (("recipe=dgl", "graph=ring"), False, "graph: in stream wiring"),
