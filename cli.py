@@ -191,7 +191,16 @@ def compare(ctx: click.Context, /, recipes: tuple[str, ...], *, runs: Path, gpus
         show.comparison(recipes, recipe, runner, runs / fresh_name("compare", runs), **words)
 
 
-@cli.command(epilog="\b\n" + screen.fields_help().replace("\n\n", "\n\n\b\n"))
+class Documented(click.Command):
+    """A command whose help ends with the fields of its JSON: written when it is asked for, since it reads sources."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Below the options."""
+        self.epilog = "\b\n" + screen.fields_help().replace("\n\n", "\n\n\b\n")
+        super().format_epilog(ctx, formatter)
+
+
+@cli.command(cls=Documented)
 @RUN
 @RUNS
 @click.option("--watch", is_flag=True, help="Show it again every second until the run ends.")

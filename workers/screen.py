@@ -330,12 +330,18 @@ def fields_help() -> str:
 
 
 def meanings(record: type) -> dict[str, str]:
-    """What the fields of a record mean, from the strings below them in its source and in that of its bases."""
+    """What the fields of a record mean, from the strings below them in its source and in that of its bases; where an
+    installation came without sources, nothing.
+    """
     found: dict[str, str] = {}
     for kind in reversed(record.__mro__):
         if not issubclass(kind, msgspec.Struct) or kind is msgspec.Struct:
             continue
-        (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+        try:
+            source = inspect.getsource(kind)
+        except OSError:
+            return {}
+        (body,) = ast.parse(textwrap.dedent(source)).body
         assert isinstance(body, ast.ClassDef)
         for field, below in pairwise(body.body):
             match field, below:

@@ -90,7 +90,7 @@ def wrong_rows(tensor: Tensor, wrong: Callable[[Tensor], Tensor]) -> int:
     found = 0
     for at in range(0, len(tensor), ROWS):
         some = wrong(tensor[at : at + ROWS])
-        found += int(some.view(len(some), -1).any(dim=1).sum())
+        found += int(some.reshape(len(some), -1).any(dim=1).sum())
     return found
 
 
