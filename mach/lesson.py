@@ -195,7 +195,7 @@ class Teacher:
         learnt.add("target", cross_entropy(learnt.z, y), weight.child)
         if held.sender is not None and not self.method.studied(held.id):
             return
-        a = a if self.method.student_pulls else a.detach()
+        a = damped(a, self.method.student_pull)
         z_s = net.classify(net.embed(a, net.imitate(a)))
         learnt.add("student", cross_entropy(z_s, y), weight.student)
         if weight.logits > 0.0:
@@ -246,6 +246,14 @@ class Teacher:
 def scaled(value: Tensor, factor: float) -> Tensor:
     """Times a factor; by 1 it stays the same tensor."""
     return value if factor == 1.0 else value * factor
+
+
+def damped(tensor: Tensor, share: float) -> Tensor:
+    """The same values, through which this share of a gradient comes back."""
+    if share == 1.0:
+        return tensor
+    there = tensor.detach()
+    return there if share == 0.0 else there + share * (tensor - there)
 
 
 def owed(learnt: Learnt, arrived: Arrived) -> Tensor:

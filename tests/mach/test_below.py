@@ -118,12 +118,16 @@ def test_copies_approach_what_is_shown_by_how_many_versions_went_by() -> None:
         torch.testing.assert_close(flat(below.weights()), average)
 
 
-@pytest.mark.parametrize(("every", "study", "reach"), [(1, 1, 0), (3, 2, 0), (1, 3, 1), (3, 1, 2)])
-def test_a_chain_of_learners_equals_a_loop_that_is_written_out(every: int, study: int, reach: int) -> None:
+@pytest.mark.parametrize(
+    ("every", "study", "reach", "pull"), [(1, 1, 0, 1.0), (3, 2, 0, 0.3), (1, 3, 1, 1.0), (3, 1, 2, 0.0)]
+)
+def test_a_chain_of_learners_equals_a_loop_that_is_written_out(
+    every: int, study: int, reach: int, pull: float
+) -> None:
     """Answers of a round come in the next, so that what a parent has is a hop older than what its child has."""
     mu, teach = 0.8, 2
     own = (f"method.student_every={study}", f"method.reach={reach}", f"method.targets_every={teach}")
-    own += (f"loss.distill={study % 2}", f"method.student_pulls={reach != 2}")
+    own += (f"loss.distill={study % 2}", f"method.student_pull={pull}")
     settings = config(f"method.momentum_every={every}", f"method.momentum_decay={mu}", *own)
     loss = settings.loss
     parts = [component_of(settings, i, children_at(i), DATASET).double() for i in range(N)]
@@ -181,7 +185,7 @@ def test_a_chain_of_learners_equals_a_loop_that_is_written_out(every: int, study
                 z = ends[i][1](e)
                 terms.append(F.cross_entropy(z, labels))
                 if i == 0 or x.id % study == 0:
-                    read = a.detach() if reach == 2 else a
+                    read = pull * a + (1 - pull) * a.detach()
                     z_s = part.head(part.joiner(torch.cat([read, part.students[name_of(i + 1)](read)], dim=1)))
                     kl = F.kl_div(z_s.log_softmax(1), z.detach().softmax(1), reduction="batchmean")
                     terms += [loss.student * F.cross_entropy(z_s, labels), loss.logits * kl]
