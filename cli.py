@@ -22,11 +22,11 @@ from configs.load import dump
 from configs.tree import Config
 from workers import chaos as faults
 from workers import commands, screen, victims
-from workers.options import ANY_RUNS, CONFIGURATION, CONFIGURED, RUN, RUNS, TIMED, TIMING, Group, options
+from workers.options import ANY_RUNS, CONFIGURATION, CONFIGURED, RUN, RUNS, TIMED, TIMING, Group, Recipe, Whole, options
 from workers.status import every_run, exit_code_of, find_run, read
 from workers.timing import timing_of
 from workers.verdict import exits_help
-from workers.words import RECIPE_NAMES, configured, fresh_name, lengths
+from workers.words import configured, fresh_name, lengths
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -48,9 +48,7 @@ def cli() -> None:
 @click.option("--name", help="Name of the run; default: configuration and time.")
 @RUNS
 @click.option("--lockstep", is_flag=True, help="Every step waits for its messages: slow, exact, for comparison.")
-@click.option(
-    "--max-restarts", type=click.IntRange(min=0), help="Most restarts of one component after failures; default 100."
-)
+@click.option("--max-restarts", type=Whole(min=0), help="Most restarts of one component after failures; default 100.")
 @click.option("--detach", is_flag=True, help="Leave the run in the background.")
 @click.option("--dry-run", is_flag=True, help="Try out data and networks, print configuration and plan, start nothing.")
 @click.option("--tell", type=int, hidden=True, help="Of a launch that --detach made: where to say that it has begun.")
@@ -97,7 +95,7 @@ def launch(ctx: click.Context, /, *, runs: Path, name: str | None, detach: bool,
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="What shall be different from now on; repeatable."
 )
-@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps of every component, from the beginning.")
+@click.option("--steps", type=Whole(min=1), help="Optimiser steps of every component, from the beginning.")
 @click.option("--minutes", type=float, help="Train for this long, from the beginning.")
 @click.pass_context
 def resume(ctx: click.Context, /, *, run: str | None, runs: Path, file: str | None, **words: Any) -> None:
@@ -145,9 +143,9 @@ def simulated(**words: Any) -> None:
 
 
 @cli.command()
-@click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...", type=click.Choice(RECIPE_NAMES))
+@click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...", type=Recipe())
 @options(CONFIGURATION)
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="How many, from --seed on.")
+@click.option("--seeds", type=Whole(min=1), default=1, show_default=True, help="How many, from --seed on.")
 @click.option("--simulate", "virtual", is_flag=True, help="In virtual time; without, in real processes.")
 @options(TIMING)
 @click.option("--gpus", metavar="0,1,…|cpu", help="Devices of real processes; default: all there are, else the CPU.")
@@ -325,8 +323,8 @@ def doctor(ctx: click.Context, runs: Path) -> None:
     "--stop", metavar="N/min", help="SIGSTOPs, each with a SIGCONT after --stop-seconds, at the end at the latest."
 )
 @click.option("--slow", multiple=True, metavar="C=Nx", help="Make a component so many times slower; repeatable.")
-@click.option("--seconds", type=click.IntRange(1, 86400), default=60.0, show_default=True)
-@click.option("--stop-seconds", type=click.IntRange(1, 3600), default=3.0, show_default=True)
+@click.option("--seconds", type=Whole(1, 86400), default=60.0, show_default=True)
+@click.option("--stop-seconds", type=Whole(1, 3600), default=3.0, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed makes the same faults.")
 @click.option("--json", "as_json", is_flag=True, help="What was done and what came back, as JSON.")
 @click.pass_context

@@ -54,8 +54,8 @@ def load(config: str = "digits", settings: Iterable[str] = (), recipes: Recipes 
     for where, layer in layers:
         check_keys(layer, where)
     if recipes is not None:
-        at, recipe = recipe_layer([layer for _, layer in layers], recipes)
-        layers.insert(at, recipe)
+        at, named = recipe_layer([layer for _, layer in layers], recipes)
+        layers.insert(at, named)
     merged: Layer = {}
     for where, layer in layers:
         merged = merge(merged, layer)
@@ -114,11 +114,16 @@ def recipe_layer(layers: list[Layer], recipes: Recipes) -> tuple[int, tuple[str,
     naming = [place for place, layer in enumerate(layers) if "recipe" in layer]
     at = naming[-1] if naming else 0
     name = str(layers[at]["recipe"]) if naming else Config().recipe
+    return at, (f"recipe {name}", recipe(name, recipes))
+
+
+def recipe(name: str, recipes: Recipes) -> Layer:
+    """The settings of a recipe; a ConfigError with the nearest name where there is none."""
     if name not in recipes:
         near = difflib.get_close_matches(name, recipes, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"recipe: {name!r} is none of {', '.join(recipes)}{hint}")
-    return at, (f"recipe {name}", dict(recipes[name]))
+    return dict(recipes[name])
 
 
 def merge(below: Layer, above: Layer) -> Layer:
@@ -149,7 +154,7 @@ def convert(merged: Layer, where: str) -> Config:
         return msgspec.convert(merged, Config)
     except msgspec.ValidationError as error:
         text, _, at = str(error).partition(" - at ")
-        key = at.strip("`").removeprefix("$").removeprefix(".") or "the file"
+        key = at.strip("`").removeprefix("key` in `").removeprefix("$").removeprefix(".") or "the file"
         key = _numbered(key, merged)
         value = dict(_leaves(merged)).get(key)
         if text.startswith("Expected `float") and str(value).lower().lstrip("+-") in ("nan", "inf", "infinity"):

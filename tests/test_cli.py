@@ -60,6 +60,7 @@ def test_status_documents_its_json() -> None:
         (("--set", "data.noise=.inf"), "data.noise: expected a finite number"),
         (("--set", "components.2.stub.drop=2"), "components.2.stub.drop: expected `float` <= 1.0"),
         (("--set", "components.9.stub.drop=1"), "components.9"),
+        (("--set", "components.two.stub.drop=0.1"), ": components: expected `int`, got `str`"),
         (("--lockstep", "--minutes", "1"), "lock-step"),
     ],
 )
@@ -93,6 +94,8 @@ def test_a_wrong_simulation_is_one_sentence_and_exit_code_2(words: tuple[str, ..
     ("words", "sentence"),
     [
         (("mach", "--latency", "5ms"), "--latency: only virtual time"),
+        (("dgll",), "recipe: 'dgll' is none of mach, mach-stream"),
+        (("mach", "dgll", "--simulate"), "; did you mean 'dgl'?"),
         (("mach", "--straggler", "c1=2x"), "--straggler: only virtual time"),
         (("mach", "--simulate", "--minutes", "1"), "train.minutes"),
         (("mach", "--simulate", "--set", "components.1.stub.drop=1"), "stub"),
@@ -103,6 +106,12 @@ def test_a_wrong_comparison_is_one_sentence_and_exit_code_2(words: tuple[str, ..
     assert code == 2
     assert sentence in output
     assert len(output.strip().splitlines()) == 1
+
+
+def test_words_in_place_of_a_number_are_told_what_is_needed() -> None:
+    code, output = invoke("launch", "--components", "two")
+    assert code == 2
+    assert "'two' is not a valid integer." in output
 
 
 def test_a_comparison_prints_json_by_recipe(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from cli import cli
 from conftest import Launched, mach
+from workers import tryout
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -53,7 +54,8 @@ def test_the_readme_leads_with_set_up_training_and_tests() -> None:
 def test_every_launch_in_the_readme_is_a_plan(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The plan of each, with the keys that the README makes; devices that this machine lacks are left out."""
+    """The plan of each, with the keys that the README makes; devices and data that may not be here are left out."""
+    monkeypatch.setattr(tryout, "check", lambda plan: None)
     monkeypatch.chdir(tmp_path)
     assert CliRunner().invoke(cli, KEYS).exit_code == 0
     if "--gpus" in words:

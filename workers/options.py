@@ -14,7 +14,8 @@ from typing import Any
 import click
 
 from configs.errors import MachError
-from configs.load import shipped
+from configs.load import recipe, shipped
+from mach.recipes import RECIPES
 from workers.rundir import ground
 
 
@@ -29,6 +30,21 @@ class Place(click.Path):
         runs = Path(os.fsdecode(super().convert(value, param, ctx)))
         ground(runs)
         return runs
+
+
+class Whole(click.IntRange):
+    """A whole number in a range."""
+
+    name = "integer"  # what is wanted in place of 'two'; click says "integer range"
+
+
+class Recipe(click.types.StringParamType):
+    """The name of a recipe; another is the same error as after --set recipe."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name."""
+        recipe(value, RECIPES)
+        return str(value)
 
 
 def runs_option(kind: click.Path) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -50,7 +66,7 @@ CONFIGURATION = (
         metavar="FILE|NAME",
         help="YAML file, or one of: " + ", ".join(shipped()) + ".",
     ),
-    click.option("--components", type=click.IntRange(min=1), help="How many components."),
+    click.option("--components", type=Whole(min=1), help="How many components."),
     click.option("--seed", type=int, help="Seed of weights and data order."),
     click.option(
         "--set",
@@ -59,7 +75,7 @@ CONFIGURATION = (
         metavar="KEY=VALUE",
         help="Override one key of the configuration; repeatable.",
     ),
-    click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps of every component."),
+    click.option("--steps", type=Whole(min=1), help="Optimiser steps of every component."),
     click.option("--minutes", type=float, help="Train for this long instead."),
 )
 CONFIGURED = ("config_name", "components", "seed", "settings", "steps", "minutes")

@@ -9,8 +9,6 @@ from configs.load import load
 from configs.tree import Config
 from mach.recipes import RECIPES
 
-RECIPE_NAMES = list(RECIPES)
-
 
 def configured(
     config_name: str,
