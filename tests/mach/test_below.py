@@ -121,9 +121,7 @@ def test_copies_approach_what_is_shown_by_how_many_versions_went_by() -> None:
 @pytest.mark.parametrize(
     ("every", "study", "reach", "pull"), [(1, 1, 0, 1.0), (3, 2, 0, 0.3), (1, 3, 1, 1.0), (3, 1, 2, 0.0)]
 )
-def test_a_chain_of_learners_equals_a_loop_that_is_written_out(
-    every: int, study: int, reach: int, pull: float
-) -> None:
+def test_a_chain_of_learners_equals_a_loop_that_is_written_out(every: int, study: int, reach: int, pull: float) -> None:
     """Answers of a round come in the next, so that what a parent has is a hop older than what its child has."""
     mu, teach = 0.8, 2
     own = (f"method.student_every={study}", f"method.reach={reach}", f"method.targets_every={teach}")
