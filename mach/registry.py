@@ -28,7 +28,7 @@ def find(key: str, name: str, known: Mapping[str, Callable[..., Any]]) -> Callab
         raise ConfigError(f"{key}: {name!r} cannot be imported ({error}); is the module on PYTHONPATH?") from error
     except MachError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # it may be a script that reads a command line
         raise ConfigError(f"{key}: {name!r} cannot be imported: {told(error)}") from error
     if not callable(factory):
         raise ConfigError(f"{key}: {name!r} is a {type(factory).__name__}, not a function that makes the part")
@@ -47,13 +47,13 @@ def made_by(key: str, name: str, known: Mapping[str, Callable[..., Any]], given:
         return factory(given)
     except MachError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if ":" not in name:
             raise  # a mistake of ours
         raise ConfigError(f"{key}: {name!r} raised {told(error)}") from error
 
 
-def told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """What was raised, and where in the file of the user's that we called, however deep below it."""
     what = " ".join(f"{type(error).__name__}: {error}".split())
     frames = [frame for frame in traceback.extract_tb(error.__traceback__)[1:] if "importlib" not in frame.filename]

@@ -71,6 +71,7 @@ def test_every_wrong_family_is_one_sentence_that_names_the_key(here: str, name: 
     [
         ("x = = 3", r"SyntaxError: invalid syntax \(mach_tests_broken.py, line 1\)$"),
         ("def half():\n    return 1 / 0\n\nhalf()", r"ZeroDivisionError: division by zero \(.*, line 2, in half\)$"),
+        ("import sys\nsys.exit()", r"SystemExit: \(.*, line 2, in <module>\)$"),
     ],
 )
 def test_a_module_that_breaks_when_imported_is_one_sentence_that_says_where(
@@ -80,6 +81,15 @@ def test_a_module_that_breaks_when_imported_is_one_sentence_that_says_where(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=r"^model.family: 'mach_tests_broken:x' cannot be imported: " + said):
         build(Model(family="mach_tests_broken:x"), (4,), 2, ())
+
+
+def test_a_factory_of_the_users_that_leaves_does_not_end_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mach_tests_leaves.py").write_text("import sys\n\ndef leave(place):\n    sys.exit(0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"leave' raised SystemExit: 0 \(.*, line 4, in leave\)$"):
+        build(Model(family="mach_tests_leaves:leave"), (4,), 2, ())
 
 
 def test_a_mistake_in_a_factory_of_ours_is_not_taken_for_the_users() -> None:
