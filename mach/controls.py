@@ -177,8 +177,8 @@ def train(name: str, config: Config, dataset: Dataset) -> Trained:
                 each.descend(None if rate is None else rate(step))
         if (step + 1) % config.evaluate.every_steps == 0 or step + 1 == config.train.steps:
             curve.append((step + 1, reading(read, dataset, config.train.batch_size)))
-    size = min(config.train.batch_size, len(dataset.train_labels))
-    return Trained(curve[-1][1], tuple(curve), effort / size, sum(learned(each.forward) for each in loops))
+    parameters = sum(learned(each.forward) for each in loops)
+    return Trained(curve[-1][1], tuple(curve), effort / config.train.batch_size, parameters)
 
 
 def loop(config: Config, dataset: Dataset, network: nn.Module) -> Loop:

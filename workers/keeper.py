@@ -30,11 +30,6 @@ from workers.rundir import RunDir
 
 LOCKSTEP_STEPS = 100
 """Between two checkpoints in lock-step, where `checkpoint.every_steps` says nothing."""
-ROOM = "make room, then mach resume {run}"
-DIVERGED = (
-    "training has diverged: launch again with a smaller optimiser.lr, or go on from that checkpoint with mach resume "
-    "{run} --set optimiser.lr=SMALLER; if that does not help, look for numbers in the data that are far too large"
-)
 SLOW_S = 30.0
 """A disk that takes longer for one checkpoint is shown as trouble."""
 
@@ -46,8 +41,8 @@ class Keeper:
         write: does what `save_state` does; another one in tests.
     """
 
-    remedy = ROOM
-    """What to do about an end that could not be saved, of `{run}`: the disk's fault, or the training's."""
+    diverged = False
+    """Whether it is no fault of the disk that the newest is not on it: its numbers are ruined."""
 
     def __init__(self, plan: Plan, name: str, *, incarnation: int, write: Callable[..., None] | None = None) -> None:
         self.name = name
@@ -192,17 +187,16 @@ class Keeper:
         except (OSError, DataError) as error:
             self._taken = (-1, now)  # the same version may be tried again
             self._trouble = f"checkpoints cannot be written ({error}); training goes on, and it is tried again"
-            self.remedy = ROOM
-            if isinstance(error, Diverged):
+            self.diverged = isinstance(error, Diverged)
+            if self.diverged:
                 self._trouble = f"training has diverged, so no checkpoint is written ({error}); lower optimiser.lr"
-                self.remedy = DIVERGED
             if not self._failing:
                 self._say(version, self._trouble)
             self._failing = True
             return
         if self._failing:
             self._say(version, "checkpoints are written again")
-        self._failing, self._trouble = False, ""
+        self._failing, self.diverged, self._trouble = False, False, ""
         self._abandoned, self._on_disk = set(), (version, now)
 
     def _slow(self, now: float) -> str:

@@ -44,5 +44,4 @@ def effort_of(config: Config, timing: Timing, folder: Path, *, lockstep: bool = 
         simulation.run()
         lives = [life for life in simulation.lives.values() if isinstance(life, Counted)]
         totals.append(sum(life.effort.multiply_adds for life in lives))
-    size = min(config.train.batch_size, len(simulation.stage.dataset.train_labels))
-    return (totals[1] - totals[0]) / steps / size
+    return (totals[1] - totals[0]) / steps / config.train.batch_size

@@ -109,9 +109,10 @@ class Life:
             return
         kept = self.keeper.record(self.trainer.mailbox.now()).step
         newest = "none" if kept is None else f"of step {kept}"
+        diverged = self.keeper.diverged and self.unsaved == self.keeper.failing
         raise Unsaved(
             f"could not save its end: {self.unsaved}; its newest checkpoint is {newest}; "
-            f"{self.keeper.remedy.format(run=self.plan.run)}"
+            f"{remedy(self.plan.run, kept, diverged=diverged)}"
         )
 
     def train(self) -> None:
@@ -303,6 +304,17 @@ class Life:
 def rate(accuracy: float | None, bits: float | None) -> str:
     """The outcome of an examination, for people."""
     return "not known" if accuracy is None or bits is None else f"{accuracy:.4f} ({bits:.4f} bits)"
+
+
+def remedy(run: str, kept: int | None, *, diverged: bool) -> str:
+    """What to do about an end that could not be saved, where the checkpoint of step `kept` is on disk, if any is."""
+    if not diverged:
+        return f"make room, then mach resume {run}"
+    again = "launch again" if kept is None else f"mach resume {run}, or launch again,"
+    return (
+        f"{again} with --set optimiser.lr=SMALLER; if that does not help, look in the data for numbers that are far "
+        "too large"
+    )
 
 
 def every_edge(mailbox: Mailbox) -> list[EdgeView]:

@@ -6,6 +6,7 @@ do. Shapes: N samples; T places of a sequence.
 """
 
 from collections.abc import Callable
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -26,11 +27,16 @@ def check(dataset: Dataset, source: str) -> None:
     Raises:
         DataError: what no network could be trained on, or only on a part of it.
     """
+    for key in ("classes", "symbols"):
+        if not isinstance(getattr(dataset, key), Integral):
+            raise DataError(f"data.source {source}: {key}={getattr(dataset, key)!r} is no whole number; say how many")
     named = {}
     for key in ("train_inputs", "train_labels", "test_inputs", "test_labels"):
         tensor, name = getattr(dataset, key), dataset.names.get(key, f"data.source {source}: {key}")
         if not isinstance(tensor, Tensor):
             raise DataError(f"{name} is a {type(tensor).__name__}, and no tensor; torch.as_tensor makes it one")
+        if tensor.requires_grad:
+            raise DataError(f"{name} wants gradients, and data are given; .detach() it")
         named[key] = name
     for part in ("train", "test"):
         inputs, labels = getattr(dataset, f"{part}_inputs"), getattr(dataset, f"{part}_labels")
@@ -42,6 +48,11 @@ def check(dataset: Dataset, source: str) -> None:
             f"{named['test_inputs']} holds {kind(tested)}, and {kind(trained)} is trained on: samples to train and to "
             "test on must be alike; make both anew"
         )
+    if dataset.train_labels.dim() != dataset.test_labels.dim():
+        raise DataError(
+            f"{named['test_labels']} holds {kind(dataset.test_labels)}, and {kind(dataset.train_labels)} is trained "
+            "on: give one label a sample in both, or one for every place of a sequence in both"
+        )
 
 
 def check_labels(labels: Tensor, name: str, inputs: Tensor, inputs_name: str, classes: int) -> None:
@@ -52,6 +63,11 @@ def check_labels(labels: Tensor, name: str, inputs: Tensor, inputs_name: str, cl
         raise DataError(
             f"{name} holds {kind(labels)} for {kind(inputs)} in {inputs_name}, {len(labels)} and {len(inputs)} samples"
             "; give at least one sample [N, …], and each its label, or one for every place of a sequence"
+        )
+    if labels.dim() == 2 and labels.shape != inputs.shape[:2]:
+        raise DataError(
+            f"{name} holds {kind(labels)} for {kind(inputs)} in {inputs_name}: {labels.shape[1]} labels for each of "
+            f"{len(labels)} samples of {inputs.shape[1]} places; give one for every place, or one a sample, [N]"
         )
     if not whole(labels, classes):
         wrong = wrong_rows(labels, lambda some: (some < 0) | (some >= classes))
@@ -66,8 +82,11 @@ def check_labels(labels: Tensor, name: str, inputs: Tensor, inputs_name: str, cl
 def check_inputs(inputs: Tensor, name: str, symbols: int) -> None:
     """Raise a DataError unless these are finite quantities, or symbols."""
     if not symbols:
-        if not inputs.is_floating_point():
-            raise DataError(f"{name} holds {kind(inputs)}; quantities are float32, and symbols need symbols=HOW MANY")
+        if inputs.dtype != torch.float32:
+            raise DataError(
+                f"{name} holds {kind(inputs)}; quantities are float32, as .float() makes them, and symbols need "
+                "symbols=HOW MANY"
+            )
         if not finite(inputs):
             wrong = wrong_rows(inputs, lambda some: ~torch.isfinite(some))
             raise DataError(

@@ -67,6 +67,11 @@ def labels(wrong: int) -> torch.Tensor:
         ("train_inputs", torch.randn(N), r"for float32 \[500\]"),
         ("test_inputs", torch.randn(20, 5), r"float32 \[20, 5\], and float32 \[500, 4\] is trained on"),
         ("test_inputs", torch.randn(0, 4), r"20 and 0 samples; give at least one"),
+        ("train_inputs", torch.randn(N, 4).double(), r"float64 \[500, 4\]; quantities are float32, as \.float\(\)"),
+        ("train_inputs", torch.randn(N, 4, requires_grad=True), r"wants gradients, .* \.detach\(\) it"),
+        ("train_inputs", spoilt(torch.randn(3, 4, N).permute(2, 1, 0), math.nan, 7), "not finite, in 7 of 500 samples"),
+        ("train_labels", torch.zeros(N, 7, dtype=torch.int64), "7 labels for each of 500 samples of 4 places"),
+        ("test_labels", torch.zeros(20, 4, dtype=torch.int64), r"int64 \[20, 4\], and int64 \[500\] is trained on"),
     ],
 )
 def test_what_cannot_be_trained_on_is_one_sentence(own: types.ModuleType, key: str, value: Any, said: str) -> None:
@@ -75,6 +80,12 @@ def test_what_cannot_be_trained_on_is_one_sentence(own: types.ModuleType, key: s
     assert f"data.source own_data:make: {key}" in str(error.value)
     assert "\n" not in str(error.value)
     assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize("key", ["classes", "symbols"])
+def test_how_many_is_a_whole_number(own: types.ModuleType, key: str) -> None:
+    with pytest.raises(DataError, match=rf"^data\.source own_data:make: {key}=5\.0 is no whole number; say how many$"):
+        loaded(own, **{key: 5.0})
 
 
 def test_sound_data_pass_as_they_are(own: types.ModuleType) -> None:

@@ -17,7 +17,7 @@ from mach.recipes import RECIPES
 from mach.state import Copies
 from workers.part import part_of
 from workers.plan import make_plan
-from workers.trainer import Life, assemble
+from workers.trainer import Life, assemble, remedy
 from workers.turns import Trainer
 
 CONFIG = load("digits", ("n_components=3", "graph=chain", "train.batch_size=8"), RECIPES)
@@ -168,3 +168,10 @@ def test_in_a_stream_a_component_below_a_stub_counts_its_own_steps(above: str, s
     assert life.trained() == (steps == 3), "what has come is trained on first"
     life.idle = True
     assert life.trained()
+
+
+def test_who_diverged_is_told_what_to_lower_and_not_to_make_room() -> None:
+    assert remedy("r", 7, diverged=False) == "make room, then mach resume r"
+    again, anew = (remedy("r", kept, diverged=True) for kept in (7, None))
+    assert again.startswith("mach resume r, or launch again, with --set optimiser.lr=SMALLER; ")
+    assert anew.startswith("launch again with --set optimiser.lr=SMALLER; ")
