@@ -78,6 +78,7 @@ def test_the_others_go_on_without_a_component_that_is_given_up(launch: Launch, s
     assert str(run.directory / "logs" / "c1.1.log") in run.output.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_stream_with_a_stub_in_its_middle_trains_below_it_too_and_ends_by_itself(launch: Launch) -> None:
     stream = ("--set", "recipe=mach-stream", "--set", "components.1.stub.rate=200")
     run = launch("--components", "3", "--steps", "100", *QUICK, *stream)
