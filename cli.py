@@ -23,7 +23,7 @@ from configs.tree import Config
 from workers import chaos as faults
 from workers import commands, screen, victims
 from workers.options import ANY_RUNS, CONFIGURATION, CONFIGURED, RUN, RUNS, TIMED, TIMING, Group, Recipe, Whole, options
-from workers.status import every_run, exit_code_of, find_run, read
+from workers.status import every_run, exit_code_of, find_component, find_run, read
 from workers.timing import timing_of
 from workers.verdict import exits_help
 from workers.words import configured, fresh_name, lengths
@@ -243,20 +243,19 @@ def stop(run: str | None, runs: Path, now: bool) -> None:
 
 
 @cli.command()
-@click.argument("run")
+@RUN
 @click.argument("component", required=False)
 @RUNS
-def restart(run: str, component: str | None, runs: Path) -> None:
-    """Start one component of a running run anew: it saves, leaves, and goes on in a process of its own. A hung one is
-    killed. The others neither stop nor restart. With one word, of the newest run.
+def restart(run: str | None, component: str | None, runs: Path) -> None:
+    """Start one component of a running run, the newest by default, anew: it saves, leaves, and goes on in a process of
+    its own. A hung one is killed. The others neither stop nor restart.
 
     \b
     Examples:
       mach restart my-run c2
       mach restart c2
     """
-    name, component = (run, component) if component is not None else (None, run)
-    click.echo(commands.restart(find_run(runs, name), component))
+    click.echo(commands.restart(*find_component(runs, run, component)))
 
 
 @cli.command()
@@ -266,15 +265,18 @@ def restart(run: str, component: str | None, runs: Path) -> None:
 @click.option("-c", "--component", "only", metavar="C", help="Only this component, c2, or one life of it, c2.1.")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run ends, also with lives yet to come.")
 def logs(run: str | None, component: str | None, runs: Path, only: str | None, follow: bool) -> None:
-    """Print what the processes of a run have printed, each line after the life that printed it: c2.1, then c2.2.
+    """Print what the processes of a run, the newest by default, have printed, each line after the life that printed it:
+    c2.1, then c2.2.
 
     \b
     Examples:
       mach logs
+      mach logs c2
       mach logs my-run c2
       mach logs -c c2.1 -f
     """
-    for line in commands.log_lines(find_run(runs, run), component or only, follow=follow):
+    found, component = find_component(runs, run, component)
+    for line in commands.log_lines(found, component or only, follow=follow):
         click.echo(line)
 
 

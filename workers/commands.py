@@ -241,15 +241,22 @@ def stop(run: RunDir, number: signal.Signals) -> str:
     return f"run {run.name} has {ended(read(run))}"
 
 
-def restart(run: RunDir, component: str) -> str:
+def restart(run: RunDir, component: str | None) -> str:
     """Have the launcher start a component anew; what it says that it did.
 
     Raises:
         RunError: the run has ended, or it will not.
+        ConfigError: nobody said which component.
     """
     status = read(run)
     if status.state in FINAL or not launcher_alive(status):
         raise RunError(f"run {run.name} has {ended(status)}; there is nothing to restart")
+    if component is None:
+        names = [row.component for row in status.components]
+        raise ConfigError(
+            f"run {run.name}: say which component is to begin anew, of {', '.join(names)}: mach restart {run.name} "
+            f"{names[-1]}"
+        )
     sockets = Path(msgspec.json.decode(run.plan.read_bytes(), type=Plan).sockets)
     wanted = desk.Ask(restart=component)
     answer = desk.ask(sockets, wanted, rules_of(run).grace_ms / 1000 + PATIENCE_S)

@@ -7,6 +7,7 @@ of the monotonic clock, which all processes of one boot share, and of the boot i
 
 import difflib
 import functools
+import re
 import time
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,8 @@ from workers.rundir import RunDir, replace
 RunState = Literal["starting", "training", "stopping", "finished", "stopped", "failed"]
 FINAL = ("finished", "stopped", "failed")
 """States, of runs and of components, that nothing follows."""
+COMPONENT = re.compile(r"c\d+(\.\d+)?")
+"""A component's name, c2, or one life's of it, c2.1."""
 
 
 class Failure(Record):
@@ -182,6 +185,19 @@ def find_run(runs: Path, name: str | None) -> RunDir:
     near = difflib.get_close_matches(name, [run.name for run in found], 1)
     hint = f"; did you mean {near[0]!r}?" if near else "; mach runs lists those that there are"
     raise NoSuchRun(f"there is no run {name!r} in {runs}/{hint}")
+
+
+def find_component(runs: Path, run: str | None, component: str | None) -> tuple[RunDir, str | None]:
+    """The run, and the component if one is meant, of two words that may both be left out. One word alone that has a
+    component's form, or that of one life of it, means the newest run, unless it names a run.
+
+    Raises:
+        NoSuchRun: there is none.
+    """
+    alone = run is not None and component is None and COMPONENT.fullmatch(run) is not None
+    if alone and not any(found.name == run for found in every_run(runs)):
+        run, component = None, run
+    return find_run(runs, run), component
 
 
 def exit_code_of(status: Status) -> int:

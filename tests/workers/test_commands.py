@@ -7,6 +7,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from cli import cli
 from configs.errors import ConfigError, RunError
 from configs.tree import Config
 from fakes import status
@@ -16,7 +17,7 @@ from workers.foreground import Opening
 from workers.options import Group
 from workers.plan import Plan
 from workers.rundir import RunDir
-from workers.status import write
+from workers.status import ComponentStatus, find_component, write
 
 
 @pytest.fixture
@@ -64,6 +65,35 @@ def test_what_has_ended_can_be_stopped_again_and_not_restarted(run: RunDir) -> N
     assert stop(run, 15) == "run r has finished already"  # type: ignore[arg-type]
     with pytest.raises(RunError, match="nothing to restart"):
         restart(run, "c0")
+
+
+def test_a_restart_of_nobody_names_those_that_there_are(run: RunDir) -> None:
+    """In place of the words of a parser that misses an argument."""
+    running = status("training")
+    row = {"kind": "trainer", "incarnation": 1, "pid": 0, "device": "cpu", "state": "training"}
+    running.components = [ComponentStatus(component=name, **row) for name in ("c0", "c1")]  # type: ignore[arg-type]
+    write(run, running)
+    sentence = "mach: run r: say which component is to begin anew, of c0, c1: mach restart r c1\n"
+    for words in ((), ("r",)):
+        result = CliRunner().invoke(cli, ["restart", *words, "--runs", str(run.path.parent)])
+        assert (result.exit_code, result.output) == (2, sentence)
+
+
+def test_a_component_alone_is_one_of_the_newest_run(run: RunDir) -> None:
+    runs = ("--runs", str(run.path.parent))
+    said = {word: CliRunner().invoke(cli, ["logs", word, *runs]).output for word in ("c1", "c1.2", "r")}
+    assert [line.split()[0] for line in said["c1"].splitlines()] == ["c1.1", "c1.2", "c1.10"]
+    assert said["c1.2"] == "c1.2  of c1.2\n"
+    assert len(said["r"].splitlines()) == 6
+    assert "has finished; there is nothing to restart" in CliRunner().invoke(cli, ["restart", "c1", *runs]).output
+
+
+def test_a_run_that_is_called_like_a_component_is_that_run(run: RunDir) -> None:
+    other = RunDir(run.path.parent / "c1")
+    other.make()
+    write(other, status("finished"))
+    assert find_component(run.path.parent, "c1", None) == (other, None)
+    assert find_component(run.path.parent, "r", "c1") == (run, "c1")
 
 
 @pytest.mark.parametrize("chosen", [True, False])
