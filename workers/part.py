@@ -1,8 +1,9 @@
 """The part that a stub plays: what a component at its place would say, with noise for numbers.
 
     asks      as the wiring wants it: x, or an activation that the child takes in, with labels and context
-    answers   what the method wants of a target: an embedding or a receipt, logits; in stream wiring the gradient of the
-              activation, too, unless the question is an examination's, whose answer holds logits
+    answers   what the method wants of a target: an embedding or a receipt, with logits where those are targets; in
+              stream wiring the gradient of the activation, too, unless the question is an examination's, whose answer
+              always holds logits
     pays      a gradient for every target that is no receipt, unless the method has none of those
 
 Everything is drawn from one seeded generator, in the order of the calls. Knows no script, no time and no mailbox. What
@@ -50,13 +51,12 @@ class Part:
         exam, method = not asked.owes, self.method
         rows = self._rows(asked.inputs)
         wanted = method.targets != "none" and (exam or method.targeted(asked.id))
+        stream = self.labels is not None
         e = self.noise(torch.Size((*rows, self.width) if wanted else (0,)))
-        if self.labels is None:
-            return Target(asked.id, version, e)
         g = z = None
-        if not exam and method.gradient_reach != "none" and asked.inputs.is_floating_point():
+        if stream and not exam and method.gradient_reach != "none" and asked.inputs.is_floating_point():
             g = self._gradient(asked.inputs.shape).to(asked.inputs.dtype)
-        if exam or (wanted and method.targets == "logits"):
+        if (stream and exam) or (wanted and method.targets == "logits"):
             z = self.noise(torch.Size((*rows, self.classes)))
         return Target(asked.id, version, e, g, z)
 

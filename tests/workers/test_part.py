@@ -6,10 +6,11 @@ from torch import Tensor
 
 from configs.load import load
 from configs.tree import Config
-from mach.assemble import component_of, stream_of
+from mach.assemble import component_of, learner_of, stream_of
+from mach.data import Batches
 from mach.data import load as load_data
 from mach.graph import children_of, name_of
-from mach.messages import Activation, Target
+from mach.messages import Activation, Letter, Target
 from mach.recipes import RECIPES
 from workers.part import Part, part_of
 
@@ -91,6 +92,9 @@ def test_in_skip_wiring_it_draws_x_and_then_its_answers_in_the_order_in_which_it
         ("digits", ("recipe=dni",), 0, True, ((0,), (B, E), None)),
         ("digits", ("recipe=ddg",), 0, True, ((0,), (B, E), None)),
         ("digits", ("recipe=ddg",), 0, False, ((0,), None, (B, K))),
+        ("digits", ("recipe=takd",), 1, True, ((B, E), None, (B, K))),
+        ("digits", ("recipe=takd",), 1, False, ((B, E), None, (B, K))),
+        ("digits", ("recipe=mach",), 1, False, ((B, E), None, None)),
         ("bytes-lm", ("recipe=mach-hop",), 0, True, ((B, T, E), (B, T, E), None)),
         ("bytes-lm", ("recipe=mach-hop",), 0, False, ((B, T, E), None, (B, T, BYTES))),
     ],
@@ -102,6 +106,30 @@ def test_an_answer_holds_what_a_true_childs_would(
     asked = asks.questions["c1"]
     target = answers.answer(Activation(id, 0, asked.inputs, asked.labels if owes else None, owes), version=0)
     assert (shape(target.embedding), shape(target.gradient), shape(target.logits)) == told
+
+
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        ("digits", ("recipe=takd",)),
+        ("digits", ("recipe=takd", "model.join=sum")),
+        ("digits", ("recipe=mach",)),
+        ("digits", ("recipe=mach", "method.targets=logits")),
+        ("digits", ("recipe=mach", "method.targets_every=2")),
+        ("bytes-lm", ("recipe=takd",)),
+        ("bytes-lm", ("recipe=mach",)),
+    ],
+)
+def test_its_answers_are_fit_to_be_learnt_from_in_skip_wiring(config: str, settings: tuple[str, ...]) -> None:
+    made = config_of(config, *settings)
+    dataset = load_data(made.data)
+    parent = learner_of(made, 0, ["c1"], dataset, torch.device("cpu"))
+    answers = part_of(made, 1, dataset, seed=7)
+    batches = Batches(dataset, B, seed=0)
+    for now in range(2):
+        parent.keep(Letter("c1", answers.answer(parent.ask(next(batches)), version=now)), float(now))
+        assert not parent.unfit
+    assert parent.memory.arrived
 
 
 def test_a_gradient_of_an_activation_is_of_its_kind_and_as_small_as_a_mean_loss_makes_it() -> None:
