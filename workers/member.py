@@ -227,6 +227,7 @@ class Member:
             restarts=self.restarts,
             restart_s=[round(seconds, 3) for seconds in self.restart_s],
             failure=self.failure,
+            below=self.plan.below,
         )
 
     def _state(self, now: float) -> tuple[State, str]:

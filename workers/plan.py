@@ -32,6 +32,8 @@ class ProcessPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Whom it answers."""
     incarnation: int = 1
     """Of its first life in this launch; a resumed run counts on from where it was."""
+    below: str = ""
+    """The highest stub above it in stream wiring; empty: none."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,17 +88,7 @@ def make_plan(
     check_settings(config, lockstep=lockstep)
     if config.wiring == "stream":
         check_stream(config, children, lockstep=lockstep)
-    for index, override in config.components.items():
-        if not 0 <= index < config.n_components:
-            raise ConfigError(
-                f"components.{index}: there is no such component; this run has 0 to {config.n_components - 1}"
-            )
-        if lockstep and override.stub is not None:
-            raise ConfigError(
-                f"components.{index}.stub: a stub cannot keep lock-step; leave out --lockstep or the stub"
-            )
-    if all(is_stub(config, index) for index in range(config.n_components)):
-        raise ConfigError("components: all are stubs, so that nothing would be trained; leave one without a stub")
+    check_components(config, lockstep=lockstep)
     return Plan(
         run=run,
         run_id=secrets.token_hex(8),
@@ -112,10 +104,32 @@ def make_plan(
                 device="cpu" if is_stub(config, i) else devices[i % len(devices)],
                 children=tuple(map(name_of, children[i])),
                 parents=tuple(map(name_of, parents[i])),
+                below=stub_above(config, i, children),
             )
             for i in range(config.n_components)
         ),
     )
+
+
+def check_components(config: Config, *, lockstep: bool) -> None:
+    """Raise a ConfigError for overrides of nobody, and for stubs where there can be none."""
+    for index, override in config.components.items():
+        if not 0 <= index < config.n_components:
+            raise ConfigError(
+                f"components.{index}: there is no such component; this run has 0 to {config.n_components - 1}"
+            )
+        if lockstep and override.stub is not None:
+            raise ConfigError(
+                f"components.{index}.stub: a stub cannot keep lock-step; leave out --lockstep or the stub"
+            )
+    if all(is_stub(config, index) for index in range(config.n_components)):
+        raise ConfigError("components: all are stubs, so that nothing would be trained; leave one without a stub")
+
+
+def stub_above(config: Config, index: int, children: Adjacency) -> str:
+    """The highest stub on an activation's way to component `index`; empty: none, as always in skip wiring."""
+    way = path_to(index, children) if config.wiring == "stream" else ()
+    return next((name_of(above) for above in way if is_stub(config, above)), "")
 
 
 def check_stream(config: Config, children: Adjacency, *, lockstep: bool) -> None:

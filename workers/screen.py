@@ -7,7 +7,7 @@ import ast
 import inspect
 import textwrap
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import msgspec
@@ -144,15 +144,27 @@ def headline(status: Status) -> Text:
     return text
 
 
-def all_tables(status: Status, width: int) -> list[RenderableType]:
-    """Process, learning and bus of every component; the first two side by side where they fit. Then what children are
-    worth, where `probes.salience` tells.
+def all_tables(status: Status, width: int) -> Sequence[RenderableType]:
+    """Process, learning and bus of every component; the first two side by side where they fit. Then whose accuracy
+    cannot be known, and what children are worth, where `probes.salience` tells.
     """
     if width >= WIDE:
         shown = [table(status, {**PROCESS, **LEARNING}), table(status, {**STALENESS, **TRAFFIC})]
     else:
         shown = [table(status, columns) for columns in (PROCESS, LEARNING, STALENESS, TRAFFIC)]
-    return [*shown, *worth(status)]
+    return [*shown, *unexamined(status), *worth(status)]
+
+
+def unexamined(status: Status) -> list[str]:
+    """Why there is no accuracy where stubs stand above: they answer examinations themselves."""
+    below: dict[str, list[str]] = {}
+    for row in status.components:
+        if row.below and row.kind == "trainer":
+            below.setdefault(row.below, []).append(row.component)
+    return [
+        f"{', '.join(names)}: no accuracy, since examinations come down from component 0 as far as {stub}, a stub"
+        for stub, names in below.items()
+    ]
 
 
 def worth(status: Status) -> list[Table]:

@@ -245,12 +245,14 @@ class Simulation:
     def status(self) -> Status:
         """The run at this moment of its clock."""
         ended = self.over()
-        rows = [self.reports.get(process.name) or self._unheard(process) for process in self.stage.plan.processes]
+        processes = self.stage.plan.processes
+        rows = [self.reports.get(process.name) or self._unheard(process) for process in processes]
+        code = 0 if ended else None
         now = self._ended_s if ended else self.stage.bus.clock.now
         return Status(
             run=self.stage.plan.run,
             state="finished" if ended else "training",
-            exit_code=0 if ended else None,
+            exit_code=code,
             lockstep=self.stage.plan.lockstep,
             launcher_pid=0,
             launcher_started="",
@@ -259,8 +261,8 @@ class Simulation:
             written_s=now,
             elapsed_s=now,
             components=[
-                ComponentStatus(**msgspec.structs.asdict(row) | {"pid": 0}, exit_code=0 if ended else None)
-                for row in rows
+                ComponentStatus(**msgspec.structs.asdict(row) | {"pid": 0}, exit_code=code, below=process.below)
+                for row, process in zip(rows, processes, strict=True)
             ],
         )
 

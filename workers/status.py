@@ -59,6 +59,9 @@ class ComponentStatus(Report, kw_only=True, forbid_unknown_fields=True):
     """Of the newest 100 restarts, newest last: from noticing the end to the first step of the next life."""
     failure: Failure | None = None
     """The newest."""
+    below: str = ""
+    """In stream wiring the highest stub above it: examinations, which come down from component 0, end there, so that it
+    has no accuracy. Empty: none."""
 
 
 class Status(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -40,6 +40,20 @@ def test_a_stub_takes_no_device() -> None:
     assert [(p.kind, p.device) for p in plan.processes][:2] == [("trainer", "0"), ("stub", "cpu")]
 
 
+@pytest.mark.parametrize(
+    ("settings", "below"),
+    [
+        (("wiring=stream", "graph=chain", "components={1: {stub: {}}, 2: {stub: {}}}"), ["", "", "c1", "c1"]),
+        (("wiring=stream", "graph=[[1,2],[3],[],[]]", "components={1: {stub: {}}}"), ["", "", "", "c1"]),
+        (("wiring=stream", "graph=chain", "components={0: {stub: {}}}"), ["", "c0", "c0", "c0"]),
+        (("wiring=stream", "graph=chain"), ["", "", "", ""]),
+        (("graph=chain", "components={1: {stub: {}}}"), ["", "", "", ""]),  # there everybody examines itself
+    ],
+)
+def test_in_a_stream_it_is_known_who_stands_below_a_stub(settings: tuple[str, ...], below: list[str]) -> None:
+    assert [process.below for process in plan_of("n_components=4", *settings).processes] == below
+
+
 def test_every_run_has_an_id_of_its_own() -> None:
     assert plan_of().run_id != plan_of().run_id
 

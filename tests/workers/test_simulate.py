@@ -266,6 +266,8 @@ def test_a_stream_with_stubs_in_it_ends_by_itself(tmp_path: Path, recipe: str, s
     assert outcome.status.state == "finished"
     for index, row in enumerate(outcome.status.components):
         assert row.messages.dropped.get("unfit", 0) == 0
+        assert row.below == (f"c{stubs[0]}" if index > stubs[0] else "")
+        assert row.kind == "stub" or (row.accuracy.step is None) == bool(row.below)
         if index in stubs:
             assert (row.kind, row.step) == ("stub", 0)
         elif index == 0 or index - 1 in stubs:  # nobody above says when it is over

@@ -219,6 +219,14 @@ def shown(*rows: ComponentStatus) -> str:
         return console.export_text()
 
 
+def test_who_has_no_accuracy_for_a_stub_above_is_told_why() -> None:
+    said = shown(component(), component("c1", kind="stub"), *(component(name, below="c1") for name in ("c2", "c3")))
+    assert said.count("no accuracy") == 1
+    assert "c2, c3: no accuracy, since examinations come down from component 0 as far as c1, a stub" in said
+    assert "no accuracy" not in shown(component(), component("c1"))
+    assert "no accuracy" not in shown(component(kind="stub"), component("c1", kind="stub", below="c0"))
+
+
 def test_why_a_run_failed_is_the_last_line() -> None:
     console = screen.Console(width=120)
     for state, told in (("failed", True), ("training", False)):
