@@ -74,7 +74,8 @@ class Member:
         self._ended_at: float | None = None
         self._told = ""
         self._asked = False
-        self._orphaned = 0
+        self._said: dict[str, int] = {}
+        """By what it was told of its neighbours, the life that was."""
 
     @property
     def name(self) -> str:
@@ -150,13 +151,13 @@ class Member:
             self._next_at = float("inf")
             self._end("stopped", f"the run ended before its next life began; before, it {self._why}")
 
-    def orphan(self) -> None:
-        """Tell its present life that nothing will come from its parents any more; unlike after `order`, it may fail
-        and begin anew, and the next life is told again.
+    def tell(self, order: str) -> None:
+        """Tell its present life, once, how it is with its neighbours; unlike after `order`, it may fail and begin anew,
+        and the next life is told again.
         """
-        if self._orphaned != self.incarnation:
-            self._orphaned = self.incarnation
-            self.attempt.order("orphaned")
+        if self._said.get(order) != self.incarnation:
+            self._said[order] = self.incarnation
+            self.attempt.order(order)
 
     def kill(self, why: str) -> None:
         """SIGKILL for the present life, whatever it does."""

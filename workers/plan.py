@@ -5,6 +5,7 @@ Knows no socket and no torch; devices are strings that the caller has already fo
 """
 
 import secrets
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
@@ -213,6 +214,17 @@ def check_head(config: Config) -> None:
 def is_stub(config: Config, index: int) -> bool:
     """Whether component `index` is a scripted neighbour without a model."""
     return index in config.components and config.components[index].stub is not None
+
+
+def unanswered(plan: Plan, process: ProcessPlan, silent: Collection[str]) -> bool:
+    """Whether an examination by `process` can have no end, since a stub among `silent` is asked: a child, or in stream
+    wiring one further down, where those between pass questions on. A stub that speaks answers by itself.
+    """
+    below = [plan.process(child) for child in process.children]
+    on = plan.config.wiring == "stream"
+    return any(
+        child.name in silent or (on and child.kind == "trainer" and unanswered(plan, child, silent)) for child in below
+    )
 
 
 def bus_of(plan: Plan) -> Bus:

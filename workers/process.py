@@ -2,8 +2,9 @@
 
     supervisor ◀── reports ── child     one SOCK_SEQPACKET pair per child; neither end ever blocks on it
     supervisor ─── orders ──▶ child     `stop`: save and leave now; `release`: nobody needs your answers any more;
-                                        `orphaned`: nothing more comes from your parents; `gather` and `until N`, in
-                                        lock-step: see `workers/gather.py`
+                                        `orphaned`: nothing more comes from your parents; `unanswered`: a stub that
+                                        your examinations need has gone silent; `gather` and `until N`, in lock-step:
+                                        see `workers/gather.py`
 
 Knows no socket of the bus and no model: what the process is for comes from the plan, as a module with
 `run(plan, name, control)`. Children come from a forkserver that has imported torch once (`PRELOAD`).

@@ -29,7 +29,7 @@ from mach.state import State
 from workers.curves import Point
 from workers.journal import Journal
 from workers.keeper import Keeper
-from workers.plan import ProcessPlan
+from workers.plan import ProcessPlan, unanswered
 from workers.process import Control
 from workers.report import Checkpoint, Report
 from workers.rundir import RunDir
@@ -81,12 +81,14 @@ class Orders(Control):
 
     def orders(self) -> set[str]:
         """As the supervisor orders: `release` as soon as every trainer has done its steps or was killed, `orphaned` in
-        stream wiring when all parents were, or are stubs that have gone silent.
+        stream wiring when all parents were, or are stubs that have gone silent, `unanswered` when examinations need one
         """
-        parents = self.process.parents
+        parents, plan = self.process.parents, self.simulation.stage.plan
+        silent = {name for name, stub in self.simulation.stubs.items() if stub.silent}
         stream = self.simulation.stage.config.wiring == "stream"
         orphaned = stream and bool(parents) and all(map(self.simulation.mute, parents))
         orders = {"release": self.simulation.all_done(), "orphaned": orphaned}
+        orders["unanswered"] = unanswered(plan, self.process, silent)
         return {order for order, given in orders.items() if given}
 
 

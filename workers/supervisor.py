@@ -36,7 +36,7 @@ from workers.attempt import Attempt
 from workers.desk import Answer, Ask, Desk, Promise
 from workers.gather import Gathering
 from workers.member import LEAVE_S, Member
-from workers.plan import Plan, ProcessPlan
+from workers.plan import Plan, ProcessPlan, unanswered
 from workers.process import PRELOAD, enter
 from workers.rundir import RunDir, replace
 from workers.status import RunState, Status
@@ -297,7 +297,11 @@ class Supervisor:
             self.state = "training"
         if self.plan.config.wiring == "stream":
             for member in orphans(self.members):
-                member.orphan()
+                member.tell("orphaned")
+        silent = {member.name for member in self.members if member.silent}
+        for member in trainers if silent else ():
+            if unanswered(self.plan, member.plan, silent):
+                member.tell("unanswered")
         if not self._ordered:
             hopeless = [m for m in self.members if m.over == "failed" and (m.refused or self.plan.together)]
             if hopeless:

@@ -199,14 +199,16 @@ class Life:
         return learner.version >= self.config.train.steps
 
     def examine(self) -> None:
-        """The final accuracy: at once with the student, over the bus with the children, as far as they answer."""
+        """The final accuracy: at once with the student, over the bus with the children, as far as they answer. Nobody
+        waits for a stub that has gone silent.
+        """
         exam = self.trainer.exam
         if exam is None:
             return
         mailbox = self.trainer.mailbox
         exam.begin(self.trainer.learner.version, pulse=self.pulse)
-        start, patience_s = mailbox.now(), 2 * self.config.bus.timeout_ms / 1000
-        while not exam.done and not self.called():
+        start, patience_s = mailbox.now(), min(EXAM_S, 2 * self.config.bus.timeout_ms / 1000)
+        while not exam.done and not self.called() and "unanswered" not in self.orders:
             reachable = any(edge.role == "child" and edge.state == "open" for edge in every_edge(mailbox))
             if mailbox.now() - start > (EXAM_S if reachable else patience_s):
                 break

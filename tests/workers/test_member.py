@@ -66,12 +66,12 @@ def one(tmp_path: Path) -> Iterator[Harness]:
 
 def test_an_orphan_that_fails_begins_anew_and_its_next_life_is_told_again(one: Harness) -> None:
     one.train(7)
-    one.member.orphan()
-    one.member.orphan()
+    one.member.tell("orphaned")
+    one.member.tell("orphaned")
     assert one.life.orders() == ["orphaned"]
     one.end(-9)
     assert len(one.lives) == 2
-    one.member.orphan()
+    one.member.tell("orphaned")
     assert one.life.orders() == ["orphaned"]
     one.say("finished", 7)
     one.end(0)

@@ -8,7 +8,7 @@ import pytest
 from configs.errors import ConfigError
 from configs.load import load
 from mach.recipes import RECIPES
-from workers.plan import Plan, make_plan
+from workers.plan import Plan, make_plan, unanswered
 
 
 def plan_of(*settings: str, devices: tuple[str, ...] = ("cpu",), lockstep: bool = False) -> Plan:
@@ -52,6 +52,23 @@ def test_a_stub_takes_no_device() -> None:
 )
 def test_in_a_stream_it_is_known_who_stands_below_a_stub(settings: tuple[str, ...], below: list[str]) -> None:
     assert [process.below for process in plan_of("n_components=4", *settings).processes] == below
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (("wiring=stream", "graph=chain"), [True, True, True, False]),  # questions go down all the way
+        (("wiring=stream", "graph=chain", "components={1: {stub: {}}}"), [False, True, True, False]),
+        (("wiring=stream", "graph=[[1,2],[3],[],[]]"), [True, True, False, False]),
+        (("graph=chain",), [False, False, True, False]),  # and here to children alone
+        (("graph=ring",), [False, False, True, False]),
+        (("graph=kgraph",), [True, True, True, False]),
+    ],
+)
+def test_whose_examination_needs_a_stub_that_is_silent(settings: tuple[str, ...], told: list[bool]) -> None:
+    plan = plan_of("n_components=4", *settings)
+    assert [unanswered(plan, process, {"c3"}) for process in plan.processes] == told
+    assert not any(unanswered(plan, process, ()) for process in plan.processes)
 
 
 def test_every_run_has_an_id_of_its_own() -> None:

@@ -281,6 +281,15 @@ def test_a_stream_with_stubs_in_it_ends_by_itself(tmp_path: Path, recipe: str, s
         assert examined.full is not None, "a stub answers an examination as well"
 
 
+@pytest.mark.parametrize("settings", [("recipe=mach-hop",), ("recipe=mach-stream",), ("recipe=mach", "graph=chain")])
+def test_at_the_end_nobody_waits_for_a_stub_that_has_gone_silent(tmp_path: Path, settings: tuple[str, ...]) -> None:
+    outcome = run(tmp_path, config(*settings, "components.2.stub.silent_at=10"), timing())
+    first, second, _ = outcome.status.components
+    assert first.accuracy.student is not None
+    assert second.accuracy.child is None
+    assert outcome.status.elapsed_s < 1.0, "of the run's own time: 40 steps of 5 ms"
+
+
 @pytest.mark.parametrize("script", ["{silent_at: 10}", "{crash_at: 10}"])
 def test_a_stream_whose_stub_sends_no_more_ends_with_what_has_come(tmp_path: Path, script: str) -> None:
     cut = config("recipe=mach-hop", f"components.0.stub={script}")

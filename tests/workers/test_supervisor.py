@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bus import address
@@ -69,7 +70,7 @@ def test_an_orphan_is_who_has_parents_that_have_all_ended_for_good(tmp_path: Pat
     members[1].over = "finished"
     assert [member.name for member in orphans(members)] == ["c1", "c2"]
     for _ in range(2):
-        members[2].orphan()
+        members[2].tell("orphaned")
     assert lives["c2"].orders() == ["orphaned"]
     assert members[2].over is None
     for life in lives.values():
@@ -158,6 +159,24 @@ def test_where_gradients_go_end_to_end_a_run_ends_with_who_is_gone_for_good(
     assert "failed: killed" in last.reason
     together = "; with gradients end to end nobody goes on alone: mach resume r does, together"
     assert last.reason.endswith(together) == ends
+
+
+@pytest.mark.parametrize("recipe", ["mach-hop"], indirect=True)
+def test_whose_examination_needs_a_stub_that_has_gone_silent_is_told_once(
+    recipe: tuple[Supervisor, list[Life]],
+) -> None:
+    supervisor, lives = recipe
+    for process, member, kind in zip(supervisor.plan.processes, supervisor.members, ("trainer", "stub"), strict=True):
+        member.plan = msgspec.structs.replace(process, kind=kind)
+    told = []
+    for state in ("waiting", "finished", "finished"):
+        lives[1].say(state)
+        supervisor.members[1].look(0.0)
+        supervisor._decide(0.0)
+        told.append(lives[0].orders())
+    assert told == [[], ["unanswered"], []]
+    assert lives[1].orders() == []
+    supervisor.members[0].over = supervisor.members[1].over = "finished"
 
 
 def test_a_reader_that_leaves_while_a_run_stops_changes_nothing(lockstep: tuple[Supervisor, list[Life]]) -> None:
