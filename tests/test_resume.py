@@ -120,8 +120,10 @@ def test_a_finished_run_in_lockstep_goes_on_as_if_it_had_never_ended(launch: Lau
     assert again.returncode == 0
     assert "has finished" in again.stdout
     assert "--steps 200" in again.stdout
+    lasted_s = run.status()["elapsed_s"]
     more = launch("--steps", "200", resume=True)
     assert more.end() == 0, more.output
+    assert more.status()["before_s"] == lasted_s
     assert "in lock-step from step 100" in more.output
     assert_equals_the_reference(run, 200)
     assert [row["samples"] for row in more.status()["components"]] == [200 * 16] * 2

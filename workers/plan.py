@@ -55,6 +55,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the run directory is there already, with what earlier lives of the run left."""
     resume_at: int | None = None
     """The step whose checkpoint everybody goes on from, 0 for the beginning; None: each from its own newest."""
+    before_s: float = 0.0
+    """How long earlier launches of the run have lasted together, as far as is known."""
 
     @property
     def together(self) -> str:

@@ -122,7 +122,9 @@ def has_finished(status: Status, old: Config, new: Config) -> bool:
 
 
 def resumed_plan(old: Plan, config: Config, status: Status | None, sockets: Path, devices: tuple[str, ...]) -> Plan:
-    """Another life of the run: new run id and sockets, incarnations that count on, a common step in lock-step."""
+    """Another life of the run: new run id and sockets, incarnations and seconds that count on, a common step in
+    lock-step.
+    """
     run = RunDir(Path(old.directory))
     plan = make_plan(config, run=old.run, directory=run.path, sockets=sockets, devices=devices, lockstep=old.lockstep)
     lived = {process.name: process.incarnation for process in old.processes}
@@ -133,7 +135,8 @@ def resumed_plan(old: Plan, config: Config, status: Status | None, sockets: Path
         for process in plan.processes
     )
     at = common_step(run, plan) if old.lockstep else None
-    return msgspec.structs.replace(plan, processes=processes, resumed=True, resume_at=at)
+    before_s = old.before_s if status is None else status.before_s + status.elapsed_s
+    return msgspec.structs.replace(plan, processes=processes, resumed=True, resume_at=at, before_s=before_s)
 
 
 def same_devices(plan: Plan) -> str:

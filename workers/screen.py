@@ -139,6 +139,8 @@ def headline(status: Status) -> Text:
         (status.state, STYLES[status.state]),
         f"  {status.elapsed_s:.1f} s",
     )
+    if status.before_s:
+        text.append(f" since it was resumed, {status.before_s + status.elapsed_s:.1f} s in all")
     if status.lockstep:
         text.append("  lock-step")
     return text
@@ -250,7 +252,7 @@ def run_lines(found: list[Status]) -> Table:
             Text(status.state, STYLES[status.state]),
             str(len(status.components)),
             f"{min((row.step for row in status.components), default=0):,}",
-            f"{status.elapsed_s:.0f} s",
+            f"{status.before_s + status.elapsed_s:.0f} s",
         )
     return table
 

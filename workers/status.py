@@ -88,7 +88,9 @@ class Status(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     written_s: float
     """When this was written, on the monotonic clock of the boot."""
     elapsed_s: float
-    """From the launch to `written_s`."""
+    """From the launch, or the newest resume, to `written_s`."""
+    before_s: float = 0.0
+    """Of a resumed run: seconds that it had lasted before, in all its launches together."""
     components: list[ComponentStatus]
     """One row a component, in their order."""
 

@@ -213,6 +213,7 @@ class Supervisor:
             started_at=self.started_at,
             written_s=time.monotonic(),
             elapsed_s=self.clock.elapsed_s(),
+            before_s=self.plan.before_s,
             components=[member.status(self.clock.now) for member in self.members],
         )
 

@@ -184,3 +184,16 @@ def test_one_launcher_at_a_time(run: RunDir) -> None:
         run.lock()
     os.close(lock)
     os.close(run.lock())
+
+
+def test_seconds_count_on_over_all_launches(run: RunDir) -> None:
+    def after(status: Status | None) -> Plan:
+        old = recorded_plan(run)
+        return resumed_plan(old, old.config, status, Path("s"), ("cpu",))
+
+    assert after(None).before_s == 0.0
+    once = after(status_of(elapsed_s=42.0))
+    run.plan.write_bytes(msgspec.json.encode(once))
+    assert once.before_s == 42.0
+    assert after(status_of(elapsed_s=8.0, before_s=42.0)).before_s == 50.0
+    assert after(None).before_s == 42.0, "at least"

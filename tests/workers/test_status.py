@@ -227,6 +227,13 @@ def test_who_has_no_accuracy_for_a_stub_above_is_told_why() -> None:
     assert "no accuracy" not in shown(component(kind="stub"), component("c1", kind="stub", below="c0"))
 
 
+def test_a_resumed_run_shows_how_long_it_has_lasted_in_all() -> None:
+    assert screen.headline(status(elapsed_s=8.0)).plain.endswith("training  8.0 s")
+    resumed = status(elapsed_s=8.0, before_s=42.0)
+    assert screen.headline(resumed).plain.endswith("training  8.0 s since it was resumed, 50.0 s in all")
+    assert [*screen.run_lines([resumed]).columns[-1].cells] == ["50 s"]
+
+
 def test_why_a_run_failed_is_the_last_line() -> None:
     console = screen.Console(width=120)
     for state, told in (("failed", True), ("training", False)):
