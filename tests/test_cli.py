@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from cli import cli
 from conftest import mach
+from mach.recipes import RECIPES
 from workers.verdict import EXITS
 
 COMMANDS = ("launch", "status", "stop", "chaos", "restart", "logs", "runs", "doctor", "simulate", "compare")
@@ -106,6 +107,15 @@ def test_a_wrong_comparison_is_one_sentence_and_exit_code_2(words: tuple[str, ..
     assert code == 2
     assert sentence in output
     assert len(output.strip().splitlines()) == 1
+
+
+def test_a_shell_completes_the_names_of_recipes_and_who_names_none_is_told_them() -> None:
+    words = {"_MACH_COMPLETE": "bash_complete", "COMP_WORDS": "mach compare ma", "COMP_CWORD": "2"}
+    found = CliRunner().invoke(cli, (), prog_name="mach", env=words).output.split()
+    assert found == [f"plain,{name}" for name in RECIPES if name.startswith("ma")]
+    code, output = invoke("compare")
+    assert code == 2
+    assert f"Missing argument 'RECIPE...'. Recipes: {', '.join(RECIPES)}." in " ".join(output.split())
 
 
 def test_words_in_place_of_a_number_are_told_what_is_needed() -> None:

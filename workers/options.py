@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from configs.errors import MachError
 from configs.load import recipe, shipped
@@ -45,6 +46,14 @@ class Recipe(click.types.StringParamType):
         """The name."""
         recipe(value, RECIPES)
         return str(value)
+
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None) -> str:
+        """What there is to choose from."""
+        return f"Recipes: {', '.join(RECIPES)}."
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Names that begin so, for a shell that completes (`_MACH_COMPLETE`)."""
+        return [CompletionItem(name) for name in RECIPES if name.startswith(incomplete)]
 
 
 def runs_option(kind: click.Path) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
