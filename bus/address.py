@@ -17,6 +17,7 @@ import re
 import shutil
 import stat
 import tempfile
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
@@ -59,12 +60,20 @@ def check_private(directory: Path) -> None:
 
 
 def remove(directory: Path) -> None:
-    """Remove a private directory and all in it; one that is gone already is fine."""
+    """Remove a private directory and all in it; one that is gone already is fine. Its owner goes last: whoever is
+    stopped halfway leaves what `sweep` finds again.
+    """
+    with suppress(OSError):
+        for entry in tuple(os.scandir(directory)):
+            if entry.name != "owner":
+                Path(entry).unlink(missing_ok=True)
     shutil.rmtree(directory, ignore_errors=True)
 
 
 def sweep() -> list[Path]:
-    """Remove this user's directories whose owner is gone (a launcher killed with -9); which ones."""
+    """Remove this user's directories whose owner is gone (a launcher killed with -9); which ones. May be called by
+    several processes at a time.
+    """
     stale = [path for path in base().glob(f"mach-{os.getuid()}-*") if _abandoned(path)]
     for path in stale:
         remove(path)

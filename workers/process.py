@@ -29,6 +29,7 @@ from pathlib import Path
 
 import msgspec
 
+from bus import address
 from configs.errors import MachError
 from workers.plan import Plan, ProcessPlan
 from workers.report import Report
@@ -185,6 +186,11 @@ def die_with(launcher: int) -> None:
 
 
 def follow(watch: int) -> None:
-    """Wait for a process to end, then end."""
+    """Wait for a process to end, then end; of its private directories, which it may have had no time to remove, as many
+    are removed as there is time for: the kernel kills us with the forkserver, which takes some milliseconds to die.
+    """
     select.select([watch], [], [])
-    os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        address.sweep()
+    finally:
+        os.kill(os.getpid(), signal.SIGKILL)

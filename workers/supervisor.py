@@ -54,8 +54,8 @@ manager sends them to all processes at once, and stopping is the launcher's busi
 def warm() -> None:
     """Start the forkserver, which imports torch while the launcher still reads its configuration.
 
-    Its socket lies in a directory like those of runs: removed at the exit, or, if this process is killed, by the
-    `sweep` of the next launch.
+    Its socket lies in a directory like those of runs: removed at the exit, or, if this process is killed, by a `sweep`
+    of its children or of the next launch.
     """
     get_context("forkserver").set_forkserver_preload(PRELOAD)
     config: dict[str, str] = current_process()._config  # type: ignore[attr-defined]  # where `multiprocessing` looks

@@ -114,3 +114,17 @@ def test_a_directory_whose_owners_number_was_given_to_another_process_is_swept()
     (directory / "owner").write_text(f"{os.getpid()} 1")
     assert address.sweep() == [directory]
     address.remove(directory)  # gone already is fine
+
+
+def test_whoever_is_stopped_while_it_sweeps_leaves_what_is_swept_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = address.make_directory()
+    (directory / "owner").write_text(f"{os.getpid()} 1")
+    for name in ("c0.at", "desk.sock"):
+        (directory / name).write_text("")
+    (directory / "c0-1-c1-child.lane").symlink_to("nowhere")
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.rmtree", lambda *_, **__: None)  # as if it had ended just before
+        address.sweep()
+    assert [path.name for path in directory.iterdir()] == ["owner"]
+    assert address.sweep() == [directory]
+    assert not directory.exists()

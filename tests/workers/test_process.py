@@ -1,12 +1,19 @@
-"""The first thing in every child: whatever goes wrong there is one sentence, in the log and to the supervisor."""
+"""The first and the last thing in every child: what goes wrong is one sentence, in the log and to the supervisor."""
 
 import os
+import signal
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import msgspec
+import pytest
 
+from bus import address
 from conftest import DEADLINE_S
 from workers.process import UNEXPECTED, enter
 from workers.report import Report
@@ -27,3 +34,32 @@ def test_a_plan_that_cannot_be_read_is_one_sentence_and_its_trace_is_in_the_log(
     assert report.reason.startswith("DecodeError: ")
     assert report.reason in log.read_text()
     assert "Traceback" in log.read_text()
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """For private directories: short, and without those of live runs."""
+    directory = address.make_directory()
+    yield directory
+    address.remove(directory)
+
+
+def test_who_ends_with_its_launcher_removes_the_private_directories_that_are_left(base: Path) -> None:
+    """As after kill -9; those of a launcher that lives stay."""
+    own_base = {**os.environ, "XDG_RUNTIME_DIR": str(base)}
+    keep = "from bus import address; print(address.make_directory(), flush=True); input()"
+    ends = (
+        "import os, sys; from workers.process import follow; watch = os.pidfd_open(int(sys.argv[1])); "
+        "print(flush=True); follow(watch)"
+    )
+    piped = partial(subprocess.Popen, env=own_base, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with piped([sys.executable, "-c", keep]) as launcher, piped([sys.executable, "-c", keep]) as other:
+        left, kept = (Path(each.stdout.readline().strip()) for each in (launcher, other))
+        with piped([sys.executable, "-c", ends, str(launcher.pid)]) as child:
+            child.stdout.readline()
+            assert left.is_dir()
+            launcher.kill()
+            assert child.wait(DEADLINE_S) == -signal.SIGKILL
+        assert not left.exists()
+        assert kept.is_dir()
+        other.kill()
