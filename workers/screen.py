@@ -251,7 +251,7 @@ def run_lines(found: list[Status]) -> Table:
             Text(status.run, "bold"),
             Text(status.state, STYLES[status.state]),
             str(len(status.components)),
-            f"{min((row.step for row in status.components), default=0):,}",
+            f"{min((row.step for row in status.components if row.kind == 'trainer'), default=0):,}",
             f"{status.before_s + status.elapsed_s:.0f} s",
         )
     return table

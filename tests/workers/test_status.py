@@ -234,6 +234,12 @@ def test_a_resumed_run_shows_how_long_it_has_lasted_in_all() -> None:
     assert [*screen.run_lines([resumed]).columns[-1].cells] == ["50 s"]
 
 
+def test_the_steps_of_a_run_are_those_of_the_slowest_that_trains() -> None:
+    rows = [component(step=1200), component("c1", step=900), component("c2", kind="stub", step=0)]
+    columns = {column.header: [*column.cells] for column in screen.run_lines([status(components=rows)]).columns}
+    assert columns["steps"] == ["900"]
+
+
 def test_why_a_run_failed_is_the_last_line() -> None:
     console = screen.Console(width=120)
     for state, told in (("failed", True), ("training", False)):
