@@ -6,9 +6,9 @@
     muon    orthogonalised momentum for the matrices inside the network (K. Jordan 2024; arXiv 2502.16982), AdamW
             for the rest: the head, embedding tables, biases
 
-Laws: one object, of torch's own class, however many algorithms work in it: `step`, `zero_grad`, `param_groups`
-and a `state_dict` of tensors and plain numbers, which is what a checkpoint holds. Every group follows the same
-learning rate, so that a schedule is one function: version → rate.
+Laws: one object, of torch's own class (as `mach/eager.py` has it), however many algorithms work in it: `step`,
+`zero_grad`, `param_groups` and a `state_dict` of tensors and plain numbers, which is what a checkpoint holds. Every
+group follows the same learning rate, so that a schedule is one function: version → rate.
 """
 
 import math
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from configs.errors import ConfigError
 from configs.tree import Config, Optimiser
 from mach.component import Component
+from mach.eager import Eager, eager
 
 FLOOR = 0.01
 """Where the falling schedules end, as a share of the first learning rate."""
@@ -51,14 +52,16 @@ def optimiser_of_late(settings: Optimiser, component: Component) -> torch.optim.
 
 def adamw(settings: Optimiser, component: Component) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay, in torch's fused form (fewer calls)."""
-    return torch.optim.AdamW(component.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    return eager(torch.optim.AdamW)(
+        component.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+    )
 
 
 def sgd(settings: Optimiser, component: Component) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum; fused, which torch does only if every weight has a gradient from the
     first step on, as a model of gradients has not, nor a student that learns now and then.
     """
-    return torch.optim.SGD(
+    return eager(torch.optim.SGD)(
         component.parameters(),
         lr=settings.lr,
         momentum=0.9 if settings.momentum is None else settings.momentum,
@@ -69,7 +72,7 @@ def sgd(settings: Optimiser, component: Component) -> torch.optim.Optimizer:
 
 def nadam(settings: Optimiser, component: Component) -> torch.optim.Optimizer:
     """Adam with Nesterov's momentum and decoupled weight decay."""
-    return torch.optim.NAdam(
+    return eager(torch.optim.NAdam)(
         component.parameters(),
         lr=settings.lr,
         betas=NADAM_BETAS,
@@ -101,7 +104,7 @@ OPTIMISERS: Mapping[str, Callable[[Optimiser, Component], torch.optim.Optimizer]
 """`optimiser.name`."""
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Eager):
     """torch's Muon and torch's AdamW at work on one state and one list of groups.
 
     Muon's steps are scaled as arXiv 2502.16982, equation 4, does (0.2·√max(rows, columns)), so that one learning
@@ -120,9 +123,11 @@ class Muon(torch.optim.Optimizer):
         matrices = [flat.get(id(weight), weight) for weight in hidden]
         if matrices:
             momentum = 0.95 if settings.momentum is None else settings.momentum
-            self._inner.append(torch.optim.Muon(matrices, momentum=momentum, adjust_lr_fn="match_rms_adamw", **common))
+            self._inner.append(
+                eager(torch.optim.Muon)(matrices, momentum=momentum, adjust_lr_fn="match_rms_adamw", **common)
+            )
         if rest:
-            self._inner.append(torch.optim.AdamW(rest, fused=True, **common))
+            self._inner.append(eager(torch.optim.AdamW)(rest, fused=True, **common))
         super().__init__([group for inner in self._inner for group in inner.param_groups], {})
         self._share()
 

@@ -1,6 +1,7 @@
 """Fixtures for every floor: one CPU thread, a run launched as a user would, and a check that nothing leaks."""
 
 import contextlib
+import inspect
 import json
 import os
 import select
@@ -43,6 +44,15 @@ def leaks() -> Iterator[None]:
     assert not left, f"processes left behind: {left}"
     assert set(threading.enumerate()) <= before_threads
     assert me.num_fds() <= before_fds
+
+
+def forbid_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on who imports torch's compiler fails, as if nobody had before."""
+    torch = sys.modules["torch"]
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):  # each remembers what it got of it
+        monkeypatch.delattr(inspect.unwrap(getattr(torch.optim.Optimizer, name)), "__dynamo_disable", raising=False)
+    monkeypatch.setattr(torch, "manual_seed", inspect.unwrap(torch.manual_seed))  # it wraps that when it is loaded
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)
 
 
 def wait_gone(pid: int, within_s: float = DEADLINE_S) -> bool:

@@ -37,12 +37,11 @@ from workers.report import Report
 MODULES = {"trainer": "workers.trainer", "stub": "workers.stub"}
 """Where the body of each kind of process lives: `run(plan, name, control)`."""
 PRELOAD = [
-    *("workers.tether", "torch", "torch._dynamo", "numpy", "zmq", "safetensors.torch", *MODULES.values()),
+    *("workers.tether", "torch", "numpy", "zmq", "safetensors.torch", *MODULES.values()),
     *("tensorboard.compat.proto.event_pb2", "tensorboard.compat.proto.summary_pb2"),
     "tensorboard.summary.writer.record_writer",
 ]
-"""Imported once by the forkserver; importing torch in every child would take seconds each. So would `torch._dynamo`,
-which every optimiser imports when it is made, and no other import brings: 1.6 s, of a restart that takes 0.2 s."""
+"""Imported once by the forkserver; importing torch in every child would take seconds each."""
 UNEXPECTED = 1
 """Exit code after an error that is no MachError; those bring their own."""
 PACKET = 1 << 16

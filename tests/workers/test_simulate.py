@@ -11,13 +11,16 @@ from safetensors.torch import load_file
 import reference
 from configs.errors import RunError, Unsaved
 from configs.load import load
-from configs.tree import Config
+from configs.tree import Config, Probes
+from conftest import forbid_compiler
 from mach.recipes import RECIPES
 from workers.rundir import RunDir
 from workers.simulate import Outcome, Simulation, simulate
 from workers.status import Status
 from workers.timing import Timing, timing_of
 from workers.turns import Trainer
+
+ALL_PROBES = [f"probes.{name}=true" for name, value in msgspec.to_builtins(Probes()).items() if value is False]
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
@@ -55,6 +58,26 @@ def test_another_seed_or_timing_is_another_run(tmp_path: Path, change: str) -> N
     base = run(tmp_path, config(), timing("4ms", "9ms"), "base")
     settings, at = (("seed=6",), timing("4ms", "9ms")) if change == "seed" else ((), timing("5ms", "9ms"))
     assert run(tmp_path, config(*settings), at, "changed").digest != base.digest
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_no_recipe_loads_torch_s_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
+    """Which costs a launch as much as torch itself, and a component that loads it alone as much again."""
+    forbid_compiler(monkeypatch)
+    short = ("graph=chain", "train.steps=4", "evaluate.every_steps=2", "train.batch_size=8")
+    outcome = run(tmp_path, config(f"recipe={recipe}", *short, *ALL_PROBES), timing())
+    assert outcome.status.state == "finished"
+
+
+@pytest.mark.parametrize(("name", "optimiser"), [("mnist1d", "nadam"), ("bytes-lm", "muon"), ("bytes-lm", "sgd")])
+def test_no_model_loads_torch_s_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, optimiser: str
+) -> None:
+    forbid_compiler(monkeypatch)
+    small = ("n_components=3", "train.steps=4", "train.batch_size=4", "model.embedding=16", "model.channels=8")
+    small += ("data.train_samples=64", "data.test_samples=8", "evaluate.average=0.9")
+    of = load(name, (*small, f"optimiser.name={optimiser}"), RECIPES)
+    assert run(tmp_path, of, timing()).status.state == "finished"
 
 
 def test_who_watches_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
