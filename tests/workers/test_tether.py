@@ -1,0 +1,23 @@
+"""The forkserver's first import: no garbage is looked for while it imports, and its children look for their own."""
+
+import subprocess
+import sys
+
+CODE = """
+import gc, os
+import workers.tether
+print(gc.isenabled(), gc.get_freeze_count(), flush=True)
+if child := os.fork():
+    os.waitpid(child, 0)
+else:
+    print(gc.isenabled(), gc.get_freeze_count(), flush=True)
+"""
+
+
+def test_a_child_of_the_forkserver_looks_for_its_own_garbage_alone() -> None:
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+    server, child = done.stdout.splitlines()
+    assert server == "False 0"
+    looks, frozen = child.split()
+    assert looks == "True"
+    assert int(frozen) > 1000, "what was there before the child was"
