@@ -76,7 +76,7 @@ def give(
 @pytest.mark.parametrize(
     ("graph", "settings", "steps"),
     [
-        ("ring", (), STEPS),
+        ("ring", ("train.batch_size=32",), STEPS),
         ("chain", ("train.batch_size=32",), STEPS),
         ("kgraph", ("loss.distance=cosine", "train.batch_size=32"), 20),
         ("[[1,2],[3],[3,0],[]]", ("loss.distance=normalised", "optimiser.name=sgd", "optimiser.lr=0.05"), 20),
