@@ -17,6 +17,9 @@ from typing import IO, Any
 
 import psutil
 import pytest
+from click.testing import CliRunner
+
+from cli import cli
 
 pytest_plugins = ["pytester"]
 
@@ -24,6 +27,8 @@ UNTIL_S = 300.0
 """Longest time for which a run is followed: an endless one would be followed for ever."""
 DEADLINE_S = 90.0
 """Generous: reached only by a test that fails."""
+LOOK_S = 0.05
+"""Time between two looks at the status of a run, which is a file that the launcher replaces."""
 
 
 @pytest.fixture(autouse=True)
@@ -67,9 +72,17 @@ def wait_gone(pid: int, within_s: float = DEADLINE_S) -> bool:
         os.close(fd)
 
 
+def written_at(file: Path) -> int:
+    """When, in nanoseconds; 0 for never."""
+    try:
+        return file.stat().st_mtime_ns
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+
+
 @dataclass
 class Launched:
-    """A `mach launch` in a process of its own, its output read line by line as it comes."""
+    """A `mach launch` in a process of its own, its output read as it comes."""
 
     process: subprocess.Popen[str]
     runs: Path
@@ -82,7 +95,7 @@ class Launched:
 
     def status(self) -> dict[str, Any]:
         """What `mach status --json` prints now."""
-        done = mach("status", self.name, "--runs", str(self.runs), "--json")
+        done = CliRunner().invoke(cli, ["status", self.name, "--runs", str(self.runs), "--json"])
         document: dict[str, Any] = json.loads(done.stdout)
         return document
 
@@ -90,15 +103,25 @@ class Launched:
         return next(row for row in self.status()["components"] if row["component"] == name)
 
     def until(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Follow the run's own progress lines until its status fulfils the condition; each line is an event."""
-        assert self.process.stdout is not None
-        end = time.monotonic() + UNTIL_S
-        for line in self.process.stdout:
-            self.lines.append(line)
-            assert time.monotonic() < end, "the condition never held:\n" + "".join(self.lines[-20:])
-            if (self.directory / "status.json").exists() and condition(status := self.status()):
+        """Follow the run, and what it prints, until its status fulfils the condition."""
+        end, seen = time.monotonic() + UNTIL_S, 0
+        while self.hear(LOOK_S):
+            assert time.monotonic() < end, "the condition never held:\n" + self.output[-4000:]
+            written = written_at(self.directory / "status.json")
+            if written not in (0, seen) and condition(status := self.status()):
                 return status
-        raise AssertionError("the run ended before the condition held:\n" + "".join(self.lines))
+            seen = written
+        raise AssertionError("the run ended before the condition held:\n" + self.output)
+
+    def hear(self, within_s: float) -> bool:
+        """Take what the run prints within that time, if anything; False when it has said its last word."""
+        assert self.process.stdout is not None
+        heard = self.process.stdout.fileno()
+        if not select.select([heard], [], [], within_s)[0]:
+            return True
+        words = os.read(heard, 1 << 16)  # it prints whole lines
+        self.lines += words.decode(errors="replace").splitlines(keepends=True)
+        return words != b""
 
     def end(self) -> int:
         """Wait for the end of the launcher; its exit code."""
