@@ -48,6 +48,11 @@ class Effort(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """So far."""
         return self._flops // 2
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Whether to load torch's compiler, to tell it to look away: it takes a second (`mach/eager.py`)."""
+        return False
+
     def __enter__(self) -> Self:
         """Count from here."""
         super().__enter__()  # type: ignore[no-untyped-call]

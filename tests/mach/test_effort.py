@@ -1,11 +1,14 @@
 """Multiply-adds, against what a pencil says."""
 
+import inspect
 import threading
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from conftest import forbid_compiler
 from mach.effort import Effort
 
 
@@ -42,3 +45,11 @@ def test_other_threads_are_not_counted() -> None:
         other.join()
         x @ x
     assert effort.multiply_adds == 64
+
+
+def test_to_count_loads_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    forbid_compiler(monkeypatch)
+    monkeypatch.delattr(inspect.unwrap(Effort.__torch_dispatch__), "__dynamo_disable", raising=False)
+    with Effort() as effort:
+        torch.ones(2, 3) @ torch.ones(3, 5)
+    assert effort.multiply_adds == 2 * 3 * 5
