@@ -1,6 +1,7 @@
 """The laws of the house: arrows only down, a core without I/O, rooms that stay small, a door that opens fast."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -24,10 +25,16 @@ BELOW = {
 OUTSIDE = {"zmq", "socket", "subprocess", "multiprocessing", "threading", "asyncio", "time", "signal"}
 
 
+@functools.cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """All of a file."""
+    return tuple(ast.walk(ast.parse(path.read_text())))
+
+
 def imported(path: Path) -> set[str]:
     """Every module that a file imports, at its top or inside a function."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -71,9 +78,8 @@ def test_only_sockets_knows_zmq_and_no_floor_of_the_bus_knows_networks(name: str
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rooms_stay_small(name: str) -> None:
-    text = (ROOT / name).read_text()
-    assert len(text.splitlines()) <= 400, f"{name} has grown too large"
-    for node in ast.walk(ast.parse(text)):
+    assert len((ROOT / name).read_text().splitlines()) <= 400, f"{name} has grown too large"
+    for node in nodes(ROOT / name):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
             assert node.end_lineno - node.lineno < 50, f"{name}: {node.name} is longer than a screen"
@@ -85,7 +91,7 @@ def test_nothing_is_unpickled_evaluated_swallowed_or_left_undone(name: str) -> N
     bad = r"NotImplementedError|\bTODO\b|\bFIXME\b|pickle\.|torch\.load\(|recv_pyobj|send_pyobj|\beval\(|\bexec\("
     found = [line for line in text.splitlines() if re.search(bad, line)]
     assert not found
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes(ROOT / name):
         if isinstance(node, ast.ExceptHandler):
             assert not (len(node.body) == 1 and isinstance(node.body[0], ast.Pass)), f"{name}: an error is swallowed"
 

@@ -352,8 +352,8 @@ def test_two_runs_of_one_user_at_once_never_touch(launch: Launch) -> None:
 
 def test_no_message_of_a_finished_run_is_lost(launch: Launch) -> None:
     """In a chain each kind of message goes one way over one edge: what one end sent, the other took or counts."""
-    run = launch("--components", "3", "--steps", "500", *QUICK, "--set", "graph=chain")
-    run.until(lambda status: all(row["step"] == 500 for row in status["components"]))
+    run = launch("--components", "3", "--steps", "300", *QUICK, "--set", "graph=chain")
+    run.until(lambda status: all(row["step"] == 300 for row in status["components"]))
     last_step_s = time.monotonic()
     assert run.end() == 0, run.output
     print(f"the launcher ended {time.monotonic() - last_step_s:.2f} s after it heard of the last step of all")

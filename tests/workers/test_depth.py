@@ -80,7 +80,7 @@ def test_when_nobody_answers_further_down_the_student_does_and_nobody_waits() ->
 
 
 def test_who_has_left_asks_nobody_and_answers_at_once() -> None:
-    actors = run(1)
+    actors = run(1, until_s=0.5)
     trainer = actors["c1"].trainer
     trainer.leave()
     trainer.take([])

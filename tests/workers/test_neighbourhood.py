@@ -11,6 +11,8 @@ from mach.messages import Activation, Gradient, Target
 from workers.neighbourhood import CHILD, PARENT, Neighbourhood
 
 Make = Callable[..., Neighbourhood]
+QUICK = "train.batch_size=16"
+"""Where it matters how often, and not on how much at once."""
 SMALL = ("data.train_samples=64", "data.test_samples=8", "model.embedding=16", "train.batch_size=4")
 
 
@@ -19,7 +21,7 @@ def weights(near: Neighbourhood) -> list[torch.Tensor]:
 
 
 def test_it_asks_answers_and_pays(neighbourhood: Make) -> None:
-    near = neighbourhood()
+    near = neighbourhood(settings=(QUICK,))
     steps = near.run(steps=50)
     assert [step.version for step in steps] == list(range(1, 51))
     assert len(near.sent(Activation, to=CHILD)) >= 45
@@ -40,7 +42,7 @@ def test_it_speaks_of_sequences_where_the_data_are_such(neighbourhood: Make) -> 
 
 def test_two_equal_neighbourhoods_are_equal_to_the_last_bit(neighbourhood: Make) -> None:
     script = {"latency_ms": 4, "jitter_ms": 9, "drop": 0.2, "reorder": 0.1, "corrupt": 0.1, "duplicate": 0.1}
-    one, other = (neighbourhood(parent=script, child=script) for _ in range(2))
+    one, other = (neighbourhood(settings=(QUICK,), parent=script, child=script) for _ in range(2))
     one.run(steps=60)
     other.run(steps=60)
     assert all(torch.equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
@@ -49,7 +51,7 @@ def test_two_equal_neighbourhoods_are_equal_to_the_last_bit(neighbourhood: Make)
 
 
 def test_a_slow_child_costs_targets_and_no_steps(neighbourhood: Make) -> None:
-    near = neighbourhood(settings=("bus.window=2",), child={"latency_ms": 98}, compute_ms=5.0, latency_ms=1.0)
+    near = neighbourhood(settings=(QUICK, "bus.window=2"), child={"latency_ms": 98}, compute_ms=5.0, latency_ms=1.0)
     steps = near.run(steps=200)
     assert len(steps) == 200
     # law of the window: W answers per round trip of 100 ms and the steps it takes to be noticed, 20 to 22 steps
@@ -62,7 +64,7 @@ def test_a_slow_child_costs_targets_and_no_steps(neighbourhood: Make) -> None:
 
 @pytest.mark.parametrize("script", [{"silent_at": 10}, {"crash_at": 10}, {"drop": 1.0}])
 def test_a_child_that_falls_silent_leaves_the_student_in_its_place(neighbourhood: Make, script: dict[str, int]) -> None:
-    near = neighbourhood(settings=("bus.timeout_ms=50",), child=script)
+    near = neighbourhood(settings=(QUICK, "bus.timeout_ms=50"), child=script)
     assert len(near.run(steps=100)) == 100
     before = weights(near)
     tail = near.run(steps=50)
@@ -76,7 +78,7 @@ def test_a_child_that_falls_silent_leaves_the_student_in_its_place(neighbourhood
 
 def test_every_fault_fires_is_noticed_and_harms_nothing(neighbourhood: Make) -> None:
     script = {"drop": 0.1, "duplicate": 0.1, "reorder": 0.1, "corrupt": 0.1}
-    near = neighbourhood(settings=("bus.timeout_ms=50", "bus.hello_ms=20"), parent=script, child=script)
+    near = neighbourhood(settings=(QUICK, "bus.timeout_ms=50", "bus.hello_ms=20"), parent=script, child=script)
     steps = near.run(steps=400)
     assert all(near.faults[name][fault] > 0 for name in (PARENT, CHILD) for fault in script)
     dropped = near.dropped()
@@ -89,7 +91,7 @@ def test_every_fault_fires_is_noticed_and_harms_nothing(neighbourhood: Make) -> 
 
 
 def test_what_is_not_finite_is_counted_and_never_trained_on(neighbourhood: Make) -> None:
-    near = neighbourhood(settings=("bus.timeout_ms=50",), parent={"nonfinite": 0.3}, child={"nonfinite": 0.3})
+    near = neighbourhood(settings=(QUICK, "bus.timeout_ms=50"), parent={"nonfinite": 0.3}, child={"nonfinite": 0.3})
     steps = near.run(steps=200)
     assert all(near.faults[name]["nonfinite"] > 20 for name in (PARENT, CHILD))
     unfit = near.trainer.learner.unfit
@@ -101,7 +103,9 @@ def test_what_is_not_finite_is_counted_and_never_trained_on(neighbourhood: Make)
 
 
 def test_an_answer_is_what_the_component_thinks_of_the_question(neighbourhood: Make) -> None:
-    near = neighbourhood(settings=("optimiser.lr=1e-12", "optimiser.weight_decay=0", "optimiser.schedule=constant"))
+    near = neighbourhood(
+        settings=(QUICK, "optimiser.lr=1e-12", "optimiser.weight_decay=0", "optimiser.schedule=constant")
+    )
     near.run(steps=20)
     asked = {question.id: question for question in near.received(Activation, PARENT)}
     for answer in near.sent(Target, to=PARENT):
@@ -155,7 +159,7 @@ def test_in_stream_wiring_it_trains_on_what_the_stubs_send(neighbourhood: Make, 
 
 def test_in_stream_wiring_what_is_not_finite_is_refused_wherever_it_lies(neighbourhood: Make) -> None:
     script = {"nonfinite": 0.3}
-    near = neighbourhood(settings=("recipe=mach-hop", "bus.timeout_ms=50"), parent=script, child=script)
+    near = neighbourhood(settings=(QUICK, "recipe=mach-hop", "bus.timeout_ms=50"), parent=script, child=script)
     steps = near.run(steps=200)
     assert len(steps) == 200
     unfit, fired = near.trainer.learner.unfit, sum(near.faults[name]["nonfinite"] for name in (PARENT, CHILD))
