@@ -99,6 +99,13 @@ class Member:
         return self.plan.kind == "stub" and said is not None and said.state == "finished" and not self._asked
 
     @property
+    def lost(self) -> str:
+        """Why nothing more comes of it, for a verdict on a run in which others depend on that."""
+        if self.over == "failed":
+            return self.cause
+        return f"{self.name} was stopped alone" if self.over == "stopped" else f"stub {self.name} is silent, by script"
+
+    @property
     def bound(self) -> int | None:
         """Told to gather: the step that its present life said it is bound to reach."""
         said = self.attempt.report

@@ -358,10 +358,11 @@ class Watchdog:
         if done == self.before:
             rows = [row for row in simulation.status().components if row.state != "finished" or row.reason]
             waiting = "; ".join(f"{row.component} at step {row.step}: {row.state} {row.reason}".strip() for row in rows)
-            raise RunError(
-                f"the simulated run stands still since {now - STILL_S:.0f} s of its time ({waiting}); "
-                "this combination of recipe, graph and window waits for itself: change one of them"
-            )
+            mute = [name for name in simulation.stubs if simulation.mute(name)]
+            why = "this combination of recipe, graph and window waits for itself: change one of them"
+            if mute:
+                why = f"by script nothing more comes from {', '.join(mute)}: change components.N.stub"
+            raise RunError(f"the simulated run stands still since {now - STILL_S:.0f} s of its time ({waiting}); {why}")
         self.before = done
         return STILL_S
 

@@ -6,9 +6,9 @@
 
 What happens to one component lies in `workers/member.py`, when it is restarted in `workers/policy.py`, how lock-step
 stops in `workers/gather.py`, how a run ends in `workers/verdict.py`. Laws: it waits on events (reports, deaths,
-signals, askers, times), never in a spin. A component that fails, stops or restarts ends nobody else's training, but in
-lock-step, where nobody can go on. Its own files may vanish: training goes on. Whatever happens, no process is left
-when it ends.
+signals, askers, times), never in a spin. A component that fails, stops or restarts ends nobody else's training, but
+where nobody can go on without it (`Plan.together`). Its own files may vanish: training goes on. Whatever happens, no
+process is left when it ends.
 """
 
 import atexit
@@ -98,6 +98,15 @@ def orphans(members: Sequence[Member]) -> list[Member]:
     return [member for member in members if member.plan.parents and ended.issuperset(member.plan.parents)]
 
 
+def missed(members: Sequence[Member]) -> list[Member]:
+    """Those without whom nobody goes on where all depend on each other (`Plan.together`): ended before the others, or,
+    below somebody who still trains, a stub that has gone silent.
+    """
+    training = {member.name for member in members if member.plan.kind == "trainer" and not member.done}
+    silent = [member for member in members if member.silent and training.intersection(member.plan.parents)]
+    return [*(member for member in members if member.over in ("failed", "stopped")), *silent]
+
+
 class Supervisor:
     """One run, from the first process to the last."""
 
@@ -114,6 +123,7 @@ class Supervisor:
         self._deadline = float("inf")
         self._ordered: set[str] = set()
         self._gathering: Gathering | None = None
+        self._gone = ""
         self._signals: list[int] = []
         self._signalled = False
         self._handlers: dict[int, object] = {}
@@ -193,7 +203,8 @@ class Supervisor:
                 yield self.status
         if self.exit_code is None:  # judged once: a second time, nobody knows any more that it was stopped
             stopped = self.reason if self.state == "stopping" else ""
-            verdict = judge(self.members, run=self.plan.run, stopped=stopped, together=self.plan.together)
+            plan = self.plan
+            verdict = judge(self.members, run=plan.run, stopped=stopped, together=plan.together, gone=self._gone)
             self._end(verdict.state, verdict.reason, verdict.exit_code)
             self._write()
         yield self.status
@@ -304,8 +315,9 @@ class Supervisor:
             if unanswered(self.plan, member.plan, silent):
                 member.tell("unanswered")
         if not self._ordered:
-            hopeless = [m for m in self.members if m.over == "failed" and (m.refused or self.plan.together)]
-            if hopeless:
+            lacking = missed(self.members) if self.plan.together else [each for each in self.members if each.refused]
+            if lacking:
+                self._gone = lacking[0].lost
                 self._order("stop", self._grace_s, now)
             elif all(member.done for member in trainers):  # nobody's answers are needed any more
                 self._order("release", LEAVE_S, now)

@@ -128,7 +128,8 @@ class Life:
             self.idle = step is None
             if step is None:
                 self.note_exam()
-                self.report_if_due("waiting", "for its parent's next activation")
+                if self.journal.due(now):
+                    self.report("waiting", self.wanting())
                 continue
             self.journal.note(step, now)
             self.note_exam()
@@ -139,6 +140,13 @@ class Life:
                 self.report("training")
             if self.keeper.due(learner.version, now):
                 self.checkpoint()
+
+    def wanting(self) -> str:
+        """What it waits for with nothing to train on."""
+        learner = self.trainer.learner
+        draws = learner.stream is None or learner.stream.draws
+        asked = learner.waits_for_answers and any(edge.in_flight for edge in every_edge(self.trainer.mailbox))
+        return "for its children's answers" if draws or asked else "for its parent's next activation"
 
     def go_on(self) -> None:
         """From the newest good checkpoint, if there is one."""

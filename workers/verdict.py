@@ -12,7 +12,8 @@ from workers.status import RunState
 FINISHED, FAILED, REFUSED, DEGRADED, STOPPED = 0, 1, 2, 3, 130
 EXITS: Mapping[int, str] = {
     FINISHED: "every component finished",
-    FAILED: "the run failed: no component finished, or, in lock-step, one failed",
+    FAILED: "the run failed: no component finished, or one did not and nobody can go on alone (in lock-step, and with "
+    "gradients end to end)",
     REFUSED: "it cannot be run as asked; nothing was trained",
     DEGRADED: "some component failed for good, was stopped alone or could not save its end; the others did well",
     STOPPED: "stopped; mach resume goes on from what is saved",
@@ -28,9 +29,9 @@ class Verdict:
     exit_code: int
 
 
-def judge(members: Sequence[Member], *, run: str, stopped: str, together: str) -> Verdict:
-    """The verdict on members that have all ended; `stopped` says by what the run was stopped, if it was, and `together`
-    why nobody went on alone (`Plan.together`).
+def judge(members: Sequence[Member], *, run: str, stopped: str, together: str, gone: str = "") -> Verdict:
+    """The verdict on members that have all ended; `stopped` says by what the run was stopped, if it was, `together`
+    why nobody went on alone (`Plan.together`), and `gone` who was missed first.
     """
     failed = [member for member in members if member.over == "failed"]
     first = min(failed, key=lambda member: member.failed_at, default=None)
@@ -42,13 +43,13 @@ def judge(members: Sequence[Member], *, run: str, stopped: str, together: str) -
         return Verdict("stopped", stopped, STOPPED)
     if refused is not None:
         return Verdict("failed", refused.cause, REFUSED)
-    if first is not None and together:
-        way = f"{together} nobody goes on alone: mach resume {run} does, together"
-        return Verdict("failed", f"{first.cause}; {way}", FAILED)
+    cause = first.cause if first is not None else gone
+    if cause and together:
+        return Verdict("failed", f"{cause}; {together} nobody goes on alone: mach resume {run} does, together", FAILED)
     if all(member.over == "finished" for member in members):
         return Verdict("finished", "", FINISHED)
     alone = next((member for member in members if member.over == "stopped"), None)
-    cause = first.cause if first is not None else f"{alone.name} was stopped alone" if alone is not None else ""
+    cause = cause or ("" if alone is None else alone.lost)
     if any(member.over == "finished" and member.plan.kind == "trainer" for member in members):
         return Verdict("finished", cause, DEGRADED)
     return Verdict("failed", cause, FAILED)

@@ -216,6 +216,13 @@ def test_a_run_that_waits_for_itself_is_given_up(tmp_path: Path, monkeypatch: py
         run(tmp_path, config("bus.timeout_ms=1000000"), timing())
 
 
+def test_who_waits_end_to_end_for_a_stub_that_is_silent_is_told_so(tmp_path: Path) -> None:
+    cut = config("recipe=backprop", "n_components=2", "components.1.stub.silent_at=5")
+    told = r"c0 at step 4: waiting for its children's answers; .*by script nothing more comes from c1"
+    with pytest.raises(RunError, match=told):
+        run(tmp_path, cut, timing_of("1ms", "0ms", "5ms", (), 2))
+
+
 PROBES = ("weight_gap", "fresh", "agreement", "cka", "r2", "reliance", "salience")
 STREAM = {"weight_gap/rms", "weight_gap/versions", "fresh/cosine", "fresh/norm_ratio", "agreement/child"}
 TARGETS = {f"{part}/c1" for part in ("cka", "r2", "reliance/zeroed", "reliance/shuffled", "salience/pruning")}

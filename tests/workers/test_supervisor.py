@@ -6,6 +6,7 @@ import multiprocessing
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -177,6 +178,59 @@ def test_whose_examination_needs_a_stub_that_has_gone_silent_is_told_once(
     assert told == [[], ["unanswered"], []]
     assert lives[1].orders() == []
     supervisor.members[0].over = supervisor.members[1].over = "finished"
+
+
+@pytest.mark.parametrize(("recipe", "ends"), [("backprop", True), ("dgl", False)], indirect=["recipe"])
+def test_where_gradients_go_end_to_end_a_run_ends_with_who_was_stopped_alone(
+    recipe: tuple[Supervisor, list[Life]], ends: bool
+) -> None:
+    """As by SIGTERM to its process: it does not come back either."""
+    supervisor, lives = recipe
+    lives[1].say("stopped", step=7)
+    lives[1].process.exitcode = 0
+    supervisor.members[1].look(0.0)
+    supervisor._decide(0.0)
+    assert lives[0].orders() == (["stop"] if ends else [])
+    supervisor.members[0].over = "stopped" if ends else "finished"
+    *_, last = supervisor.watch()
+    assert (last.state, last.exit_code) == (("failed", 1) if ends else ("finished", 3))
+    assert last.reason.startswith("c1 was stopped alone")
+
+
+def above_a_stub(supervisor: Supervisor, lives: list[Life]) -> None:
+    """From now on c0 trains, and asks c1, a stub."""
+    kinds: tuple[Literal["trainer", "stub"], ...] = ("trainer", "stub")
+    for index, kind in enumerate(kinds):
+        children, parents = (("c1",), ()) if kind == "trainer" else ((), ("c0",))
+        plan = ProcessPlan(name=f"c{index}", index=index, kind=kind, device="cpu", children=children, parents=parents)
+        supervisor.members[index].plan = lives[index].attempt.plan = plan
+
+
+@pytest.mark.parametrize(("recipe", "ends"), [("backprop", True), ("mach-hop", False)], indirect=["recipe"])
+def test_where_gradients_go_end_to_end_a_run_ends_when_a_stub_below_goes_silent(
+    recipe: tuple[Supervisor, list[Life]], ends: bool
+) -> None:
+    supervisor, lives = recipe
+    above_a_stub(supervisor, lives)
+    for state, orders in (("waiting", []), ("finished", ["unanswered", "stop"] if ends else ["unanswered"])):
+        lives[1].say(state)
+        supervisor.members[1].look(0.0)
+        supervisor._decide(0.0)
+        assert lives[0].orders() == orders
+    assert (supervisor._gone == "stub c1 is silent, by script") == ends
+
+
+@pytest.mark.parametrize("recipe", ["backprop"], indirect=True)
+def test_a_stub_that_goes_silent_when_those_above_have_finished_is_missed_by_nobody(
+    recipe: tuple[Supervisor, list[Life]],
+) -> None:
+    supervisor, lives = recipe
+    above_a_stub(supervisor, lives)
+    for life, member in zip(lives, supervisor.members, strict=True):
+        life.say("finished")
+        member.look(0.0)
+    supervisor._decide(0.0)
+    assert [life.orders() for life in lives] == [["unanswered", "release"], ["release"]]
 
 
 def test_a_reader_that_leaves_while_a_run_stops_changes_nothing(lockstep: tuple[Supervisor, list[Life]]) -> None:

@@ -24,6 +24,10 @@ class FakeMember:
         return f"{self.name} failed"
 
     @property
+    def lost(self) -> str:
+        return f"{self.name} was stopped alone"
+
+    @property
     def plan(self) -> object:
         return plan(self.kind, self.name)
 
@@ -66,6 +70,15 @@ def test_in_lockstep_one_failure_is_the_runs_and_the_way_on_is_named() -> None:
     found = judge([finished(), failed()], run="r", stopped="", together="in lock-step")  # type: ignore[list-item]
     assert (found.state, found.exit_code) == ("failed", 1)
     assert "mach resume r" in found.reason
+
+
+def test_who_was_missed_is_the_cause_unless_somebody_failed() -> None:
+    members = [FakeMember("c0", "stopped"), FakeMember("c1", "stopped")]
+    end = {"run": "r", "stopped": "", "together": "with gradients end to end", "gone": "c1 was stopped alone"}
+    found = judge(members, **end)  # type: ignore[arg-type]
+    assert (found.state, found.exit_code) == ("failed", 1)
+    assert found.reason.startswith("c1 was stopped alone; with gradients end to end nobody goes on alone: ")
+    assert judge([*members, failed("c2")], **end).reason.startswith("c2 failed; ")  # type: ignore[arg-type]
 
 
 def test_the_help_has_every_code() -> None:
