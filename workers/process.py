@@ -37,7 +37,7 @@ from workers.report import Report
 MODULES = {"trainer": "workers.trainer", "stub": "workers.stub"}
 """Where the body of each kind of process lives: `run(plan, name, control)`."""
 PRELOAD = [
-    *("workers.tether", "torch", "numpy", "zmq", "safetensors.torch", *MODULES.values()),
+    *("workers.tether", "workers.thrift", "torch", "numpy", "zmq", "safetensors.torch", *MODULES.values()),
     *("tensorboard.compat.proto.event_pb2", "tensorboard.compat.proto.summary_pb2"),
     "tensorboard.summary.writer.record_writer",
 ]

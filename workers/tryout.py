@@ -5,6 +5,7 @@ torch, so it is done in one process of its own (`python -m workers.tryout`), whi
 does. Law: a mistake is the same sentence here and there.
 """
 
+import importlib
 import os
 import subprocess
 import sys
@@ -72,6 +73,7 @@ def mailbox(plan: Plan, process: ProcessPlan, bus: "VirtualBus", dataset: "Datas
 
 
 if __name__ == "__main__":
+    importlib.import_module("workers.tether")  # nobody reads the answer of one whose command was killed
     answer = os.dup(1)
     os.dup2(2, 1)  # what a user's own module prints is no answer
     try:

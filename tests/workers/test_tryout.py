@@ -1,13 +1,15 @@
 """What a launch would be refused for is found without one, and in the same words."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from configs.errors import ConfigError, DataError
 from configs.load import load
-from conftest import mach
+from conftest import mach, wait_gone
 from mach.recipes import RECIPES
 from workers import tryout
 from workers.plan import Plan, make_plan
@@ -94,3 +96,17 @@ def test_a_factory_that_raises_is_the_users_mistake_with_the_place_of_it(
     told = f"mach: model.family: 'mine:boom' raised KeyError: 'layer' ({own}, line 10, in helper)\n"
     assert (done.returncode, done.stderr) == (2, told)
     assert (tmp_path / "runs").exists() != bool(dry)
+
+
+def test_it_ends_with_the_command_that_asked(own: Path, tmp_path: Path) -> None:
+    """However long the data take: nobody would read what it finds."""
+    os.mkfifo(tmp_path / "door")
+    own.write_text(
+        "import os, signal\n\ndef data(data):\n    open('door', 'w').write(str(os.getpid()))\n"
+        "    signal.alarm(300)\n    signal.pause()\n"
+    )
+    words = ("launch", "--dry-run", "--gpus", "cpu", "--set", "data.source=mine:data")
+    with subprocess.Popen([sys.executable, "-m", "mach", *words], cwd=tmp_path, stderr=subprocess.DEVNULL) as asks:
+        pid = int((tmp_path / "door").read_text())
+        asks.kill()
+    assert wait_gone(pid)

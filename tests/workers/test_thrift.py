@@ -5,7 +5,7 @@ import sys
 
 CODE = """
 import gc, os
-import workers.tether
+import workers.thrift
 print(gc.isenabled(), gc.get_freeze_count(), flush=True)
 if child := os.fork():
     os.waitpid(child, 0)
