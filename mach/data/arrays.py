@@ -41,7 +41,7 @@ def dataset_of(train: Part, test: Part, symbols: int) -> Dataset:
     for part in (train, test):
         check_labels(part)
         check_inputs(part, symbols)
-    if train.inputs.shape[1:] != test.inputs.shape[1:] or train.inputs.dtype != test.inputs.dtype:
+    if train.inputs.dtype != test.inputs.dtype:  # bytes are scaled like pictures, floats are not: then both are floats
         raise DataError(
             f"{train.inputs_name} holds {kind(train.inputs)}, {test.inputs_name} {kind(test.inputs)}: samples to "
             "train and to test on must be alike; make both anew"
@@ -64,15 +64,10 @@ def dataset_of(train: Part, test: Part, symbols: int) -> Dataset:
 
 
 def check_labels(part: Part) -> None:
-    """Raise a DataError unless there is a label for every sample, or for every place of every sample."""
-    name, labels, inputs = part.labels_name, part.labels, part.inputs
+    """Raise a DataError unless labels are whole numbers, which they may have to be made."""
+    name, labels = part.labels_name, part.labels
     if not np.issubdtype(labels.dtype, np.integer) or labels.size == 0:
         raise DataError(f"{name}: holds {kind(labels)}; labels are whole numbers from 0, at least one of them")
-    if labels.ndim not in (1, 2) or inputs.ndim < 1 or labels.shape != inputs.shape[: labels.ndim]:
-        raise DataError(
-            f"{name}: holds {kind(labels)} for {kind(inputs)} in {part.inputs_name}; give one label a sample, [N], or "
-            "one for every place of a sequence, [N, T]"
-        )
 
 
 def check_inputs(part: Part, symbols: int) -> None:

@@ -27,14 +27,19 @@ def check(dataset: Dataset, source: str) -> None:
     Raises:
         DataError: what no network could be trained on, or only on a part of it.
     """
-    for key in ("classes", "symbols"):
-        if not isinstance(getattr(dataset, key), Integral):
-            raise DataError(f"data.source {source}: {key}={getattr(dataset, key)!r} is no whole number; say how many")
+    for key, least in (("classes", 1), ("symbols", 0)):
+        number = getattr(dataset, key)
+        if not isinstance(number, Integral) or int(number) < least:
+            raise DataError(f"data.source {source}: {key}={number!r} is no whole number from {least} on; say how many")
     named = {}
     for key in ("train_inputs", "train_labels", "test_inputs", "test_labels"):
         tensor, name = getattr(dataset, key), dataset.names.get(key, f"data.source {source}: {key}")
         if not isinstance(tensor, Tensor):
             raise DataError(f"{name} is a {type(tensor).__name__}, and no tensor; torch.as_tensor makes it one")
+        if tensor.layout != torch.strided or tensor.is_meta:
+            raise DataError(
+                f"{name} does not hold its numbers one by one ({tensor.layout}, {tensor.device}); make it dense"
+            )
         if tensor.requires_grad:
             raise DataError(f"{name} wants gradients, and data are given; .detach() it")
         named[key] = name
@@ -100,7 +105,7 @@ def check_inputs(inputs: Tensor, name: str, symbols: int) -> None:
         low, high = (int(end) for end in inputs.aminmax())
         raise DataError(
             f"{name} holds {kind(inputs)} from {low} to {high}, and {wrong} of {len(inputs)} samples do not fit; with "
-            f"data.symbols={symbols} they must be whole numbers from 0 to {symbols - 1}"
+            f"symbols={symbols} they must be whole numbers from 0 to {symbols - 1}"
         )
 
 

@@ -1,6 +1,7 @@
 """What a source of one's own made, looked at once: every wrong tensor is named, counted, and told what to do about."""
 
 import math
+import re
 import sys
 import types
 from collections.abc import Iterator
@@ -70,6 +71,8 @@ def labels(wrong: int) -> torch.Tensor:
         ("train_inputs", torch.randn(N, 4).double(), r"float64 \[500, 4\]; quantities are float32, as \.float\(\)"),
         ("train_inputs", torch.randn(N, 4, requires_grad=True), r"wants gradients, .* \.detach\(\) it"),
         ("train_inputs", spoilt(torch.randn(3, 4, N).permute(2, 1, 0), math.nan, 7), "not finite, in 7 of 500 samples"),
+        ("train_inputs", torch.zeros(N, 4).to_sparse(), r"one by one \(torch\.sparse_coo, cpu\); make it dense"),
+        ("train_inputs", torch.zeros(N, 4, device="meta"), r"one by one \(torch\.strided, meta\)"),
         ("train_labels", torch.zeros(N, 7, dtype=torch.int64), "7 labels for each of 500 samples of 4 places"),
         ("test_labels", torch.zeros(20, 4, dtype=torch.int64), r"int64 \[20, 4\], and int64 \[500\] is trained on"),
     ],
@@ -82,10 +85,11 @@ def test_what_cannot_be_trained_on_is_one_sentence(own: types.ModuleType, key: s
     assert error.value.exit_code == 2
 
 
-@pytest.mark.parametrize("key", ["classes", "symbols"])
-def test_how_many_is_a_whole_number(own: types.ModuleType, key: str) -> None:
-    with pytest.raises(DataError, match=rf"^data\.source own_data:make: {key}=5\.0 is no whole number; say how many$"):
-        loaded(own, **{key: 5.0})
+@pytest.mark.parametrize(("key", "number", "least"), [("classes", 5.0, 1), ("classes", 0, 1), ("symbols", -1, 0)])
+def test_how_many_is_a_whole_number(own: types.ModuleType, key: str, number: float, least: int) -> None:
+    said = f"data.source own_data:make: {key}={number} is no whole number from {least} on; say how many"
+    with pytest.raises(DataError, match=f"^{re.escape(said)}$"):
+        loaded(own, **{key: number})
 
 
 def test_sound_data_pass_as_they_are(own: types.ModuleType) -> None:
@@ -103,7 +107,9 @@ def test_symbols_and_sequences_are_looked_at_as_such(own: types.ModuleType, dtyp
     assert loaded(own, **parts, classes=S, symbols=S).sample_shape == (4,)
     with pytest.raises(DataError, match=r"test_labels holds labels from 0 to 9, and 2 of 20 samples have one"):
         loaded(own, **parts | {"test_labels": spoilt(test.long(), S, 2)}, classes=S, symbols=S)
-    with pytest.raises(DataError, match=r"train_inputs holds .* from 0 to 9, and 4 of 500 samples do not fit"):
+    with pytest.raises(
+        DataError, match=r"train_inputs holds .* from 0 to 9, and 4 of 500 .* not fit; with symbols=9 they"
+    ):
         loaded(own, **parts | {"train_inputs": spoilt(train.clone(), S, 4)}, classes=S, symbols=S)
     with pytest.raises(DataError, match=r"train_inputs holds float32 \[500, 4\]; symbols are whole numbers"):
         loaded(own, **parts | {"train_inputs": train.float()}, classes=S, symbols=S)
