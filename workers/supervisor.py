@@ -246,11 +246,14 @@ class Supervisor:
         return Attempt(process, incarnation, child, ours, now)
 
     def _listen(self) -> None:
-        """Signals ring a bell that `_wait` hears; what they mean is decided in the loop."""
+        """Signals ring a bell that `_wait` hears; what they mean is decided in the loop. A SIGHUP that is ignored, as
+        by `nohup`, stays so: the run is to outlive its terminal.
+        """
         self._bell.setblocking(False)
         self._bell_end.setblocking(False)
         for number in QUIET:
-            self._handlers[number] = signal.signal(number, self._note)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._handlers[number] = signal.signal(number, self._note)
         self._earlier_bell = signal.set_wakeup_fd(self._bell_end.fileno(), warn_on_full_buffer=False)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

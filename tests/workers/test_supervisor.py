@@ -267,6 +267,18 @@ def test_a_second_sigterm_hurries_nobody(lockstep: tuple[Supervisor, list[Life]]
     assert [life.orders() for life in lives] == [["stop"]] * 2, "a Ctrl-C after it does"
 
 
+def test_a_hangup_that_nohup_has_it_ignore_stays_ignored(lockstep: tuple[Supervisor, list[Life]]) -> None:
+    supervisor, _ = lockstep
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        supervisor._listen()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) == supervisor._note
+    finally:
+        supervisor.__exit__(None, None, None)
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_components_that_a_signal_reached_before_their_launcher_were_stopped_by_it(
     lockstep: tuple[Supervisor, list[Life]],
 ) -> None:
