@@ -5,6 +5,7 @@ Every field that the JSON has stands here too, but where a person has no use for
 
 import ast
 import inspect
+import re
 import textwrap
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -340,7 +341,7 @@ def fields_help() -> str:
         for field in msgspec.structs.fields(record):
             lines.append(f"  {field.name}: {type_name(field.type)}  {meant.get(field.name, '')}".rstrip())
         lines.append("")
-    return "\n".join(lines)
+    return re.sub(r"\bNone\b", "null", "\n".join(lines))  # as JSON has it
 
 
 def meanings(record: type) -> dict[str, str]:

@@ -293,7 +293,7 @@ def story(account: Account) -> list[str]:
     counts = Counter(fault.kind for fault in account.faults)
     made = [f"{counts[kind]} × {name}" for kind, name in NAMES.items() if counts[kind]]
     lines = [f"{', '.join(made) or 'nothing'} in run {account.run}, seed {account.seed}"]
-    lines[0] += f"; {account.missed} more found nobody alive to hit" if account.missed else ""
+    lines[0] += f"; {account.missed} more found nobody alive to hit, or were still to come" if account.missed else ""
     if account.restart_s is not None:
         each = ", ".join(f"{name} {count}" for name, count in account.restarts.items() if count)
         lines.append(f"restarts: {each}")

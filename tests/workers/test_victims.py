@@ -205,7 +205,7 @@ def test_the_story_says_what_was_done_and_who_is_missing() -> None:
         interrupted=False,
     )  # fmt: skip
     assert story(account) == [
-        "1 × SIGKILL, 1 × SIGSTOP in run test, seed 3; 1 more found nobody alive to hit",
+        "1 × SIGKILL, 1 × SIGSTOP in run test, seed 3; 1 more found nobody alive to hit, or were still to come",
         "restarts: c0 1",
         "back in training after 0.25 s at the median, 0.50 s at most",
         "c1 did not come back: it is failed: ended by SIGKILL",
