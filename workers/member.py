@@ -103,7 +103,7 @@ class Member:
         """Why nothing more comes of it, for a verdict on a run in which others depend on that."""
         if self.over == "failed":
             return self.cause
-        return f"{self.name} was stopped alone" if self.over == "stopped" else f"stub {self.name} is silent, by script"
+        return f"{self.name} was stopped alone" if self.over == "stopped" else f"stub {self.name} sends nothing more"
 
     @property
     def bound(self) -> int | None:

@@ -30,6 +30,8 @@ REST = 0.25
 """How far into the step after the last one a run goes, as a share of a step: the last one has then ended."""
 PATIENCE_S = 10.0
 """Virtual seconds without a step, after which a run ends with fewer than were wanted."""
+LEAST_S = 0.001
+"""Virtual seconds between two looks whether there are enough: time passes also where a step takes none."""
 
 M = TypeVar("M", Activation, Target, Gradient)
 Script = Mapping[str, Any]
@@ -121,7 +123,7 @@ class Neighbourhood:
         self.bus.run(fibres, until_s=self.bus.clock.now + (steps + REST) * self._compute_s)
         made, since = len(self._steps), self.bus.clock.now
         while len(self._steps) < self._wanted and self.bus.clock.now - since < PATIENCE_S:
-            self.bus.run(fibres, until_s=self.bus.clock.now + self._compute_s)
+            self.bus.run(fibres, until_s=self.bus.clock.now + max(self._compute_s, LEAST_S))
             if len(self._steps) > made:
                 made, since = len(self._steps), self.bus.clock.now
         return self._steps[before:]

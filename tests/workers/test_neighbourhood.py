@@ -157,6 +157,10 @@ def test_in_stream_wiring_it_trains_on_what_the_stubs_send(neighbourhood: Make, 
     assert learner.version == 20 // method.update_every
 
 
+def test_in_stream_wiring_a_step_may_take_no_time(neighbourhood: Make) -> None:
+    assert len(neighbourhood(settings=("recipe=dgl",), compute_ms=0.0).run(steps=5)) == 5
+
+
 def test_in_stream_wiring_what_is_not_finite_is_refused_wherever_it_lies(neighbourhood: Make) -> None:
     script = {"nonfinite": 0.3}
     near = neighbourhood(settings=(QUICK, "recipe=mach-hop", "bus.timeout_ms=50"), parent=script, child=script)
