@@ -106,7 +106,8 @@ def test_a_run_that_cannot_be_written_is_not_resumed_and_one_sentence_says_so(
     assert refused.returncode == 2
     assert refused.stdout == ""
     assert re.fullmatch(
-        rf"mach: {re.escape(str(run.path))}\S*: .*; make it writable, then mach resume test\n", refused.stderr
+        rf"mach: {re.escape(str(run.path))}\S*: .*; make it writable, then mach resume test --runs \S+\n",
+        refused.stderr,
     )
     assert {path for path in run.path.rglob("*") if path.name != ".lock"} <= set(before), "nothing was begun"
 

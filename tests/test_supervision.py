@@ -167,4 +167,4 @@ def test_in_lockstep_one_death_ends_the_run_and_the_way_on_is_named(launch: Laun
     assert run.end() == 1, run.output
     last = run.output.splitlines()[-1]
     assert last.startswith("c1 failed: ended by SIGKILL")
-    assert last.endswith(f"mach resume {run.name} does, together")
+    assert last.endswith(f"mach resume {run.name} --runs {run.directory.parent} does, together")

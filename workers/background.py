@@ -60,7 +60,8 @@ def detach(
         told = words if code > 0 else ""  # a signal leaves no time for a last word
         print(told or f"mach: the launcher ended with exit code {code}", file=sys.stderr)
         return code
-    print(f"run {name} goes on in the background; mach status {name}, mach logs {name} -f, mach stop {name}")
+    it = RunDir(runs / name).called
+    print(f"run {name} goes on in the background; mach status {it}, mach logs {it} -f, mach stop {it}")
     return 0
 
 

@@ -55,7 +55,7 @@ def check_name(runs: Path, name: str) -> None:
     doing = f"is running (pid {status.launcher_pid})" if status.state not in FINAL else f"has {ended(status)}"
     raise RunError(
         f"run {name!r} {doing} in {runs}/; choose another --name"
-        + (f", or stop it: mach stop {name}" if status.state not in FINAL else "")
+        + (f", or stop it: mach stop {RunDir(runs / name).called}" if status.state not in FINAL else "")
     )
 
 
@@ -133,12 +133,12 @@ def resume(run: RunDir, file: str | None, settings: Sequence[str], gpus: str | N
     old = recorded_plan(run)
     status = status_of(run)
     if status is not None and status.state not in FINAL:
-        raise RunError(f"run {run.name!r} is running (pid {status.launcher_pid}); to stop it: mach stop {run.name}")
+        raise RunError(f"run {run.name!r} is running (pid {status.launcher_pid}); to stop it: mach stop {run.called}")
     config = config_of(old, file, settings)
     if status is not None and has_finished(status, old.config, config):
         done = max([config.train.steps, *(row.step for row in status.components)])
         length = f"--steps {2 * done}" if config.train.minutes is None else "--minutes M"
-        print(f"run {run.name} has finished: nothing is left to do; to train on: mach resume {run.name} {length}")
+        print(f"run {run.name} has finished: nothing is left to do; to train on: mach resume {run.called} {length}")
         return 0
     warm()
     devices = choose_devices(gpus or same_devices(old))
@@ -147,7 +147,7 @@ def resume(run: RunDir, file: str | None, settings: Sequence[str], gpus: str | N
         plan = resumed_plan(old, config, status, sockets, devices)
         return plan, partial(print, where(run, plan), flush=True)
 
-    return launched(run.path, config, plan_at, f"make it writable, then mach resume {run.name}")
+    return launched(run.path, config, plan_at, f"make it writable, then mach resume {run.called}")
 
 
 def resumable(runs: Path, name: str | None) -> RunDir:
@@ -179,7 +179,9 @@ def launched(directory: Path, config: Config, plan_at: Callable[[Path], tuple[Pl
         plan, opening = plan_at(sockets)
         return supervised(plan, opening)
     except BlockingIOError as error:
-        raise RunError(f"{directory}: another launcher is running this run; mach stop {directory.name}") from error
+        raise RunError(
+            f"{directory}: another launcher is running this run; mach stop {RunDir(directory).called}"
+        ) from error
     except OSError as error:
         if isinstance(error, FileExistsError) and plan is not None and not plan.resumed:
             raise  # the name is taken

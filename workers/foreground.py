@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
@@ -15,6 +16,7 @@ from rich.text import Text
 from configs.errors import ConfigError, RunError
 from workers import screen
 from workers.plan import Plan
+from workers.rundir import RunDir
 from workers.status import Status
 from workers.supervisor import Supervisor
 from workers.verdict import STOPPED
@@ -52,7 +54,7 @@ def supervised(plan: Plan, opening: Opening = None) -> int:
     if status.exit_code == 2:
         raise ConfigError(status.reason)
     if status.reason.startswith(UNREAD):
-        raise unread(status)
+        raise unread(status, plan)
     try:
         conclude(status, plan, console)
     except BrokenPipeError:
@@ -78,16 +80,17 @@ def conclude(status: Status, plan: Plan, console: Console) -> None:
     if status.reason:  # in one line, however long: it has a path in it
         console.print(Text(status.reason, style=screen.STYLES.get(status.state, "")), soft_wrap=True)
     if status.state == "stopped" and any(row.checkpoint.step is not None for row in status.components):
-        print(f"run {status.run}: {plan.directory}; go on with mach resume {status.run}", flush=True)
+        way = RunDir(Path(plan.directory)).called
+        print(f"run {status.run}: {plan.directory}; go on with mach resume {way}", flush=True)
     elif not status.reason:
         print(f"run {status.run}: {plan.directory}", flush=True)
 
 
-def unread(status: Status) -> RunError:
+def unread(status: Status, plan: Plan) -> RunError:
     """What to say, where there still is somebody, of a run whose reader has left."""
     error = RunError(
         f"nobody reads what is printed any more, so run {status.run} was stopped{status.reason.removeprefix(UNREAD)}; "
-        f"mach resume {status.run} goes on with it, and --detach needs no reader"
+        f"mach resume {RunDir(Path(plan.directory)).called} goes on with it, and --detach needs no reader"
     )
     error.exit_code = status.exit_code or STOPPED
     return error

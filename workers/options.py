@@ -17,7 +17,7 @@ from click.shell_completion import CompletionItem
 from configs.errors import MachError
 from configs.load import recipe, shipped
 from mach.recipes import RECIPES
-from workers.rundir import ground
+from workers.rundir import USUAL, ground
 
 
 class Place(click.Path):
@@ -58,7 +58,7 @@ class Recipe(click.types.StringParamType):
 
 def runs_option(kind: click.Path) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """--runs."""
-    return click.option("--runs", type=kind, default=Path("runs"), show_default=True, help="Where runs lie.")
+    return click.option("--runs", type=kind, default=USUAL, show_default=True, help="Where runs lie.")
 
 
 RUNS = runs_option(Place())

@@ -16,10 +16,14 @@ runs/<name>/
 import fcntl
 import os
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import ConfigError
+
+USUAL = Path("runs")
+"""Where runs lie, unless `--runs` says otherwise."""
 
 
 def ground(runs: Path) -> Path:
@@ -39,6 +43,12 @@ class RunDir:
     """Paths of one run; makes nothing by itself."""
 
     path: Path
+
+    @property
+    def called(self) -> str:
+        """What follows `mach resume` and the like, so that they find it from here."""
+        name, runs = shlex.quote(self.name), self.path.parent
+        return name if runs.absolute() == USUAL.absolute() else f"{name} --runs {shlex.quote(str(runs))}"
 
     @property
     def name(self) -> str:

@@ -130,7 +130,7 @@ def read(run: RunDir, now: float | None = None) -> Status:
         status.reason = f"the launcher (pid {status.launcher_pid}) is gone, and its processes with it"
         if not same:
             status.reason = "the machine was started anew since, or this is another one"
-        status.reason += f"; go on with mach resume {run.name}"
+        status.reason += f"; go on with mach resume {run.called}"
     return status
 
 

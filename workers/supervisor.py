@@ -204,7 +204,7 @@ class Supervisor:
         if self.exit_code is None:  # judged once: a second time, nobody knows any more that it was stopped
             stopped = self.reason if self.state == "stopping" else ""
             plan = self.plan
-            verdict = judge(self.members, run=plan.run, stopped=stopped, together=plan.together, gone=self._gone)
+            verdict = judge(self.members, run=self.run.called, stopped=stopped, together=plan.together, gone=self._gone)
             self._end(verdict.state, verdict.reason, verdict.exit_code)
             self._write()
         yield self.status

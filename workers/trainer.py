@@ -112,7 +112,7 @@ class Life:
         diverged = self.keeper.diverged and self.unsaved == self.keeper.failing
         raise Unsaved(
             f"could not save its end: {self.unsaved}; its newest checkpoint is {newest}; "
-            f"{remedy(self.plan.run, kept, diverged=diverged)}"
+            f"{remedy(RunDir(Path(self.plan.directory)).called, kept, diverged=diverged)}"
         )
 
     def train(self) -> None:
@@ -317,7 +317,9 @@ def rate(accuracy: float | None, bits: float | None) -> str:
 
 
 def remedy(run: str, kept: int | None, *, diverged: bool) -> str:
-    """What to do about an end that could not be saved, where the checkpoint of step `kept` is on disk, if any is."""
+    """What to do about an end that could not be saved, where the checkpoint of step `kept` is on disk, if any is; `run`
+    as commands are told it.
+    """
     if not diverged:
         return f"make room, then mach resume {run}"
     again = "launch again" if kept is None else f"mach resume {run}, or launch again,"

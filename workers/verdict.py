@@ -30,8 +30,8 @@ class Verdict:
 
 
 def judge(members: Sequence[Member], *, run: str, stopped: str, together: str, gone: str = "") -> Verdict:
-    """The verdict on members that have all ended; `stopped` says by what the run was stopped, if it was, `together`
-    why nobody went on alone (`Plan.together`), and `gone` who was missed first.
+    """The verdict on members that have all ended, of `run` as commands are told it; `stopped` says by what the run
+    was stopped, if it was, `together` why nobody went on alone (`Plan.together`), and `gone` who was missed first.
     """
     failed = [member for member in members if member.over == "failed"]
     first = min(failed, key=lambda member: member.failed_at, default=None)

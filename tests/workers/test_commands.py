@@ -132,6 +132,19 @@ def test_a_file_in_the_way_of_all_runs_is_not_taken_for_a_name_that_is_taken(tmp
         train(Config(), tmp_path / "afile", "r", ("cpu",), lockstep=False, other=iter([]).__next__)
 
 
+def test_commands_are_told_where_a_run_lies_unless_that_is_the_usual_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert RunDir(Path("runs/r")).called == RunDir(tmp_path / "runs" / "r").called == "r"
+    elsewhere = RunDir(tmp_path / "my runs" / "r")
+    assert elsewhere.called == f"r --runs '{tmp_path / 'my runs'}'"
+    elsewhere.path.mkdir(parents=True)
+    write(elsewhere, status("training"))
+    with pytest.raises(RunError, match=f"mach stop {elsewhere.called}$"):
+        check_name(elsewhere.path.parent, "r")
+
+
 def test_a_name_that_leads_nowhere_is_taken(tmp_path: Path) -> None:
     (tmp_path / "r").symlink_to(tmp_path / "nowhere")
     with pytest.raises(RunError, match="choose another --name"):

@@ -121,7 +121,7 @@ def test_a_stopped_run_ends_with_the_way_on_if_anything_was_saved(
         screen.console(),
     )
     told = capsys.readouterr().out.splitlines()
-    way = f"run {ends.run}: {tmp_path / 'r'}; go on with mach resume {ends.run}"
+    way = f"run {ends.run}: {tmp_path / 'r'}; go on with mach resume r --runs {tmp_path}"
     assert told[-2:] == ["by SIGTERM", way] if saved else told[-1] == "by SIGTERM"
 
 

@@ -158,7 +158,8 @@ def test_where_gradients_go_end_to_end_a_run_ends_with_who_is_gone_for_good(
     *_, last = supervisor.watch()
     assert (last.state, last.exit_code) == (("failed", 1) if ends else ("finished", 3))
     assert "failed: killed" in last.reason
-    together = "; with gradients end to end nobody goes on alone: mach resume r does, together"
+    together = "; with gradients end to end nobody goes on alone: mach resume r --runs {} does, together"
+    together = together.format(supervisor.run.path.parent)
     assert last.reason.endswith(together) == ends
 
 
