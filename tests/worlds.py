@@ -112,6 +112,19 @@ class Spoiling(Relay):
         return all(sent)
 
 
+def spoiling(world: World) -> tuple[EdgeMailbox, EdgeMailbox, Spoiling]:
+    """c0 asks c1, their edge is open, and c0 sends through the third."""
+    relays: list[Spoiling] = []
+
+    def wrap(inner: Transport) -> Transport:
+        relays.append(Spoiling(inner))
+        return relays[-1]
+
+    parent, child = world.mailbox("c0", children="c1", wrap=wrap), world.mailbox("c1", parents="c0")
+    world.until(lambda: parent.room("c1"), parent, child)
+    return parent, child, relays[0]
+
+
 def view(box: Mailbox, peer: str) -> EdgeView:
     (only,) = box.edges()[peer]
     return only

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from bus import sockets as sockets_of_bus
-from bus.mailbox import Mailbox, Transport
+from bus.mailbox import Mailbox
 from mach.messages import Activation, Gradient, Target
-from worlds import DEADLINE_S, Spoiling, W, World, X, view
+from worlds import DEADLINE_S, W, World, X, spoiling, view
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
@@ -116,21 +116,14 @@ def test_a_time_out_gives_places_back_and_a_late_answer_is_dropped(world: World)
 
 
 def test_a_child_that_reads_nothing_is_sent_a_window_and_few_knocks(world: World) -> None:
-    relays: list[Spoiling] = []
-
-    def wrap(inner: Transport) -> Transport:
-        relays.append(Spoiling(inner))
-        return relays[-1]
-
-    parent, child = world.mailbox("c0", children="c1", wrap=wrap), world.mailbox("c1", parents="c0")
-    world.until(lambda: parent.room("c1"), parent, child)
-    before = relays[0].sent
+    parent, child, relay = spoiling(world)
+    before = relay.sent
     end = parent.now() + 2.0
     while parent.now() < end:
         if parent.room("c1"):
-            parent.send("c1", Activation(relays[0].sent, 0, X))
+            parent.send("c1", Activation(relay.sent, 0, X))
         parent.receive(0.02)
-    assert relays[0].sent - before <= W + 8
+    assert relay.sent - before <= W + 8
     world.until(lambda: parent.room("c1"), parent, child)
 
 

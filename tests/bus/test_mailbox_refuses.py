@@ -9,10 +9,9 @@ import torch
 import zmq
 
 from bus import address, wire
-from bus.mailbox import Transport
 from bus.wire import Frames, Kind, Stamp
 from mach.messages import Activation
-from worlds import RUN, Spoiling, World, X, view
+from worlds import RUN, World, X, spoiling, view
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
@@ -53,17 +52,10 @@ def test_more_than_the_largest_message_is_not_sent(world: World) -> None:
 def test_a_spoiled_message_is_counted_and_harms_nothing(
     world: World, spoil: Callable[[Frames], list[Frames]], reason: str
 ) -> None:
-    relays: list[Spoiling] = []
-
-    def wrap(inner: Transport) -> Transport:
-        relays.append(Spoiling(inner))
-        return relays[-1]
-
-    parent, child = world.mailbox("c0", children="c1", wrap=wrap), world.mailbox("c1", parents="c0")
-    world.until(lambda: parent.room("c1"), parent, child)
-    relays[0].spoil = spoil
+    parent, child, relay = spoiling(world)
+    relay.spoil = spoil
     parent.send("c1", Activation(0, 0, X))
-    relays[0].spoil = None
+    relay.spoil = None
     parent.send("c1", Activation(1, 0, X))
     letters = world.until(lambda: child.counts.received["activation"] == (2 if reason == "duplicate" else 1), child)
     assert letters[-1].message.id == 1
