@@ -24,11 +24,11 @@ def find(key: str, name: str, known: Mapping[str, Callable[..., Any]]) -> Callab
     module_name, _, factory_name = name.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{key}: {name!r} cannot be imported ({error}); is the module on PYTHONPATH?") from error
     except MachError:
         raise
     except (Exception, SystemExit) as error:  # it may be a script that reads a command line
+        if isinstance(error, ImportError | AttributeError | ValueError) and not frames_of(error):
+            raise ConfigError(f"{key}: {name!r} cannot be imported ({error}); is the module on PYTHONPATH?") from error
         raise ConfigError(f"{key}: {name!r} cannot be imported: {told(error)}") from error
     if not callable(factory):
         raise ConfigError(f"{key}: {name!r} is a {type(factory).__name__}, not a function that makes the part")
@@ -55,9 +55,13 @@ def made_by(key: str, name: str, known: Mapping[str, Callable[..., Any]], given:
 
 def told(error: BaseException) -> str:
     """What was raised, and where in the file of the user's that we called, however deep below it."""
-    what = " ".join(f"{type(error).__name__}: {error}".split())
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__)[1:] if "importlib" not in frame.filename]
+    what, frames = " ".join(f"{type(error).__name__}: {error}".split()), frames_of(error)
     if not frames:
         return what  # a file that is no Python says itself where
     where = [frame for frame in frames if frame.filename == frames[0].filename][-1]
     return f"{what} ({where.filename}, line {where.lineno}, in {where.name})"
+
+
+def frames_of(error: BaseException) -> list[traceback.FrameSummary]:
+    """Where it was raised, below us and Python's own way of importing."""
+    return [frame for frame in traceback.extract_tb(error.__traceback__)[1:] if "importlib" not in frame.filename]

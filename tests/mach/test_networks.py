@@ -71,6 +71,11 @@ def test_every_wrong_family_is_one_sentence_that_names_the_key(here: str, name: 
     [
         ("x = = 3", r"SyntaxError: invalid syntax \(mach_tests_broken.py, line 1\)$"),
         ("def half():\n    return 1 / 0\n\nhalf()", r"ZeroDivisionError: division by zero \(.*, line 2, in half\)$"),
+        (
+            "import nowhere_at_all",
+            r"ModuleNotFoundError: No module named 'nowhere_at_all' \(.*, line 1, in <module>\)$",
+        ),
+        ("number = int('seven')", r"ValueError: .*'seven' \(.*, line 1, in <module>\)$"),
         ("import sys\nsys.exit()", r"SystemExit: \(.*, line 2, in <module>\)$"),
     ],
 )
