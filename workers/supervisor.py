@@ -166,15 +166,19 @@ class Supervisor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing stays: no process, no socket, no signal handler."""
+        """Nothing stays: no process, no socket, no signal handler. But a second SIGTERM or SIGHUP changes nothing even
+        now: the verdict is yet to be told.
+        """
         for member in self.members:
             member.kill("killed with its launcher")
         for member in self.members:
             member.close(self.clock.now)
         if self._earlier_bell is not None:
             signal.set_wakeup_fd(self._earlier_bell)
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        while self._handlers:
+            number, handler = self._handlers.popitem()
+            told = (self._signalled or self._signals) and number in (signal.SIGTERM, signal.SIGHUP)
+            signal.signal(number, signal.SIG_IGN if told else handler)  # type: ignore[arg-type]
         self._bell.close()
         self._bell_end.close()
         self._desk.close()

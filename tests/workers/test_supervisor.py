@@ -268,6 +268,26 @@ def test_a_second_sigterm_hurries_nobody(lockstep: tuple[Supervisor, list[Life]]
     assert [life.orders() for life in lives] == [["stop"]] * 2, "a Ctrl-C after it does"
 
 
+@pytest.mark.parametrize("obeyed", [True, False])
+def test_a_second_sigterm_after_the_end_does_not_cost_the_verdict(
+    lockstep: tuple[Supervisor, list[Life]], obeyed: bool
+) -> None:
+    """It comes as soon as `timeout` has sent the first, and a run may have little left to do."""
+    supervisor, _ = lockstep
+    before = signal.getsignal(signal.SIGTERM)
+    supervisor._listen()
+    try:
+        signal.raise_signal(signal.SIGTERM)
+        if obeyed:
+            supervisor._obey()
+        for member in supervisor.members:
+            member.over = "stopped"
+        supervisor.__exit__(None, None, None)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_hangup_that_nohup_has_it_ignore_stays_ignored(lockstep: tuple[Supervisor, list[Life]]) -> None:
     supervisor, _ = lockstep
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
