@@ -7,6 +7,7 @@ does. Law: a mistake is the same sentence here and there.
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -35,7 +36,11 @@ def check(plan: Plan) -> None:
         raise ConfigError(done.stdout.decode())
     if done.returncode:
         last = (done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-        raise ConfigError(f"the process that tried out data and networks ended with {done.returncode}: {last}")
+        how = f"with {done.returncode}" if done.returncode > 0 else f"by {signal.Signals(-done.returncode).name}"
+        raise ConfigError(
+            f"the process that tried out data and networks ended {how}: {last}; launched without --dry-run, it leaves "
+            "a log that tells more"
+        )
 
 
 def build(plan: Plan) -> None:

@@ -81,7 +81,11 @@ def test_the_process_of_its_own_says_it_and_nothing_else(own: Path, monkeypatch:
         tryout.check(plan_of("data.source=mine:data"))
 
 
-def test_a_process_that_breaks_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_breaks_is_one_sentence(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(own.parent)
+    own.write_text("import os\n\ndef data(data):\n    os.kill(os.getpid(), 9)\n")
+    with pytest.raises(ConfigError, match=r"ended by SIGKILL: it said nothing; launched without --dry-run, it leaves"):
+        tryout.check(plan_of("data.source=mine:data"))
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(ConfigError, match="ended with 1: it said nothing"):
         tryout.check(plan_of())
