@@ -88,7 +88,7 @@ class Orders(Control):
         stream = self.simulation.stage.config.wiring == "stream"
         orphaned = stream and bool(parents) and all(map(self.simulation.mute, parents))
         orders = {"release": self.simulation.all_done(), "orphaned": orphaned}
-        orders["unanswered"] = unanswered(plan, self.process, silent)
+        orders["unanswered"] = bool(silent) and unanswered(plan, self.process, silent)
         return {order for order, given in orders.items() if given}
 
 
