@@ -26,14 +26,16 @@ def stranger(house: Path) -> str | None:
 
 
 def main() -> None:
-    """Check the neighbours, then run the command line."""
+    """Check the neighbours, then run the command line. A Ctrl-C before there is anything to stop is a stop as well."""
     house = Path(__file__).resolve().parent.parent
-    problem = stranger(house)
-    if problem is not None:
-        print(problem, file=sys.stderr)
-        sys.exit(2)
-    from cli import cli
-
+    try:
+        problem = stranger(house)
+        if problem is not None:
+            print(problem, file=sys.stderr)
+            sys.exit(2)
+        from cli import cli
+    except KeyboardInterrupt:
+        sys.exit(130)
     cli(prog_name="mach")
 
 

@@ -110,3 +110,14 @@ def test_the_commands_load_neither_torch_nor_zmq(statement: str) -> None:
 
 def test_the_door_of_children_loads_nothing_of_ours() -> None:
     assert not fresh_modules("import mach.__main__") & {"cli", "bus", "workers", "configs", "click", "torch"}
+
+
+def test_a_ctrl_c_while_the_door_opens_is_a_stop_without_a_traceback() -> None:
+    """Before a launch there is nothing that would have to be saved."""
+    code = (
+        "import sys\nclass Pressed:\n    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'configs':\n            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Pressed())\nsys.argv = ['mach', 'runs']\nfrom mach.__main__ import main\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (130, "")

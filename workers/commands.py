@@ -237,7 +237,9 @@ def stop(run: RunDir, number: signal.Signals) -> str:
     try:
         signal.pidfd_send_signal(launcher, number)
         if not select.select([launcher], [], [], rules_of(run).grace_ms / 1000 + PATIENCE_S)[0]:
-            raise RunError(f"run {run.name}: the launcher (pid {status.launcher_pid}) did not end; try mach stop --now")
+            raise RunError(
+                f"run {run.name}: the launcher (pid {status.launcher_pid}) did not end; mach stop {run.called} --now"
+            )
     finally:
         os.close(launcher)
     return f"run {run.name} has {ended(read(run))}"
@@ -256,7 +258,7 @@ def restart(run: RunDir, component: str | None) -> str:
     if component is None:
         names = [row.component for row in status.components]
         raise ConfigError(
-            f"run {run.name}: say which component is to begin anew, of {', '.join(names)}: mach restart {run.name} "
+            f"run {run.name}: say which component is to begin anew, of {', '.join(names)}: mach restart {run.called} "
             f"{names[-1]}"
         )
     sockets = Path(msgspec.json.decode(run.plan.read_bytes(), type=Plan).sockets)

@@ -73,7 +73,7 @@ def test_a_restart_of_nobody_names_those_that_there_are(run: RunDir) -> None:
     row = {"kind": "trainer", "incarnation": 1, "pid": 0, "device": "cpu", "state": "training"}
     running.components = [ComponentStatus(component=name, **row) for name in ("c0", "c1")]  # type: ignore[arg-type]
     write(run, running)
-    sentence = "mach: run r: say which component is to begin anew, of c0, c1: mach restart r c1\n"
+    sentence = f"mach: run r: say which component is to begin anew, of c0, c1: mach restart {run.called} c1\n"
     for words in ((), ("r",)):
         result = CliRunner().invoke(cli, ["restart", *words, "--runs", str(run.path.parent)])
         assert (result.exit_code, result.output) == (2, sentence)
