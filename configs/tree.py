@@ -118,8 +118,9 @@ class Method(Node, frozen=True):
     """Where the head looks down the chain, the students below component 0, and the readouts over them, learn on every
     so manieth batch only. Component 0's, which ships, learns on every one, as sections and the heads at the end do."""
     student_pull: Annotated[float, Meta(ge=0.0, le=1.0)] = 1.0
-    """Where the head looks down the chain, how much of a student's gradient reaches its section. With more of it the
-    student is better, and the whole depth is worse (benchmarks/depth.md)."""
+    """Where the head looks down the chain, how much of the gradient of component 0's student, which ships, reaches its
+    section; of the other students nothing does. With more of it that student is better, and the whole depth may be
+    worse (benchmarks/depth.md)."""
     momentum_head: Literal["none", "layer", "chain"] = "none"
     """In `stream` wiring, how far a component's own loss looks down, through moving averages of what is below it, which
     the child sends along with its answers now and then. `layer`: joiner and head get what the child's first layer makes

@@ -184,8 +184,9 @@ class Teacher:
                 learnt.add("logits", distil_logits(z_s, z_d, weight.temperature), weight.logits)
 
     def _look_down(self, below: Below, held: Held, seen: tuple[Component, Tensor], learnt: Learnt) -> None:
-        """Where the head looks down the chain: the loss there, which the readout over students imitates now and then
-        (`method.student_every`).
+        """Where the head looks down the chain: the loss there, which the readout over students imitates. Component 0's,
+        which ships, pulls its section along (`method.student_pull`); the others learn from what sections make anyway,
+        and now and then (`method.student_every`): that they pulled cost the whole depth (benchmarks/depth.md).
         """
         weight, y = self.loss, held.labels
         net, a = seen
@@ -193,9 +194,10 @@ class Teacher:
         if y is None:
             return
         learnt.add("target", cross_entropy(learnt.z, y), weight.child)
-        if held.sender is not None and not self.method.studied(held.id):
+        ships = held.sender is None
+        if not ships and not self.method.studied(held.id):
             return
-        a = damped(a, self.method.student_pull)
+        a = damped(a, self.method.student_pull if ships else 0.0)
         z_s = net.classify(net.embed(a, net.imitate(a)))
         learnt.add("student", cross_entropy(z_s, y), weight.student)
         if weight.logits > 0.0:

@@ -28,7 +28,6 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
             "targets": "embedding",
             "targets_every": 8,
             "student_every": 4,
-            "student_pull": 0.3,
             "gradient_reach": "none",
             "context": True,
             "momentum_head": "chain",

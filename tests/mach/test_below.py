@@ -183,7 +183,7 @@ def test_a_chain_of_learners_equals_a_loop_that_is_written_out(every: int, study
                 z = ends[i][1](e)
                 terms.append(F.cross_entropy(z, labels))
                 if i == 0 or x.id % study == 0:
-                    read = pull * a + (1 - pull) * a.detach()
+                    read = pull * a + (1 - pull) * a.detach() if i == 0 else a.detach()
                     z_s = part.head(part.joiner(torch.cat([read, part.students[name_of(i + 1)](read)], dim=1)))
                     kl = F.kl_div(z_s.log_softmax(1), z.detach().softmax(1), reduction="batchmean")
                     terms += [loss.student * F.cross_entropy(z_s, labels), loss.logits * kl]
