@@ -82,14 +82,19 @@ def read(path: Path) -> Layer:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); check the file and its permissions") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, where: str) -> Layer:
+    """The mapping that a YAML text is; an empty one is an empty mapping."""
     try:
         content = yaml.load(text, Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}{_trouble(error, text)}") from error
+        raise ConfigError(f"{where}{_trouble(error, text)}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: holds a {type(content).__name__} where a mapping of keys is needed")
+        raise ConfigError(f"{where}: holds a {type(content).__name__} where a mapping of keys is needed")
     return content
 
 
@@ -167,6 +172,17 @@ def convert(merged: Layer, where: str) -> Config:
 def dump(config: Config) -> str:
     """The resolved tree as YAML, every key written out."""
     return yaml.safe_dump(msgspec.to_builtins(config), sort_keys=False, allow_unicode=True)
+
+
+def undump(text: str, where: str) -> Config:
+    """The tree that `dump` wrote down.
+
+    Raises:
+        ConfigError: as `load`; names `where` it stands.
+    """
+    layer = parse(text, where)
+    check_keys(layer, where)
+    return convert(layer, where)
 
 
 def _walk(layer: Layer, node: type[Node], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], type[Node], Any]]:

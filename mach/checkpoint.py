@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -107,7 +107,25 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: holds no weights ({error}); train the run to its end first") from error
+        raise unreadable(path, error) from error
+
+
+def load_about(path: Path) -> dict[str, str]:
+    """What `save_weights` was told about the weights in a file.
+
+    Raises:
+        DataError: as `load_weights`.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> DataError:
+    """One sentence about a file that holds no weights."""
+    return DataError(f"{path}: holds no weights ({error}); train the run to its end first")
 
 
 def _judge(path: Path, state: State) -> None:

@@ -137,6 +137,10 @@ class Component(nn.Module):
             return self.tally.add(e, self.head(e), dict(zip(self.students, logits, strict=True)))
         return e + torch.stack(d).mean(dim=0) if self.residual and d else e
 
+    def alone(self, a: Tensor) -> Tensor:
+        """A [B, D] → z [B, K], with students standing in for all children."""
+        return self.classify(self.embed(a, self.imitate(a)))
+
     @property
     def copies(self) -> Momentum | Below | None:
         """Where the weights go that children show."""

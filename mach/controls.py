@@ -82,8 +82,7 @@ class Lone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """As the component ships."""
-        a = self.component.activation(x)
-        return self.component.classify(self.component.embed(a, self.component.imitate(a)))
+        return self.component.alone(self.component.activation(x))
 
 
 class Supervised(nn.Module):

@@ -176,7 +176,7 @@ class Relay:
     def _alone(self, a: Tensor) -> Tensor:
         """Logits over the students' imitations."""
         with torch.no_grad():
-            return self.component.classify(self.component.embed(a, self.component.imitate(a)))
+            return self.component.alone(a)
 
     def _question(self, part: int, round: int, parent: str | None, a: Tensor, id: int | None = None) -> _Question:
         if id is None:

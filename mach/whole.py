@@ -10,7 +10,7 @@ Shapes: B batch, D numbers of an activation, E embedding, K classes.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,9 +59,7 @@ class Whole(nn.Module):
         """X [B, ...] → logits [B, K] of the whole depth."""
         if self.wiring == "skip":
             return self.read(0, (x,), depth=len(self.components) - 1)
-        come: tuple[Tensor, ...] = (x,)
-        for index in self.path[:-1]:
-            come = self.sent(self.part(index).activation(*come), come, x)
+        come = through([self.part(index).encoder for index in self.path[:-1]], x, context=self.context)
         return self.read(self.path[-1], come, depth=0)
 
     def read(self, index: int, come: tuple[Tensor, ...], depth: int) -> Tensor:
@@ -81,7 +79,7 @@ class Whole(nn.Module):
         for index in self.path:
             part = self.part(index)
             a = part.activation(*come)
-            logits.append(part.classify(part.embed(a, part.imitate(a))))
+            logits.append(part.alone(a))
             come = self.sent(a, come, x)
         return logits
 
@@ -130,7 +128,20 @@ class Whole(nn.Module):
         """What goes to a child: what came in `skip` wiring, the activation in `stream`, with x if it comes along."""
         if self.wiring == "skip":
             return come
-        return (a, x) if self.context else (a,)
+        return onward(a, x, context=self.context)
+
+
+def onward(a: Tensor, x: Tensor, *, context: bool) -> tuple[Tensor, ...]:
+    """What a child's encoder gets in `stream` wiring: an activation, with x if it comes along."""
+    return (a, x) if context else (a,)
+
+
+def through(encoders: Iterable[nn.Module], x: Tensor, *, context: bool) -> tuple[Tensor, ...]:
+    """What comes to the component below these, one under the other; x [B, ...] itself if there are none."""
+    come: tuple[Tensor, ...] = (x,)
+    for encoder in encoders:
+        come = onward(encoder(*come), x, context=context)
+    return come
 
 
 def first_children(children: Adjacency) -> list[int]:

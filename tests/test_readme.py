@@ -1,6 +1,7 @@
 """Every command and example in the README works as printed."""
 
 import re
+import runpy
 import shlex
 import signal
 from collections.abc import Callable
@@ -10,8 +11,12 @@ import pytest
 from click.testing import CliRunner
 
 from cli import cli
+from configs.load import load
 from conftest import Launched, mach
+from mach.recipes import RECIPES
 from workers import tryout
+from workers.simulate import simulate
+from workers.timing import timing_of
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -97,6 +102,21 @@ def test_the_commands_of_the_readme_work_in_virtual_time(words: list[str]) -> No
 def test_the_example_of_the_readme_passes(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(blocks("python")[0])
     pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
+
+
+def test_the_trained_network_is_used_as_the_readme_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load("digits", ("n_components=3", "train.steps=4", "train.batch_size=8"), RECIPES)
+    (tmp_path / "runs").mkdir()
+    simulate(config, timing_of("1ms", "0", "5ms", [], 3), tmp_path / "runs" / "s1")
+    monkeypatch.chdir(tmp_path)
+    snippet = blocks("python")[1]
+    both = re.findall(r"load\(.*?\)", snippet)
+    assert len(both) == 2
+    (tmp_path / "snippet.py").write_text(f"{snippet}\n{both[1]}(x)\n")
+    runpy.run_path(str(tmp_path / "snippet.py"))
+    assert re.fullmatch(r"tensor\(\[(\d, ){4}\d\]\)\n", capsys.readouterr().out)
 
 
 def test_the_misspelt_key_of_the_readme_is_answered_as_printed(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ runs/<name>/
     metrics/c0.jsonl        one `Report` a line
     tensorboard/c0/         event files
     logs/c0.1.log           what c0 printed in its incarnation 1; logs/launcher.log of a detached launcher
-    weights/c0.safetensors  final weights
+    weights/c0.safetensors  final weights (`mach/export.py` makes a network of them)
     checkpoints/c0/         newest states to go on from (`mach/shelf.py`)
     earlier/plan-1.json     the plan before the first `mach resume`, and so on
     .lock                   held by the launcher for as long as it lives

@@ -15,12 +15,12 @@ import torch
 from bus.mailbox import EdgeView, Mailbox
 from bus.sockets import ZmqMailbox
 from configs.errors import Unsaved
-from configs.load import dump
 from configs.tree import Config
 from mach.assemble import exam_of, learner_of, samples_of
 from mach.checkpoint import save_weights
 from mach.data import Batches, Dataset, load
 from mach.evaluate import Accuracy
+from mach.export import about
 from mach.learner import Learner
 from mach.seeds import seed_of
 from workers.journal import Journal
@@ -90,11 +90,11 @@ class Life:
         """The weights, and the last checkpoint, if it is not written yet; `unsaved` is why that could not be."""
         learner, before = self.trainer.learner, self.unsaved
         weights = RunDir(Path(self.plan.directory)).weights(self.process.name)
-        about = {"component": self.process.name, "version": str(learner.version), "config": dump(self.config)}
+        said = about(self.process.name, learner.version, self.config, self.trainer.batches.dataset)
         try:
             if self.keeper.failing:
                 self.checkpoint(last=True)
-            save_weights(learner.component, weights, about)
+            save_weights(learner.component, weights, said)
             self.unsaved = self.keeper.failing
         except OSError as error:
             self.unsaved = f"{weights}: cannot be written ({error.strerror or error})"

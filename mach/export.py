@@ -1,0 +1,177 @@
+"""The weights that a run leaves, as a network to use: component k with its student in place of everything deeper.
+
+    skip     z = head(joiner(a, s))     of component k alone; a is x
+    stream   the same                   with a = encoder_k(… encoder_1(encoder_0(x), x) …), x wherever it came along
+
+Component 0 is the distilled network; components 0 to k are a more faithful and dearer one. Where there is no child, or
+the recipe has no targets, there is no student either.
+
+A file of weights says itself what it is of: its metadata hold the run's configuration and the shape of the samples
+(`about`). So neither the data nor the rest of the run's directory is needed. Nothing is unpickled; but a configuration
+may name a family of the user's own, and that is imported, as a launch would import it.
+
+Shapes: B batch, T time, K classes.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import torch
+from msgspec import Meta
+from torch import Tensor, nn
+
+from configs.errors import ConfigError, DataError
+from configs.load import dump, undump
+from configs.tree import Config, Positive
+from mach import data
+from mach.assemble import component_of
+from mach.checkpoint import load_about, load_weights
+from mach.component import Component
+from mach.data.dataset import Dataset
+from mach.graph import Adjacency, children_of, name_of, path_to
+from mach.whole import through
+
+SUFFIX = ".safetensors"
+ALIKE = ("seed", "wiring", "graph", "n_components", "model")
+"""Keys of the configuration that no life of a run changes."""
+
+
+class Samples(msgspec.Struct, frozen=True):
+    """What has to be known of the data to build a network for them."""
+
+    sample_shape: tuple[Positive, ...]
+    """Of one input, without the batch."""
+    classes: Positive
+    symbols: Annotated[int, Meta(ge=0)]
+
+    def dataset(self) -> Dataset:
+        """A data set of such samples, with none in it."""
+        none = torch.empty(0, *self.sample_shape), torch.empty(0, dtype=torch.int64)
+        return Dataset(*none, *none, self.classes, self.symbols)
+
+
+class Shipped(nn.Module):
+    """x [B, ...] → logits [B, K]; for sequences [B, T, K].
+
+    Args:
+        above: in `stream` wiring the encoders that x goes through before it comes to the component.
+        component: answers, with its students in place of its children.
+        context: whether x comes along with an activation.
+    """
+
+    def __init__(self, above: Sequence[nn.Module], component: Component, *, context: bool) -> None:
+        super().__init__()
+        self.above = nn.ModuleList(above)
+        self.component = component
+        self.context = context
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As examinations judge the component with its student."""
+        return self.component.alone(self.component.activation(*through(self.above, x, context=self.context)))
+
+
+def load(weights: Path | str, component: int = 0) -> nn.Module:
+    """The network that a run has trained, from its folder of weights: x [B, ...] → logits [B, K].
+
+    x are samples as the data source makes them, on the CPU, as the network is. It is in evaluation mode, and none of
+    its parameters asks for a gradient.
+
+    Args:
+        weights: the folder, `runs/NAME/weights`.
+        component: k, whose student stands in for everything deeper.
+
+    Raises:
+        DataError: there are no such weights, or those in the file are not what it says they are.
+        ConfigError: nothing can be made of the component: its head never learnt, or it takes the activation of a stub;
+            or what the configuration names is not here, such as a family of the user's own.
+    """
+    folder = Path(weights)
+    config, dataset = described(folder, component)
+    children = children_of(config.graph, config.n_components)
+    stream = config.wiring == "stream"
+    above = path_to(component, children) if stream else ()
+    check(config, children, component, above)
+    encoders = [filled(folder, index, config, children, dataset).encoder for index in above]
+    last = filled(folder, component, config, children, dataset)
+    last.below = last.guess = None  # copies of what is deeper, and a model of gradients: neither is asked any more
+    network = Shipped(encoders, last, context=stream and config.method.context)
+    return network.train(mode=False).requires_grad_(requires_grad=False)
+
+
+def about(name: str, version: int, config: Config, dataset: Dataset) -> dict[str, str]:
+    """What a file of weights says of itself."""
+    samples = Samples(dataset.sample_shape, dataset.classes, dataset.symbols)
+    written = msgspec.json.encode(samples).decode()
+    return {"component": name, "version": str(version), "config": dump(config), "samples": written}
+
+
+def described(folder: Path, index: int) -> tuple[Config, Dataset]:
+    """What a component's file says: the run's configuration, and a data set without samples.
+
+    One of an earlier version says nothing of the samples: the data that it was trained on are then loaded.
+    """
+    file, name = found(folder, index), name_of(index)
+    told = load_about(file)
+    if "config" not in told:
+        raise DataError(f"{file}: holds no configuration; give the weights folder of a run, as mach launch leaves it")
+    if told.get("component") != name:
+        raise DataError(f"{file}: holds the weights of {told.get('component')}; give it the name it had")
+    config = undump(told["config"], f"{file}: configuration")
+    if index >= config.n_components:
+        raise DataError(f"{file}: is of {name}, in a run of {config.n_components} components; train that run again")
+    if "samples" not in told:
+        return config, data.load(config.data)
+    try:
+        return config, msgspec.json.decode(told["samples"], type=Samples).dataset()
+    except msgspec.MsgspecError as error:
+        raise DataError(f"{file}: does not say what samples it takes ({error}); train that run again") from error
+
+
+def found(folder: Path, index: int) -> Path:
+    """The file of a component's weights."""
+    file = folder / (name_of(index) + SUFFIX)
+    if file.is_file():
+        return file
+    there = sorted((each.stem for each in folder.glob(f"c*{SUFFIX}")), key=lambda name: (len(name), name))
+    if there:
+        raise DataError(f"{folder}: holds no weights of {name_of(index)}; there are: {', '.join(there)}")
+    inside = folder / "weights"
+    hint = f"give {inside}" if inside.is_dir() else "they are there when a run has ended, in runs/NAME/weights"
+    raise DataError(f"{folder}: holds no weights; {hint}")
+
+
+def check(config: Config, children: Adjacency, index: int, above: Sequence[int]) -> None:
+    """Raise a ConfigError where no network comes of a component."""
+    if config.method.heads == "last" and children[index]:
+        ends = ", ".join(str(end) for end, own in enumerate(children) if not own)
+        raise ConfigError(
+            f"component {name_of(index)}: in a run of {config.recipe} only the last has a head that learnt "
+            f"(method.heads is last); load component {ends}"
+        )
+    for each in above:
+        if each in config.components and config.components[each].stub is not None:
+            raise ConfigError(
+                f"component {name_of(index)}: takes the activation of {name_of(each)}, which was a stub and holds no "
+                "model; load a component that none is above"
+            )
+
+
+def filled(folder: Path, index: int, config: Config, children: Adjacency, dataset: Dataset) -> Component:
+    """A component of the run with the weights that it ended with."""
+    own, _ = described(folder, index)
+    file = found(folder, index)
+    other = [key for key in ALIKE if getattr(own, key) != getattr(config, key)]
+    if other:
+        raise DataError(f"{file}: is of another run, with another {other[0]}; give a folder with the weights of one")
+    component = component_of(config, index, [name_of(child) for child in children[index]], dataset)
+    try:
+        component.load_state_dict(load_weights(file))
+    except RuntimeError as error:  # torch's own: names and shapes
+        told = " ".join(str(error).split())
+        raise DataError(
+            f"{file}: does not fit the network that its configuration describes; use the version of mach, and of a "
+            f"family of your own, that trained it: {told}"
+        ) from error
+    return component
