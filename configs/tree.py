@@ -232,7 +232,8 @@ class Evaluate(Node, frozen=True):
 
     every_steps: Positive = 500
     average: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.0
-    """Examine an exponential moving average of the weights with this decay, for example 0.999; 0: the weights."""
+    """Examine an exponential moving average of the weights with this decay, for example 0.999, and leave that as the
+    run's weights when it ends; 0: the weights."""
 
 
 class Checkpoint(Node, frozen=True):

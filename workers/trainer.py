@@ -94,7 +94,7 @@ class Life:
         try:
             if self.keeper.failing:
                 self.checkpoint(last=True)
-            save_weights(learner.component, weights, said)
+            save_weights(learner.examined, weights, said)
             self.unsaved = self.keeper.failing
         except OSError as error:
             self.unsaved = f"{weights}: cannot be written ({error.strerror or error})"

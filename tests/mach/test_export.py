@@ -60,7 +60,7 @@ def own(weights: Path, tmp_path: Path) -> Path:
     [
         ("digits", ()),
         ("digits", ("graph=chain", "model.join=sum")),
-        ("digits", ("graph=kgraph", "model.join=residual")),
+        ("digits", ("graph=kgraph", "model.join=residual", "evaluate.average=0.9")),
         ("digits", ("recipe=mach-stream",)),
         ("digits", ("recipe=mach-hop", "method.momentum_head=layer")),
         ("digits", ("recipe=dgl", "method.context=true")),
