@@ -22,7 +22,20 @@ from configs.load import dump
 from configs.tree import Config
 from workers import chaos as faults
 from workers import commands, screen, victims
-from workers.options import ANY_RUNS, CONFIGURATION, CONFIGURED, RUN, RUNS, TIMED, TIMING, Group, Recipe, Whole, options
+from workers.options import (
+    ANY_RUNS,
+    BACKGROUND,
+    CONFIGURATION,
+    CONFIGURED,
+    RUN,
+    RUNS,
+    TIMED,
+    TIMING,
+    Group,
+    Recipe,
+    Whole,
+    options,
+)
 from workers.status import every_run, exit_code_of, find_component, find_run, read
 from workers.timing import timing_of
 from workers.verdict import exits_help
@@ -49,9 +62,8 @@ def cli() -> None:
 @RUNS
 @click.option("--lockstep", is_flag=True, help="Every step waits for its messages: slow, exact, for comparison.")
 @click.option("--max-restarts", type=Whole(min=0), help="Most restarts of one component after failures; default 100.")
-@click.option("--detach", is_flag=True, help="Leave the run in the background.")
+@options(BACKGROUND)
 @click.option("--dry-run", is_flag=True, help="Try out data and networks, print configuration and plan, start nothing.")
-@click.option("--tell", type=int, hidden=True, help="Of a launch that --detach made: where to say that it has begun.")
 @click.pass_context
 def launch(ctx: click.Context, /, *, runs: Path, name: str | None, detach: bool, dry_run: bool, **words: Any) -> None:
     """Train: one process a component, until every component has done its steps.
@@ -82,9 +94,7 @@ def launch(ctx: click.Context, /, *, runs: Path, name: str | None, detach: bool,
         click.echo("no CUDA device: training on the CPU", err=True)
     if detach:
         ctx.exit(commands.detach(config, runs, name, words["gpus"], lockstep=words["lockstep"], other=other))
-    tell = words["tell"]
-    begun = None if tell is None else partial(commands.tell_begun, tell)
-    ctx.exit(commands.train(config, runs, name, devices, lockstep=words["lockstep"], other=other, begun=begun))
+    ctx.exit(commands.train(config, runs, name, devices, lockstep=words["lockstep"], other=other, begun=words["tell"]))
 
 
 @cli.command(epilog="\b\n" + exits_help())
@@ -97,6 +107,7 @@ def launch(ctx: click.Context, /, *, runs: Path, name: str | None, detach: bool,
 )
 @click.option("--steps", type=Whole(min=1), help="Optimiser steps of every component, from the beginning.")
 @click.option("--minutes", type=float, help="Train for this long, from the beginning.")
+@options(BACKGROUND)
 @click.pass_context
 def resume(ctx: click.Context, /, *, run: str | None, runs: Path, file: str | None, **words: Any) -> None:
     """Go on with a run, the newest by default, that was stopped, failed, or shall train longer.
@@ -110,9 +121,11 @@ def resume(ctx: click.Context, /, *, run: str | None, runs: Path, file: str | No
       mach resume my-run --steps 4000
       mach resume my-run --set optimiser.lr=1e-4
       mach resume my-run --gpus 0,1
+      mach resume my-run --detach
     """
     settings = (*words["settings"], *lengths(words["steps"], words["minutes"]))
-    ctx.exit(commands.resume(commands.resumable(runs, run), file, settings, words["gpus"]))
+    found = commands.resumable(runs, run)
+    ctx.exit(commands.resume(found, file, settings, words["gpus"], detach=words["detach"], begun=words["tell"]))
 
 
 @cli.command(name="simulate")

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from chaos.storm import on_path
 from cli import cli
 from configs.load import dump, load
-from conftest import Launched, mach, wait_gone
+from conftest import LOOK_S, Launched, mach, wait_gone
 from mach.recipes import RECIPES
 from mach.shelf import STATE, Shelf, read_manifest
 from reference import train
@@ -81,9 +82,10 @@ def test_what_cannot_be_resumed_is_one_sentence(
     assert code == 0 or len(found.output.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("more", [(), ("--detach",)], ids=" ".join)
 @pytest.mark.parametrize("what", [".lock", "earlier", "metrics", "read-only"])
 def test_a_run_that_cannot_be_written_is_not_resumed_and_one_sentence_says_so(
-    tmp_path: Path, disk: Callable[[Path, str], None], what: str
+    tmp_path: Path, disk: Callable[[Path, str], None], what: str, more: tuple[str, ...]
 ) -> None:
     """Something else in the place of what a launcher writes, which stops every user, or a disk that takes nothing."""
     if what == "read-only":
@@ -102,7 +104,7 @@ def test_a_run_that_cannot_be_written_is_not_resumed_and_one_sentence_says_so(
             (run.path / what).rmdir()
         (run.path / what).write_text("in the way")
     before = sorted(run.path.rglob("*"))
-    refused = mach("resume", "test", "--runs", str(tmp_path / "runs"), "--gpus", "cpu")
+    refused = mach("resume", "test", "--runs", str(tmp_path / "runs"), "--gpus", "cpu", *more)
     assert refused.returncode == 2
     assert refused.stdout == ""
     assert re.fullmatch(
@@ -110,6 +112,42 @@ def test_a_run_that_cannot_be_written_is_not_resumed_and_one_sentence_says_so(
         refused.stderr,
     )
     assert {path for path in run.path.rglob("*") if path.name != ".lock"} <= set(before), "nothing was begun"
+
+
+def test_a_detached_run_whose_launcher_was_killed_goes_on_in_the_background(launch: Launch) -> None:
+    run = launch("--components", "2", "--minutes", "5", "--detach", *QUICK, "--set", "checkpoint.every_steps=20")
+    assert run.end() == 0, run.output
+    first = until(run, lambda status: all(row["checkpoint"]["step"] for row in status["components"]))
+    pids = [row["pid"] for row in first["components"]]
+    os.kill(first["launcher_pid"], signal.SIGKILL)
+    assert all(wait_gone(pid) for pid in (first["launcher_pid"], *pids))
+    words = ("test", "--runs", str(run.runs))
+    done = mach("resume", *words, "--detach", "--gpus", "cpu", "--set", "optimiser.lr=5e-4")
+    try:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("run test goes on in the background; mach status test --runs")
+        rows = run.status()["components"]
+        assert all(row["incarnation"] > 1 and row["step"] >= 20 for row in rows)
+        assert load(str(RunDir(run.directory).config)).optimiser.lr == 5e-4
+        assert "run test goes on: c0 from step" in (run.directory / "logs" / "launcher.2.log").read_text()
+        again = mach("resume", *words, "--detach")
+        assert again.returncode == 2
+        assert re.fullmatch(r"mach: run 'test' is running \(pid \d+\); to stop it: .*\n", again.stderr)
+    finally:
+        assert mach("stop", *words).returncode == 0
+    assert wait_gone(run.status()["launcher_pid"])
+    assert run.status()["state"] == "stopped"
+
+
+def until(run: Launched, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Follow a run in the background until its status fulfils the condition."""
+    launcher = os.pidfd_open(run.status()["launcher_pid"])
+    try:
+        while not condition(status := run.status()):
+            assert not select.select([launcher], [], [], LOOK_S)[0], "the run ended before"
+        return status
+    finally:
+        os.close(launcher)
 
 
 @pytest.mark.slow

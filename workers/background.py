@@ -6,14 +6,15 @@
                          ◀── BEGUN ───                       the run is its own, and goes on
 
 So nobody takes another's run for the one just launched, however close to each other two are, nor a launcher that failed
-for one whose name was taken.
+for one whose name was taken. `mach resume --detach` does the same with a run that is there: its launcher says BEGUN
+alone, and nothing where another one goes on with the run already.
 """
 
 import os
 import select
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -56,12 +57,34 @@ def detach(
             name = other()
     except OSError as error:
         raise unwritable(runs, error, ELSEWHERE) from error
+    return told(RunDir(runs / name), code, words)
+
+
+def resumed(run: RunDir, file: str | None, settings: Sequence[str], gpus: str | None) -> int:
+    """Start a launcher that goes on with a run that has ended, and see that its components begin; the exit code.
+    `file` and `settings`: its configuration, as of `mach resume`.
+
+    Raises:
+        RunError: nothing can be written there.
+    """
+    more = [*(["--config", file] if file else []), *(["--gpus", gpus] if gpus else [])]
+    more += [word for setting in settings for word in ("--set", setting)]
+    words = ["resume", run.name, "--runs", str(run.path.parent), *more]
+    try:
+        _, code, said = started(run, words, run.launcher_draft)
+    except OSError as error:
+        raise unwritable(run.path, error, f"make it writable, then mach resume {run.called}") from error
+    return told(run, code, said)
+
+
+def told(run: RunDir, code: int | None, said: str) -> int:
+    """Say what has become of a launcher; the exit code. `said`: the last line that it printed."""
     if code:
-        told = words if code > 0 else ""  # a signal leaves no time for a last word
-        print(told or f"mach: the launcher ended with exit code {code}", file=sys.stderr)
+        last = said if code > 0 else ""  # a signal leaves no time for a last word
+        print(last or f"mach: the launcher ended with exit code {code}", file=sys.stderr)
         return code
-    it = RunDir(runs / name).called
-    print(f"run {name} goes on in the background; mach status {it}, mach logs {it} -f, mach stop {it}")
+    it = run.called
+    print(f"run {run.name} goes on in the background; mach status {it}, mach logs {it} -f, mach stop {it}")
     return 0
 
 
@@ -73,13 +96,26 @@ def unwritable(place: Path, error: OSError, otherwise: str) -> RunError:
 def launched(config: Config, run: RunDir, more: list[str]) -> tuple[bool, int | None, str]:
     """Whether the name was taken, the launcher's exit code if it has ended, and the last line that it printed."""
     draft, log = (run.path.with_name(f".{run.name}.{os.getpid()}.{end}") for end in ("yaml", "log"))
-    hear, tell = os.pipe()
+    words = ["launch", "--config", str(draft), "--name", run.name, "--runs", str(run.path.parent), *more]
     try:
         draft.write_text(dump(config), encoding="utf-8")
+        said, code, line = started(run, words, log)
+    finally:
+        draft.unlink(missing_ok=True)
+    # one that did not come to making it: the directory that is there is another's
+    return said == TAKEN or (said == b"" and run.path.exists()), code, line
+
+
+def started(run: RunDir, words: list[str], log: Path) -> tuple[bytes, int | None, str]:
+    """A launcher's last word to us, its exit code if it has ended, and the last line that it printed: into `log`, until
+    the run is its own.
+    """
+    hear, tell = os.pipe()
+    try:
         try:
             with log.open("wb") as out:
                 launcher = subprocess.Popen(
-                    command(draft, run, more, tell),
+                    command(words, tell),
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=subprocess.STDOUT,
@@ -89,23 +125,19 @@ def launched(config: Config, run: RunDir, more: list[str]) -> tuple[bool, int | 
         finally:
             os.close(tell)
         said = heard(hear)
-        ours = said == BEGUN
+        ours, place = said == BEGUN, log
         if ours:
-            log.replace(run.launcher_log)
+            place = log.replace(run.next_launcher_log())
         code = begun(run, launcher) if ours else launcher.wait()
-        lines = (run.launcher_log if ours else log).read_text(encoding="utf-8").strip().splitlines()
-        # one that did not come to making it: the directory that is there is another's
-        taken = said == TAKEN or (said == b"" and run.path.exists())
-        return taken, code, lines[-1] if lines else ""
+        lines = place.read_text(encoding="utf-8").strip().splitlines()
+        return said, code, lines[-1] if lines else ""
     finally:
         os.close(hear)
-        draft.unlink(missing_ok=True)
         log.unlink(missing_ok=True)
 
 
-def command(draft: Path, run: RunDir, more: list[str], tell: int) -> list[str]:
-    """What the launcher is."""
-    words = ["launch", "--config", str(draft), "--name", run.name, "--runs", str(run.path.parent), *more]
+def command(words: list[str], tell: int) -> list[str]:
+    """What a launcher is."""
     return [sys.executable, "-m", "mach", *words, "--tell", str(tell)]
 
 

@@ -19,7 +19,7 @@ from configs.errors import ConfigError, RunError
 from configs.tree import Config
 from workers import desk, screen, tryout
 from workers import devices as devices_of
-from workers.background import BEGUN, ELSEWHERE, MAKING, TAKEN, detach, tell_begun, unwritable
+from workers.background import BEGUN, ELSEWHERE, MAKING, TAKEN, detach, resumed, unwritable
 from workers.foreground import Opening, supervised
 from workers.plan import Plan, make_plan
 from workers.resume import config_of, has_finished, recorded_plan, resumed_plan, same_devices, where
@@ -28,7 +28,7 @@ from workers.status import FINAL, Status, find_run, launcher_alive, read, rules_
 from workers.supervisor import Supervisor, warm
 
 __all__ = ["check_name", "choose_devices", "describe", "detach", "log_lines", "restart", "resumable", "resume"]
-__all__ += ["stop", "tell_begun", "train", "warm", "watch"]
+__all__ += ["stop", "train", "warm", "watch"]
 
 LOOK_S = 0.25
 """Time between two looks into files that somebody else writes."""
@@ -123,8 +123,17 @@ def train(
             name = other()
 
 
-def resume(run: RunDir, file: str | None, settings: Sequence[str], gpus: str | None) -> int:
-    """Go on with a run that has ended, however it did; the exit code.
+def resume(
+    run: RunDir,
+    file: str | None,
+    settings: Sequence[str],
+    gpus: str | None,
+    *,
+    detach: bool = False,
+    begun: Callable[[bytes], None] | None = None,
+) -> int:
+    """Go on with a run that has ended, however it did; the exit code. `detach`: in the background. `begun`: as of
+    `train`.
 
     Raises:
         RunError: it is running, or its plan is gone.
@@ -140,14 +149,24 @@ def resume(run: RunDir, file: str | None, settings: Sequence[str], gpus: str | N
         length = f"--steps {2 * done}" if config.train.minutes is None else "--minutes M"
         print(f"run {run.name} has finished: nothing is left to do; to train on: mach resume {run.called} {length}")
         return 0
+    if detach:
+        keys.check(config.bus)
+        return resumed(run, file, settings, gpus)
     warm()
     devices = choose_devices(gpus or same_devices(old))
 
     def plan_at(sockets: Path) -> tuple[Plan, Opening]:
         plan = resumed_plan(old, config, status, sockets, devices)
-        return plan, partial(print, where(run, plan), flush=True)
+        return plan, partial(opened, where(run, plan), begun)
 
     return launched(run.path, config, plan_at, f"make it writable, then mach resume {run.called}")
+
+
+def opened(words: str, begun: Callable[[bytes], None] | None) -> None:
+    """The first words on a run that goes on, to its reader and to whoever started us in the background."""
+    print(words, flush=True)
+    if begun is not None:
+        begun(BEGUN)
 
 
 def resumable(runs: Path, name: str | None) -> RunDir:

@@ -7,7 +7,7 @@ import os
 import tempfile
 import traceback
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from click.shell_completion import CompletionItem
 from configs.errors import MachError
 from configs.load import recipe, shipped
 from mach.recipes import RECIPES
+from workers.background import tell_begun
 from workers.rundir import USUAL, ground
 
 
@@ -66,6 +67,16 @@ ANY_RUNS = runs_option(click.Path(path_type=Path))
 """For `mach doctor`, which looks itself."""
 RUN = click.argument("run", required=False)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+BACKGROUND = (
+    click.option("--detach", is_flag=True, help="Leave the run in the background."),
+    click.option(
+        "--tell",
+        type=int,
+        hidden=True,
+        callback=lambda ctx, param, tell: None if tell is None else partial(tell_begun, tell),
+        help="Of a launcher that --detach started: where to say that it has begun.",
+    ),
+)
 CONFIGURATION = (
     click.option(
         "--config",

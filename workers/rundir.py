@@ -6,7 +6,8 @@ runs/<name>/
     status.json             the supervisor's view, replaced atomically at least once a second
     metrics/c0.jsonl        one `Report` a line
     tensorboard/c0/         event files
-    logs/c0.1.log           what c0 printed in its incarnation 1; logs/launcher.log of a detached launcher
+    logs/c0.1.log           what c0 printed in its incarnation 1; logs/launcher.log of a detached launcher,
+                            launcher.2.log of another that went on with the run
     weights/c0.safetensors  final weights (`mach/export.py` makes a network of them)
     checkpoints/c0/         newest states to go on from (`mach/shelf.py`)
     earlier/plan-1.json     the plan before the first `mach resume`, and so on
@@ -18,6 +19,7 @@ import os
 import re
 import shlex
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 from configs.errors import ConfigError
@@ -84,8 +86,18 @@ class RunDir:
 
     @property
     def launcher_log(self) -> Path:
-        """What a detached launcher printed."""
+        """What the first detached launcher printed."""
         return self.path / "logs" / "launcher.log"
+
+    def next_launcher_log(self) -> Path:
+        """The log of one more detached launcher: launcher.log, launcher.2.log, and so on."""
+        later = (self.path / "logs" / f"launcher.{number}.log" for number in count(2))
+        return next(log for log in chain([self.launcher_log], later) if not log.exists())
+
+    @property
+    def launcher_draft(self) -> Path:
+        """What a launcher that this process has started prints, until the run is its own."""
+        return self.path / f".launcher.{os.getpid()}.log"
 
     def logs(self) -> list[Path]:
         """Every log that there is: by component, then by life; the launcher's last."""

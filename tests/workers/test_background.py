@@ -11,7 +11,7 @@ from configs.load import load
 from fakes import status
 from mach.recipes import RECIPES
 from workers import background
-from workers.background import detach, tell_begun
+from workers.background import detach, resumed, tell_begun
 from workers.rundir import RunDir
 from workers.status import write
 
@@ -23,6 +23,14 @@ folder, tell, state, trouble = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.arg
 print("it begins", flush=True)
 if trouble == "looked" and folder.exists():
     sys.exit("mach: it exists; choose another --name")
+if trouble.startswith("resume"):
+    if trouble == "resume busy":
+        sys.exit("mach: another launcher is running this run")
+    if trouble == "resume killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    (folder / "status.json").write_bytes(state.read_bytes())
+    tell_begun(tell)
+    sys.exit(0)
 tell_begun(tell, MAKING)
 try:
     folder.mkdir()
@@ -38,6 +46,12 @@ if trouble == "killed":
 tell_begun(tell)
 """
 ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def folder_of(words: list[str]) -> Path:
+    """Of the run that a launcher is told of."""
+    name = words[1] if words[0] == "resume" else words[words.index("--name") + 1]
+    return Path(words[words.index("--runs") + 1]) / name
 
 
 @pytest.fixture
@@ -58,8 +72,8 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str) -> Path:
     monkeypatch.setattr(
         background,
         "command",
-        lambda draft, run, more, tell: [
-            *(sys.executable, "-c", LAUNCHER, str(run.path), str(tell), str(tmp_path / "state"), trouble)
+        lambda words, tell: [
+            *(sys.executable, "-c", LAUNCHER, str(folder_of(words)), str(tell), str(tmp_path / "state"), trouble)
         ],
     )
     return tmp_path / "runs"
@@ -101,6 +115,54 @@ def test_a_launcher_that_fails_in_its_own_directory_is_told_of_and_not_repeated(
     assert launch(runs, "r-2", other) == code
     assert capsys.readouterr().err == f"{cause}\n"
     assert sorted(path.name for path in runs.iterdir()) == ["r", "r-2"]
+
+
+@pytest.mark.parametrize("trouble", ["resume"])
+def test_a_run_that_goes_on_in_the_background_keeps_what_its_earlier_launchers_printed(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDir(runs / "r")
+    for _ in range(2):
+        assert resumed(run, None, (), None) == 0
+        assert capsys.readouterr().out.startswith("run r goes on in the background; mach status r --runs")
+    names = ("launcher", "launcher.2", "launcher.3")
+    assert [log.stem for log in run.logs()] == list(names)
+    assert [log.read_text() for log in run.logs()] == ["the other's\n", "it begins\n", "it begins\n"]
+    assert not list(run.path.glob(".launcher*"))
+
+
+@pytest.mark.parametrize(
+    ("trouble", "code", "cause"),
+    [
+        ("resume busy", 1, "mach: another launcher is running this run"),
+        ("resume killed", -9, "mach: the launcher ended with exit code -9"),
+    ],
+)
+def test_a_launcher_that_does_not_come_to_going_on_is_told_of_and_leaves_nothing(
+    runs: Path, capsys: pytest.CaptureFixture[str], code: int, cause: str
+) -> None:
+    run = RunDir(runs / "r")
+    before = sorted(run.path.rglob("*"))
+    assert resumed(run, None, (), None) == code
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", f"{cause}\n")
+    assert sorted(run.path.rglob("*")) == before
+    assert run.launcher_log.read_text() == "the other's\n"
+
+
+def test_the_launcher_of_a_run_that_goes_on_is_told_what_its_user_asked_for(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def started(run: RunDir, words: list[str], log: Path) -> tuple[bytes, int | None, str]:
+        asked.append(words)
+        return b".", None, ""
+
+    monkeypatch.setattr(background, "started", started)
+    assert resumed(RunDir(runs / "r"), "f.yaml", ("a.b=1", "c=[2, 3]"), "0,1") == 0
+    words = ["resume", "r", "--runs", str(runs), "--config", "f.yaml", "--gpus", "0,1", "--set", "a.b=1"]
+    assert asked == [[*words, "--set", "c=[2, 3]"]]
 
 
 def test_a_launcher_goes_on_without_whoever_started_it() -> None:
