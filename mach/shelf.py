@@ -15,6 +15,7 @@ there when everything in it was on disk; nothing in it is believed before `verif
 import hashlib
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,22 @@ class Shelf:
 
     def sound(self, component: str) -> list[int]:
         """The versions whose files are as they were written, newest first."""
-        return [version for version in self.versions() if self._is_sound(version, component)]
+        return [version for version in self.versions() if self._fault(version, component) is None]
+
+    def newest(self, component: str) -> tuple[int, dict[int, DataError]]:
+        """The newest version that is whole, 0 if none is, and what is wrong with those that are newer."""
+        damaged: dict[int, DataError] = {}
+        for version in self.versions():
+            fault = self._fault(version, component)
+            if fault is None:
+                return version, damaged
+            damaged[version] = fault
+        return 0, damaged
+
+    def damaged(self, component: str, above: int) -> dict[int, DataError]:
+        """What is wrong with versions above one, newest first."""
+        found = {version: self._fault(version, component) for version in self.versions() if version > above}
+        return {version: fault for version, fault in found.items() if fault is not None}
 
     def remove(self, version: int) -> None:
         """Remove one, which first loses its name: no half of it is ever taken for whole."""
@@ -106,12 +122,27 @@ class Shelf:
                 if path.name.startswith("."):
                     shutil.rmtree(path, ignore_errors=True)
 
-    def _is_sound(self, version: int, component: str) -> bool:
+    def _fault(self, version: int, component: str) -> DataError | None:
         try:
             verify(self.path(version), component, version)
-        except DataError:
-            return False
-        return True
+        except DataError as error:
+            return error
+        return None
+
+
+def damage(damaged: Mapping[int, DataError]) -> str:
+    """Which of a component's checkpoints are damaged, newest first and at least one, and how the newest is."""
+    newest, *older = damaged
+    if not older:
+        return f"its checkpoint of step {newest} is damaged ({damaged[newest]})"
+    return f"its checkpoints of steps {', '.join(map(str, damaged))} are damaged (the newest: {damaged[newest]})"
+
+
+def fallback(damaged: Mapping[int, DataError], found: int) -> str:
+    """What damaged ones mean for a component that goes on from step `found`, 0 for the beginning."""
+    if found:
+        return f"{damage(damaged)}, so it goes on from step {found}; what it had learnt after that is lost"
+    return f"{damage(damaged)}, so it starts from the beginning; all that it had learnt is lost"
 
 
 def verify(path: Path, component: str, version: int) -> Manifest:

@@ -250,7 +250,9 @@ def test_stopped_damaged_killed_and_gone_on_to_the_end(launch: Launch) -> None:
     more = launch("--set", "optimiser.lr=0.001", resume=True)
     more.until(lambda status: all(row["step"] > rows[row["component"]]["step"] for row in status["components"]))
     assert "checkpoint of step" in logs(run, "c1")
-    assert f"c0 from step {rows['c0']['step']}" in more.output
+    assert f"c0 from step {rows['c0']['step']}, c1 from step {older}\n" in more.output
+    assert f"c1: its checkpoint of step {newest} is damaged" in more.output
+    assert f"so it goes on from step {older};" in more.component("c1")["checkpoint"]["fallback"]
     kill_launcher(more)
     assert reports(run, "c1")[-1]["incarnation"] == 2
     gone_back = next(report for report in reports(run, "c1") if report["incarnation"] == 2)

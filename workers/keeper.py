@@ -21,7 +21,7 @@ from configs.errors import DataError, Diverged
 from configs.load import dump
 from configs.tree import Config
 from mach.checkpoint import load_state, save_state
-from mach.shelf import Manifest, Shelf
+from mach.shelf import Manifest, Shelf, fallback
 from mach.state import Copies, State
 from workers.plan import Plan
 from workers.process import line
@@ -59,6 +59,7 @@ class Keeper:
         self._on_disk: tuple[int, float] | None = None  # version and time of the newest written, or gone on from
         self._abandoned: set[int] = set()
         self._trouble = ""
+        self._fallback = ""
         self._failing = False
         self._lock = -1
 
@@ -72,11 +73,14 @@ class Keeper:
         self.shelf.sweep()
         if self.resume_at is not None:  # newer ones, which not all have, are given up: they shall take nobody's place
             self._abandoned = {version for version in self.shelf.versions() if version > self.resume_at}
+        damaged: dict[int, DataError] = {}
         for version in self._candidates():
             try:
                 manifest, state = load_state(self.shelf, version, self.name)
             except DataError as error:
                 self._damaged(version, error)
+                damaged[version] = error
+                self._fallback = fallback(damaged, 0)
                 continue
             try:
                 restore(state)
@@ -86,13 +90,14 @@ class Keeper:
                 raise DataError(
                     f"{self.shelf.path(version)}: does not fit the configuration: {error}; launch a new run instead"
                 ) from error
+            self._fallback = fallback(damaged, version) if damaged else ""
             written = self.shelf.path(version).stat().st_mtime
             self._taken, self._on_disk = (version, now), (version, now - max(0.0, time.time() - written))
             self._say(version, f"goes on from its checkpoint of step {version}")
             if manifest.config != self.digest:
                 self._say(version, "that was made under another configuration, as --set of mach resume allowed")
             return manifest
-        if self._trouble:
+        if damaged:
             self._say(0, "has no checkpoint that is whole, and starts from the beginning")
         return None
 
@@ -129,7 +134,7 @@ class Keeper:
         self._look(now)
         step, at = self._on_disk or (None, None)
         age_s = None if at is None else round(now - at, 3)
-        return Checkpoint(step=step, age_s=age_s, trouble=self._trouble or self._slow(now))
+        return Checkpoint(step=step, age_s=age_s, trouble=self._trouble or self._slow(now), fallback=self._fallback)
 
     def close(self) -> None:
         """Wait for the writer, and end it."""
@@ -158,8 +163,7 @@ class Keeper:
                 self.shelf.set_aside(version)
             raise DataError(f"{error}; mach resume once more goes on from an older one") from error
         self._abandoned.add(version)
-        self._trouble = f"checkpoint of step {version} is damaged, an older one was used: {error}"
-        self._say(version, self._trouble)
+        self._say(version, f"checkpoint of step {version} is damaged: {error}")
 
     def _save(self, version: int, state: State) -> None:
         """In the writer's thread."""

@@ -122,7 +122,9 @@ class Checkpoint(Record):
     age_s: float | None = None
     """Seconds since it was written."""
     trouble: str = ""
-    """Why no newer one can be written, or an older one had to be used; empty again after the next that was written."""
+    """Why no newer one can be written; empty again after the next that was."""
+    fallback: str = ""
+    """That newer ones were damaged when this life began, and what it began from instead; empty: none was."""
 
 
 def older(checkpoint: Checkpoint, by_s: float | None) -> Checkpoint:

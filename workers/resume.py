@@ -13,7 +13,7 @@ import msgspec
 from configs.errors import ConfigError, DataError, RunError
 from configs.load import check_keys, convert, load, merge, parse_setting
 from configs.tree import Config
-from mach.shelf import Shelf, read_manifest
+from mach.shelf import Shelf, damage, fallback, read_manifest
 from workers.plan import Plan, make_plan
 from workers.rundir import RunDir
 from workers.status import Status
@@ -168,13 +168,14 @@ def common_step(run: RunDir, plan: Plan) -> int:
 
 
 def where(run: RunDir, plan: Plan) -> str:
-    """For people: from which steps the components go on; what is damaged there, their logs say."""
+    """For people: from which steps the components go on, and below that a line for each that has damaged ones."""
+    shelves = {each.name: Shelf(run.checkpoints(each.name)) for each in plan.processes if each.kind == "trainer"}
     if plan.resume_at is not None:
         at = f"from step {plan.resume_at}, the newest that all have" if plan.resume_at else "from the beginning"
-        return f"run {plan.run} goes on in lock-step {at}"
-    steps = [
-        f"{process.name} from step {next(iter(Shelf(run.checkpoints(process.name)).versions()), 0)}"
-        for process in plan.processes
-        if process.kind == "trainer"
-    ]
-    return f"run {plan.run} goes on: {', '.join(steps)}"
+        newer = {name: shelf.damaged(name, plan.resume_at) for name, shelf in shelves.items()}
+        lost = [f"{name}: {damage(damaged)}" for name, damaged in newer.items() if damaged]
+        return "\n".join([f"run {plan.run} goes on in lock-step {at}", *lost])
+    found = {name: shelf.newest(name) for name, shelf in shelves.items()}
+    steps = [f"{name} from {f'step {step}' if step else 'the beginning'}" for name, (step, _) in found.items()]
+    lost = [f"{name}: {fallback(damaged, step)}" for name, (step, damaged) in found.items() if damaged]
+    return "\n".join([f"run {plan.run} goes on: {', '.join(steps)}", *lost])

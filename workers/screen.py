@@ -149,13 +149,15 @@ def headline(status: Status) -> Text:
 
 def all_tables(status: Status, width: int) -> Sequence[RenderableType]:
     """Process, learning and bus of every component; the first two side by side where they fit. Then whose accuracy
-    cannot be known, and what children are worth, where `probes.salience` tells.
+    cannot be known, who began from an older checkpoint than its newest, and what children are worth, where
+    `probes.salience` tells.
     """
     if width >= WIDE:
         shown = [table(status, {**PROCESS, **LEARNING}), table(status, {**STALENESS, **TRAFFIC})]
     else:
         shown = [table(status, columns) for columns in (PROCESS, LEARNING, STALENESS, TRAFFIC)]
-    return [*shown, *unexamined(status), *worth(status)]
+    fallbacks = [f"{row.component}: {row.checkpoint.fallback}" for row in status.components if row.checkpoint.fallback]
+    return [*shown, *unexamined(status), *fallbacks, *worth(status)]
 
 
 def unexamined(status: Status) -> list[str]:

@@ -247,12 +247,14 @@ def test_a_damaged_one_is_named_the_older_used_and_the_damaged_goes(
     assert went_on(second) == [10]
     saved = second.record(0.0)
     assert saved.step == 10
-    assert "20" in saved.trouble
+    told = f"its checkpoint of step 20 is damaged ({first.shelf.path(20) / STATE}: is damaged, its checksum is wrong)"
+    told += ", so it goes on from step 10; what it had learnt after that is lost"
+    assert (saved.trouble, saved.fallback) == ("", told)
     assert str(first.shelf.path(20) / STATE) in capfd.readouterr().out
     assert not first.shelf.draft(30).exists()
     save(second, 15, state_of(15), 0.0)
     assert second.shelf.versions() == [15, 10]
-    assert second.record(0.0).trouble == ""
+    assert second.record(0.0).fallback == told, "it stays lost"
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -1e13])
@@ -281,7 +283,7 @@ def test_one_that_was_written_with_ruined_numbers_is_named_and_the_older_used(
     assert first.shelf.versions() == [20, 10], "its checksums are right"
     second = keepers()
     assert went_on(second) == [10]
-    assert "step 20" in second.record(0.0).trouble
+    assert "step 20" in second.record(0.0).fallback
     assert f"{first.shelf.path(20)}: w holds numbers that are not finite" in capfd.readouterr().out
 
 
@@ -306,6 +308,8 @@ def test_none_good_starts_from_the_beginning_and_says_so(keepers: Any, capfd: py
     second = keepers()
     assert went_on(second) == []
     assert second.record(0.0).step is None
+    assert second.record(0.0).fallback.startswith("its checkpoints of steps 20, 10 are damaged (the newest: ")
+    assert second.record(0.0).fallback.endswith("starts from the beginning; all that it had learnt is lost")
     said = capfd.readouterr().out
     assert f"{first.shelf.path(10) / STATE}" in said
     assert "starts from the beginning" in said

@@ -11,7 +11,7 @@ from configs.errors import ConfigError, RunError
 from configs.load import dump, load
 from mach.checkpoint import save_state
 from mach.recipes import RECIPES
-from mach.shelf import MANIFEST, Shelf
+from mach.shelf import MANIFEST, STATE, Shelf
 from mach.state import State
 from workers.plan import Plan, make_plan
 from workers.resume import common_step, config_of, has_finished, recorded_plan, resumed_plan, same_devices, where
@@ -151,6 +151,27 @@ def test_lockstep_goes_on_from_the_newest_step_that_is_whole_in_all(run: RunDir)
     manifest = Shelf(run.checkpoints("c1")).path(200) / MANIFEST
     manifest.write_bytes(manifest.read_bytes()[:-1])
     assert common_step(run, old) == 100
+    first, *more = where(run, resumed_plan(old, old.config, None, run.path, ("cpu",))).splitlines()
+    assert first == "run run goes on in lock-step from step 100, the newest that all have"
+    assert [line.partition(" (")[0] for line in more] == ["c1: its checkpoint of step 200 is damaged"]
+
+
+def test_what_is_announced_is_what_is_gone_on_from_and_damaged_ones_are_named(run: RunDir) -> None:
+    keep_plan(run, old := plan_of(run, "n_components=3"))
+    for component in ("c0", "c1", "c2"):
+        for version in (600, 700):
+            save(run, component, version)
+    for component, version in (("c0", 600), ("c0", 700), ("c1", 700)):
+        with (Shelf(run.checkpoints(component)).path(version) / STATE).open("ab") as state:
+            state.write(b"\0")
+    said = where(run, resumed_plan(old, old.config, None, run.path, ("cpu",))).splitlines()
+    assert said[0] == "run run goes on: c0 from the beginning, c1 from step 600, c2 from step 700"
+    assert [line.partition(" (")[0] for line in said[1:]] == [
+        "c0: its checkpoints of steps 700, 600 are damaged",
+        "c1: its checkpoint of step 700 is damaged",
+    ]
+    assert said[1].endswith("starts from the beginning; all that it had learnt is lost")
+    assert said[2].endswith("goes on from step 600; what it had learnt after that is lost")
 
 
 def test_a_run_directory_may_have_been_moved(run: RunDir, tmp_path: Path) -> None:

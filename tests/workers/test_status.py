@@ -201,7 +201,8 @@ def test_plain_lines_are_one_a_component() -> None:
 
 
 def test_checkpoints_show_their_age_and_their_trouble() -> None:
-    row = component(samples=256000, rate=64.2, checkpoint=Checkpoint(step=1200, age_s=75.4, trouble="the disk is full"))
+    saved = Checkpoint(step=1200, age_s=75.4, trouble="the disk is full", fallback="step 1300 is damaged")
+    row = component(samples=256000, rate=64.2, checkpoint=saved)
     ended = component("c1", state="stopped", exit_code=0, checkpoint=Checkpoint(step=1200, age_s=9.0))
     console = screen.Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     with console.file:
@@ -209,6 +210,7 @@ def test_checkpoints_show_their_age_and_their_trouble() -> None:
         text = console.export_text()
     assert "75 s ago !" in text
     assert "c0: the disk is full" in text
+    assert "c0: step 1300 is damaged" in text
     assert "at 1,200" in text
     assert "…" not in text, "nothing is cut off"
 
