@@ -44,6 +44,13 @@ MEMORY = re.compile(
 """How the errors of Python, torch, CUDA and C++ say that there was no memory."""
 
 
+def frozen(pid: int) -> bool:
+    """Whether a signal (SIGSTOP) or a debugger holds a process, so that it cannot run any code."""
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    return False
+
+
 class Attempt:
     """A process, its channel, and what is known of it. Times are seconds of the supervisor's clock."""
 
@@ -114,9 +121,7 @@ class Attempt:
 
     def frozen(self) -> bool:
         """Whether a signal (SIGSTOP) or a debugger holds the process, so that it cannot run any code."""
-        with suppress(psutil.NoSuchProcess):
-            return psutil.Process(self.pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
-        return False
+        return frozen(self.pid)
 
     def dump(self) -> None:
         """Have it write the Python stacks of all its threads into its log, also while one holds the GIL."""

@@ -93,7 +93,8 @@ def tables(status: Status, width: int = 200) -> RenderableType:
     setbacks = [setback(row) for row in status.components if row.restarts and row.failure]
     troubles = [f"{row.component}: {row.checkpoint.trouble}" for row in status.components if row.checkpoint.trouble]
     why = [f"run {status.run}: {status.reason}"] if status.state == "failed" and status.reason else []
-    return Group(*parts, *reasons, *setbacks, *troubles, *cut_edges(status), *why)
+    stale = [f"run {status.run}: {status.stale}"] if status.stale else []
+    return Group(*parts, *reasons, *setbacks, *troubles, *cut_edges(status), *stale, *why)
 
 
 def cut_edges(status: Status) -> list[str]:

@@ -18,6 +18,7 @@ from bus import address
 from configs.errors import ConfigError, NoSuchRun, RunError
 from configs.load import load
 from configs.tree import Supervise
+from workers.attempt import frozen
 from workers.policy import patience_s
 from workers.report import Record, Report, older
 from workers.rundir import RunDir, replace
@@ -25,6 +26,8 @@ from workers.rundir import RunDir, replace
 RunState = Literal["starting", "training", "stopping", "finished", "stopped", "failed"]
 FINAL = ("finished", "stopped", "failed")
 """States, of runs and of components, that nothing follows."""
+STALE_S = 5.0
+"""A status.json that is older says so, while its launcher lives: normally it is at most a second old."""
 COMPONENT = re.compile(r"c\d+(\.\d+)?")
 """A component's name, c2, or one life's of it, c2.1."""
 
@@ -87,6 +90,9 @@ class Status(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Seconds since 1970, by the clock on the wall."""
     written_s: float
     """When this was written, on the monotonic clock of the boot."""
+    stale: str = ""
+    """Why all this is older than it should be though the launcher lives, for people, and what to do; empty: it is not.
+    Components are then shown as they were."""
     elapsed_s: float
     """From the launch, or the newest resume, to `written_s`."""
     before_s: float = 0.0
@@ -120,30 +126,44 @@ def read(run: RunDir, now: float | None = None) -> Status:
     age = max(0.0, (time.monotonic() if now is None else now) - status.written_s) if same else 0.0
     lost = status.state not in FINAL and not launcher_alive(status)
     rules = rules_of(run)
+    if age > STALE_S and status.state not in FINAL and not lost:
+        status.stale = unwritten(run, status.launcher_pid, age)
     for row in status.components:
+        mark(row, patience_s(rules.stalled_ms, row.step_ms_p99), 0.0 if status.stale else age, lost=lost)
         if row.last_seen_s is not None:
             row.last_seen_s = round(row.last_seen_s + age, 3)
         row.checkpoint = older(row.checkpoint, age if same else None)
-        mark(row, patience_s(rules.stalled_ms, row.step_ms_p99), age, lost=lost)
     if lost:
         status.state = "failed"
         status.reason = f"the launcher (pid {status.launcher_pid}) is gone, and its processes with it"
         if not same:
             status.reason = "the machine was started anew since, or this is another one"
-        status.reason += f"; go on with mach resume {run.called}"
+        status.reason += (
+            f"; what stands here is from {status.elapsed_s:.1f} s after its start, when {run.status.name} was last "
+            f"written; go on with mach resume {run.called}"
+        )
     return status
 
 
+def unwritten(run: RunDir, launcher: int, age: float) -> str:
+    """What to say of a status.json that a living launcher has not written for `age` seconds."""
+    old = f"{run.status.name} is {age:.0f} s old, and so is what stands here"
+    if frozen(launcher):
+        return f"{old}: the launcher (pid {launcher}) is stopped, and its components train on; kill -CONT {launcher}"
+    return (
+        f"{old}: the launcher (pid {launcher}) lives and cannot write it; if there is no room in {run.path}, make some"
+    )
+
+
 def mark(row: ComponentStatus, limit_s: float, age: float, *, lost: bool) -> None:
-    """Show an unheard row as what it is."""
+    """Show a row as what it is that had not been heard of when status.json was written, `age` seconds ago."""
     if row.state in FINAL and row.exit_code is not None:
         return
     if lost:
         row.state, row.reason = "failed", "ended with its launcher"
     elif row.state == "restarting" and age <= limit_s:
         return
-    elif age > limit_s or (row.last_seen_s is not None and row.last_seen_s > limit_s):
-        unheard = age if row.last_seen_s is None else row.last_seen_s
+    elif (unheard := age + (row.last_seen_s or 0.0)) > limit_s:
         row.state, row.reason = "stalled", f"not heard of for {unheard:.0f} s"
 
 
@@ -206,7 +226,11 @@ def find_component(runs: Path, run: str | None, component: str | None) -> tuple[
 
 
 def exit_code_of(status: Status) -> int:
-    """0 healthy, finished, or stopped on request; 1 degraded: a component failed, stalled or restarts; 2 failed."""
+    """0 healthy, finished, or stopped on request; 1 degraded: a component failed, stalled or restarts, or nobody knows,
+    since the launcher does not say; 2 failed.
+    """
     if status.state == "failed":
         return 2
-    return 1 if any(row.state in ("failed", "stalled", "restarting") for row in status.components) else 0
+    return (
+        1 if status.stale or any(row.state in ("failed", "stalled", "restarting") for row in status.components) else 0
+    )

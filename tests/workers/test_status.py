@@ -1,6 +1,8 @@
 """A run read from its files alone: fresh, old, crashed, torn; and the shape of the JSON."""
 
 import os
+import signal
+import subprocess
 import time
 import typing
 from pathlib import Path
@@ -13,7 +15,7 @@ from configs.errors import NoSuchRun, RunError
 from workers import screen
 from workers.report import Accuracies, Checkpoint, Losses, Peer, Spread, Staleness
 from workers.rundir import RunDir
-from workers.status import ComponentStatus, Failure, Status, boot, exit_code_of, find_run, read, write
+from workers.status import STALE_S, ComponentStatus, Failure, Status, boot, exit_code_of, find_run, read, write
 
 
 def component(name: str = "c0", **fields: object) -> ComponentStatus:
@@ -62,18 +64,46 @@ def test_a_fresh_run_reads_as_written(tmp_path: Path) -> None:
     assert exit_code_of(found) == 0
 
 
-def test_an_old_file_is_never_silently_old(tmp_path: Path) -> None:
-    found = read(run_with(tmp_path, status()), now=1022.0)
+def test_who_was_silent_when_the_file_was_written_is_stalled(tmp_path: Path) -> None:
+    run = run_with(tmp_path, status(components=[component(last_seen_s=12.0)]))
+    found = read(run, now=1010.5)
     row = found.components[0]
     assert (row.state, row.last_seen_s) == ("stalled", pytest.approx(12.5))
-    assert "not heard of for 12 s" in row.reason
+    assert row.reason == "not heard of for 12 s"
     assert exit_code_of(found) == 1
-
-
-def test_the_limit_of_silence_is_the_runs_own(tmp_path: Path) -> None:
-    run = run_with(tmp_path, status())
     run.config.write_text("supervise: {stalled_ms: 60000}")
-    assert read(run, now=1022.0).components[0].state == "training"
+    assert read(run, now=1010.5).components[0].state == "training", "the limit is the run's own"
+
+
+def test_a_file_that_a_living_launcher_does_not_write_says_so_and_judges_nobody(tmp_path: Path) -> None:
+    run = run_with(tmp_path, status(components=[component(), component("c1", last_seen_s=None, state="starting")]))
+    assert read(run, now=1010.0 + STALE_S).stale == ""
+    found = read(run, now=1024.0)
+    assert [(row.state, row.reason, row.last_seen_s) for row in found.components] == [
+        ("training", "", 14.5),
+        ("starting", "", None),
+    ]
+    assert found.stale.startswith("status.json is 14 s old, and so is what stands here: ")
+    assert f"the launcher (pid {os.getpid()}) lives and cannot write it" in found.stale
+    assert exit_code_of(found) == 1
+    console = screen.Console(width=1000)
+    with console.capture() as capture:
+        console.print(screen.tables(found))
+    assert capture.get().splitlines()[-1] == f"run r: {found.stale}"
+    assert read(run_with(tmp_path, status(state="finished"), "s"), now=1024.0).stale == ""
+
+
+def test_a_launcher_that_is_stopped_is_told_from_one_that_cannot_write(tmp_path: Path) -> None:
+    launcher = subprocess.Popen(["sleep", "1000"])
+    try:
+        launcher.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, launcher.pid, os.WSTOPPED | os.WNOWAIT)
+        its = {"launcher_pid": launcher.pid, "launcher_started": address.started(launcher.pid)}
+        said = read(run_with(tmp_path, status(**its)), now=1024.0).stale
+    finally:
+        launcher.kill()
+        launcher.wait()
+    assert said.endswith(f"(pid {launcher.pid}) is stopped, and its components train on; kill -CONT {launcher.pid}")
 
 
 def test_the_age_of_a_checkpoint_goes_on_when_nobody_writes_any_more(tmp_path: Path) -> None:
@@ -88,6 +118,7 @@ def test_a_run_without_its_launcher_has_failed(tmp_path: Path) -> None:
     found = read(run_with(tmp_path, status(launcher_started="1")), now=1010.0)
     assert found.state == "failed"
     assert "launcher" in found.reason
+    assert "is from 10.0 s after its start, when status.json was last written; go on with mach" in found.reason
     assert found.components[0].state == "failed"
     assert exit_code_of(found) == 2
 
