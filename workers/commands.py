@@ -19,6 +19,7 @@ from configs.errors import ConfigError, RunError
 from configs.tree import Config
 from workers import desk, screen, tryout
 from workers import devices as devices_of
+from workers.attempt import frozen
 from workers.background import BEGUN, ELSEWHERE, MAKING, TAKEN, detach, resumed, unwritable
 from workers.foreground import Opening, supervised
 from workers.plan import Plan, make_plan
@@ -245,7 +246,11 @@ def watch(run: RunDir) -> Status:
 
 
 def stop(run: RunDir, number: signal.Signals) -> str:
-    """Tell the launcher to end and wait until it has; what to say about it."""
+    """Tell the launcher to end and wait until it has; what to say about it.
+
+    Raises:
+        RunError: it does not, and what ends it.
+    """
     status = read(run)
     if status.state in FINAL or not launcher_alive(status):
         return f"run {run.name} has {ended(status)} already"
@@ -255,13 +260,25 @@ def stop(run: RunDir, number: signal.Signals) -> str:
         return f"run {run.name} has ended already"
     try:
         signal.pidfd_send_signal(launcher, number)
-        if not select.select([launcher], [], [], rules_of(run).grace_ms / 1000 + PATIENCE_S)[0]:
-            raise RunError(
-                f"run {run.name}: the launcher (pid {status.launcher_pid}) did not end; mach stop {run.called} --now"
-            )
+        held = frozen(status.launcher_pid)  # nothing is heard until it goes on
+        wait_s = 0.0 if held else rules_of(run).grace_ms / 1000 + PATIENCE_S
+        if not select.select([launcher], [], [], wait_s)[0]:
+            raise RunError(f"run {run.name}: {unmoved(run, status.launcher_pid, number, held=held)}")
     finally:
         os.close(launcher)
     return f"run {run.name} has {ended(read(run))}"
+
+
+def unmoved(run: RunDir, pid: int, number: signal.Signals, *, held: bool) -> str:
+    """What to say of a launcher that does not end when it is told to, stopped by a signal (`held`) or not."""
+    kill = f"kill -9 {pid} ends it, and its components with it, which save nothing"
+    if held:
+        return (
+            f"the launcher (pid {pid}) is stopped (SIGSTOP, or Ctrl-Z); kill -CONT {pid} has it go on, and end; {kill}"
+        )
+    if number == signal.SIGQUIT:
+        return f"the launcher (pid {pid}) did not end; {kill}"
+    return f"the launcher (pid {pid}) did not end; mach stop {run.called} --now"
 
 
 def restart(run: RunDir, component: str | None) -> str:

@@ -1,5 +1,9 @@
 """What the commands read from a run's files, without any process."""
 
+import os
+import re
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from bus import address
 from cli import cli
 from configs.errors import ConfigError, RunError
 from configs.tree import Config
@@ -65,6 +70,42 @@ def test_what_has_ended_can_be_stopped_again_and_not_restarted(run: RunDir) -> N
     assert stop(run, 15) == "run r has finished already"  # type: ignore[arg-type]
     with pytest.raises(RunError, match="nothing to restart"):
         restart(run, "c0")
+
+
+@pytest.mark.parametrize(
+    ("script", "stopped", "number", "told"),
+    [
+        (
+            "",
+            True,
+            signal.SIGQUIT,
+            "is stopped (SIGSTOP, or Ctrl-Z); kill -CONT {0} has it go on, and end; kill -9 {0} ends it",
+        ),
+        ("trap '' QUIT; ", False, signal.SIGQUIT, "did not end; kill -9 {0} ends it, and its components with it"),
+        ("trap '' TERM; ", False, signal.SIGTERM, "did not end; mach stop {1} --now"),
+    ],
+)
+def test_what_ends_a_launcher_that_does_not_end_is_told(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, script: str, stopped: bool, number: signal.Signals, told: str
+) -> None:
+    monkeypatch.setattr("workers.commands.PATIENCE_S", 0.0)
+    run.config.write_text("supervise: {grace_ms: 1}")
+    launcher = subprocess.Popen(["sh", "-c", f"{script}echo; read end"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert launcher.stdin is not None
+    assert launcher.stdout is not None
+    try:
+        launcher.stdout.readline()
+        if stopped:
+            launcher.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, launcher.pid, os.WSTOPPED | os.WNOWAIT)
+        running = status("training")
+        running.launcher_pid, running.launcher_started = launcher.pid, address.started(launcher.pid)
+        write(run, running)
+        with pytest.raises(RunError, match=re.escape(told.format(launcher.pid, run.called))):
+            stop(run, number)
+    finally:
+        launcher.kill()
+        launcher.communicate()
 
 
 def test_a_restart_of_nobody_names_those_that_there_are(run: RunDir) -> None:
