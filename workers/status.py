@@ -149,7 +149,10 @@ def unwritten(run: RunDir, launcher: int, age: float) -> str:
     """What to say of a status.json that a living launcher has not written for `age` seconds."""
     old = f"{run.status.name} is {age:.0f} s old, and so is what stands here"
     if frozen(launcher):
-        return f"{old}: the launcher (pid {launcher}) is stopped, and its components train on; kill -CONT {launcher}"
+        return (
+            f"{old}: the launcher (pid {launcher}) is stopped (SIGSTOP, or Ctrl-Z), and nobody watches its components; "
+            f"kill -CONT {launcher} has it go on, or fg where Ctrl-Z was pressed"
+        )
     return (
         f"{old}: the launcher (pid {launcher}) lives and cannot write it; if there is no room in {run.path}, make some"
     )

@@ -103,7 +103,8 @@ def test_a_launcher_that_is_stopped_is_told_from_one_that_cannot_write(tmp_path:
     finally:
         launcher.kill()
         launcher.wait()
-    assert said.endswith(f"(pid {launcher.pid}) is stopped, and its components train on; kill -CONT {launcher.pid}")
+    assert f"(pid {launcher.pid}) is stopped (SIGSTOP, or Ctrl-Z), and nobody watches its components" in said
+    assert f"kill -CONT {launcher.pid} has it go on" in said
 
 
 def test_the_age_of_a_checkpoint_goes_on_when_nobody_writes_any_more(tmp_path: Path) -> None:
