@@ -218,6 +218,16 @@ def is_stub(config: Config, index: int) -> bool:
     return index in config.components and config.components[index].stub is not None
 
 
+def unscripted(config: Config) -> dict[str, str]:
+    """By stub whose script has it end, of itself or with a crash: the settings without which it does not."""
+    found: dict[str, list[str]] = {}
+    for index, override in sorted(config.components.items()):
+        for key in ("silent_at", "crash_at"):
+            if override.stub is not None and getattr(override.stub, key) is not None:
+                found.setdefault(name_of(index), []).append(f"--set components.{index}.stub.{key}=null")
+    return {name: " ".join(settings) for name, settings in found.items()}
+
+
 def unanswered(plan: Plan, process: ProcessPlan, silent: Collection[str]) -> bool:
     """Whether an examination by `process` can have no end, since a stub among `silent` is asked: a child, or in stream
     wiring one further down, where those between pass questions on. A stub that speaks answers by itself.

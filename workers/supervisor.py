@@ -36,7 +36,7 @@ from workers.attempt import Attempt
 from workers.desk import Answer, Ask, Desk, Promise
 from workers.gather import Gathering
 from workers.member import LEAVE_S, Member
-from workers.plan import Plan, ProcessPlan, unanswered
+from workers.plan import Plan, ProcessPlan, unanswered, unscripted
 from workers.process import PRELOAD, enter
 from workers.rundir import RunDir, replace
 from workers.status import RunState, Status
@@ -123,7 +123,7 @@ class Supervisor:
         self._deadline = float("inf")
         self._ordered: set[str] = set()
         self._gathering: Gathering | None = None
-        self._gone = ""
+        self._gone: Member | None = None
         self._signals: list[int] = []
         self._signalled = False
         self._handlers: dict[int, object] = {}
@@ -206,9 +206,14 @@ class Supervisor:
                 self._write()
                 yield self.status
         if self.exit_code is None:  # judged once: a second time, nobody knows any more that it was stopped
-            stopped = self.reason if self.state == "stopping" else ""
-            plan = self.plan
-            verdict = judge(self.members, run=self.run.called, stopped=stopped, together=plan.together, gone=self._gone)
+            verdict = judge(
+                self.members,
+                run=self.run.called,
+                stopped=self.reason if self.state == "stopping" else "",
+                together=self.plan.together,
+                gone=self._gone,
+                unscripted=unscripted(self.plan.config),
+            )
             self._end(verdict.state, verdict.reason, verdict.exit_code)
             self._write()
         yield self.status
@@ -324,7 +329,7 @@ class Supervisor:
         if not self._ordered:
             lacking = missed(self.members) if self.plan.together else [each for each in self.members if each.refused]
             if lacking:
-                self._gone = lacking[0].lost
+                self._gone = lacking[0]
                 self._order("stop", self._grace_s, now)
             elif all(member.done for member in trainers):  # nobody's answers are needed any more
                 self._order("release", LEAVE_S, now)

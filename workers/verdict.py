@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from workers.member import Member
 from workers.status import RunState
@@ -28,9 +29,18 @@ class Verdict:
     exit_code: int
 
 
-def judge(members: Sequence[Member], *, run: str, stopped: str, together: str, gone: str = "") -> Verdict:
+def judge(
+    members: Sequence[Member],
+    *,
+    run: str,
+    stopped: str,
+    together: str,
+    gone: Member | None = None,
+    unscripted: Mapping[str, str] = MappingProxyType({}),
+) -> Verdict:
     """The verdict on members that have all ended, of `run` as commands are told it; `stopped` says by what the run
     was stopped, if it was, `together` why nobody went on alone (`Plan.together`), and `gone` who was missed first.
+    `unscripted`: see `workers/plan.py`.
     """
     failed = [member for member in members if member.over == "failed"]
     first = min(failed, key=lambda member: member.failed_at, default=None)
@@ -42,9 +52,13 @@ def judge(members: Sequence[Member], *, run: str, stopped: str, together: str, g
         return Verdict("stopped", stopped, STOPPED)
     if refused is not None:
         return Verdict("failed", refused.cause, REFUSED)
-    cause = first.cause if first is not None else gone
-    if cause and together:
-        return Verdict("failed", f"{cause}; {together} nobody goes on alone: mach resume {run} does, together", FAILED)
+    missed = first or gone
+    cause = first.cause if first is not None else gone.lost if gone is not None else ""
+    if missed is not None and together:
+        way = f"nobody goes on alone: mach resume {run} does, together"
+        if missed.name in unscripted:  # it would end there again
+            way = f"nobody goes on without it, which its script ends: mach resume {run} {unscripted[missed.name]}"
+        return Verdict("failed", f"{cause}; {together} {way}", FAILED)
     if all(member.over == "finished" for member in members):
         return Verdict("finished", "", FINISHED)
     alone = next((member for member in members if member.over == "stopped"), None)

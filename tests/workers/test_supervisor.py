@@ -218,7 +218,8 @@ def test_where_gradients_go_end_to_end_a_run_ends_when_a_stub_below_goes_silent(
         supervisor.members[1].look(0.0)
         supervisor._decide(0.0)
         assert lives[0].orders() == orders
-    assert (supervisor._gone == "stub c1 sends nothing more") == ends
+    assert (supervisor._gone is supervisor.members[1]) == ends
+    assert supervisor.members[1].lost == "stub c1 sends nothing more"
 
 
 @pytest.mark.parametrize("recipe", ["backprop"], indirect=True)

@@ -4,7 +4,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from configs.load import load
 from fakes import plan
+from mach.recipes import RECIPES
+from workers.plan import unscripted
 from workers.verdict import EXITS, exits_help, judge
 
 
@@ -74,11 +77,24 @@ def test_in_lockstep_one_failure_is_the_runs_and_the_way_on_is_named() -> None:
 
 def test_who_was_missed_is_the_cause_unless_somebody_failed() -> None:
     members = [FakeMember("c0", "stopped"), FakeMember("c1", "stopped")]
-    end = {"run": "r", "stopped": "", "together": "with gradients end to end", "gone": "c1 was stopped alone"}
+    end = {"run": "r", "stopped": "", "together": "with gradients end to end", "gone": members[1]}
     found = judge(members, **end)  # type: ignore[arg-type]
     assert (found.state, found.exit_code) == ("failed", 1)
     assert found.reason.startswith("c1 was stopped alone; with gradients end to end nobody goes on alone: ")
     assert judge([*members, failed("c2")], **end).reason.startswith("c2 failed; ")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("over", ["finished", "failed"])
+def test_where_a_script_ends_a_stub_the_advice_is_to_change_the_script(over: str) -> None:
+    """Resumed as it is, the run would end there again."""
+    stub = FakeMember("c1", over, 1.0 if over == "failed" else float("inf"), kind="stub")
+    config = load("digits", ("components.1.stub={silent_at: 10, crash_at: 20}", "components.2.stub.rate=1"), RECIPES)
+    settings = "--set components.1.stub.silent_at=null --set components.1.stub.crash_at=null"
+    assert unscripted(config) == {"c1": settings}
+    end = {"run": "r", "stopped": "", "together": "with gradients end to end", "unscripted": unscripted(config)}
+    found = judge([FakeMember("c0", "stopped"), stub], gone=stub, **end)  # type: ignore[arg-type, list-item]
+    assert found.reason.endswith(f"nobody goes on without it, which its script ends: mach resume r {settings}")
+    assert "together" not in found.reason
 
 
 def test_the_help_has_every_code() -> None:
