@@ -150,15 +150,15 @@ def headline(status: Status) -> Text:
 
 def all_tables(status: Status, width: int) -> Sequence[RenderableType]:
     """Process, learning and bus of every component; the first two side by side where they fit. Then whose accuracy
-    cannot be known, who began from an older checkpoint than its newest, and what children are worth, where
-    `probes.salience` tells.
+    cannot be known, who has learnt nothing, who began from an older checkpoint than its newest, and what children are
+    worth, where `probes.salience` tells.
     """
     if width >= WIDE:
         shown = [table(status, {**PROCESS, **LEARNING}), table(status, {**STALENESS, **TRAFFIC})]
     else:
         shown = [table(status, columns) for columns in (PROCESS, LEARNING, STALENESS, TRAFFIC)]
     fallbacks = [f"{row.component}: {row.checkpoint.fallback}" for row in status.components if row.checkpoint.fallback]
-    return [*shown, *unexamined(status), *fallbacks, *worth(status)]
+    return [*shown, *unexamined(status), *untrained(status), *fallbacks, *worth(status)]
 
 
 def unexamined(status: Status) -> list[str]:
@@ -171,6 +171,15 @@ def unexamined(status: Status) -> list[str]:
         f"{', '.join(names)}: no accuracy, since examinations come down from component 0 as far as {stub}, a stub"
         for stub, names in below.items()
     ]
+
+
+def untrained(status: Status) -> list[str]:
+    """Who finished without a step: in stream wiring, when the run was over before anything came down."""
+    finished = [row for row in status.components if row.kind == "trainer" and row.state == "finished"]
+    names = ", ".join(row.component for row in finished if row.exit_code is not None and row.step == 0)
+    if not names:
+        return []
+    return [f"{names}: ended without a step, since nothing came down in time: nothing is learnt there; train longer"]
 
 
 def worth(status: Status) -> list[Table]:

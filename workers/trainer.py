@@ -72,11 +72,9 @@ class Life:
         self.train()
         self.checkpoint(last=True)
         stopped = self.called()
-        if "orphaned" in self.orders:
-            self.say("its parents have ended for good, so nothing more will come")
         if not stopped:
             self.examine()
-        self.save_end("stopped" if stopped else "has done its steps")
+        self.save_end("stopped" if stopped else self.ending())
         if not stopped:
             self.trainer.leave()
             self.serve_parents()
@@ -85,6 +83,15 @@ class Life:
         if self.unsaved:
             self.save_end("at its very end")
         self.report("stopped" if stopped else "finished", self.unsaved or ("asked to stop" if stopped else ""))
+
+    def ending(self) -> str:
+        """How its training ended that nobody stopped: in stream wiring, with what came from above."""
+        did, most = self.trainer.learner.version, self.config.train.steps
+        timed, orphaned = self.config.train.minutes is not None, "orphaned" in self.orders
+        if not (self.led or orphaned) or (did >= most and not timed):
+            return "has done its steps"
+        of = "" if timed else f" of {most}"
+        return f"ends after {did}{of} steps, since nothing more comes from {', '.join(self.process.parents)}"
 
     def save_end(self, when: str) -> None:
         """The weights, and the last checkpoint, if it is not written yet; `unsaved` is why that could not be."""

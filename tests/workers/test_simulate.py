@@ -135,7 +135,7 @@ def test_those_below_one_that_was_killed_for_good_finish_with_what_they_have_and
         assert (rows[name].step > 5) is (at_s > 0.0)
         assert load_file(RunDir(tmp_path / "run").weights(name))
     assert rows["c0"].step == 40 if victim == "c1" else rows["c0"].state != "finished"
-    assert "its parents have ended for good" in RunDir(tmp_path / "run").launcher_log.read_text()
+    assert "steps, since nothing more comes from c" in RunDir(tmp_path / "run").launcher_log.read_text()
 
 
 def test_everybody_finishes_examines_and_saves(tmp_path: Path) -> None:

@@ -262,6 +262,19 @@ def test_who_has_no_accuracy_for_a_stub_above_is_told_why() -> None:
     assert "no accuracy" not in shown(component(kind="stub"), component("c1", kind="stub", below="c0"))
 
 
+def test_who_ended_without_a_step_is_told_below_the_tables() -> None:
+    end: dict[str, object] = {"state": "finished", "exit_code": 0}
+    idle = [component(name, step=0, **end) for name in ("c1", "c2")]
+    rows = [component(**end), *idle, component("c3", kind="stub", step=0, **end)]
+    told = "c1, c2: ended without a step, since nothing came down in time: nothing is learnt there"
+    assert told in shown(*rows)
+    console = screen.Console(width=200)
+    with console.capture() as capture:
+        console.print(screen.verdict(status(components=rows)))
+    assert told in capture.get(), "at the end of a launch, too"
+    assert "without a step" not in shown(component(**end), component("c1", step=0, state="stopped", exit_code=0))
+
+
 def test_a_resumed_run_shows_how_long_it_has_lasted_in_all() -> None:
     assert screen.headline(status(elapsed_s=8.0)).plain.endswith("training  8.0 s")
     resumed = status(elapsed_s=8.0, before_s=42.0)

@@ -170,6 +170,33 @@ def test_in_a_stream_a_component_below_a_stub_counts_its_own_steps(above: str, s
     assert life.trained()
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "orders", "said"),
+    [
+        ("c0", (), (), "has done its steps"),
+        ("c1", (), (), "ends after 0 of 3 steps, since nothing more comes from c0"),
+        ("c1", (), ("orphaned",), "ends after 0 of 3 steps, since nothing more comes from c0"),
+        ("c1", ("train.minutes=1",), (), "ends after 0 steps, since nothing more comes from c0"),
+        ("c1", ("components.0.stub.rate=1",), (), "has done its steps"),
+        ("c1", ("recipe=mach",), (), "has done its steps"),
+    ],
+)
+def test_who_ends_with_the_run_says_after_how_many_steps(
+    name: str, settings: tuple[str, ...], orders: tuple[str, ...], said: str
+) -> None:
+    config = load("digits", ("recipe=mach-hop", "n_components=3", "train.steps=3", *settings), RECIPES)
+    dataset = load_data(config.data)
+    plan = make_plan(config, run="r", directory=Path(), sockets=Path())
+    process = plan.process(name)
+    learner = learner_of(config, process.index, process.children, dataset, torch.device("cpu"))
+    trainer = assemble(plan, process, learner, ListMailbox([]), dataset)
+    life = Life(plan, process, trainer, None, None, None)  # type: ignore[arg-type]
+    life.orders.update(orders)
+    assert life.ending() == said
+    learner.descent.version = 3
+    assert (life.ending() == "has done its steps") == (config.train.minutes is None), "nor does it matter who ended it"
+
+
 def test_who_diverged_is_told_what_to_lower_and_not_to_make_room() -> None:
     assert remedy("r", 7, diverged=False) == "make room, then mach resume r"
     again, anew = (remedy("r", kept, diverged=True) for kept in (7, None))
