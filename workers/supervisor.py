@@ -121,6 +121,7 @@ class Supervisor:
         self.clock = Clock()
         self._grace_s = plan.config.supervise.grace_ms / 1000
         self._deadline = float("inf")
+        self._at_once = ""  # why nobody was given the time to leave, if so
         self._ordered: set[str] = set()
         self._gathering: Gathering | None = None
         self._gone: Member | None = None
@@ -288,6 +289,9 @@ class Supervisor:
         if self.exit_code is not None or ended or (self.state == "stopping" and not at_once):
             return
         self.state, self.reason = "stopping", why
+        self._at_once = (
+            f"killed at once, as asked {why} (mach stop --now, or a second Ctrl-C)" if at_once else self._at_once
+        )
         now = self.clock.now
         if self.plan.lockstep and not at_once and not self._ordered:
             self._gathering = Gathering(self.members, now + self._grace_s / 2)  # the other half is for leaving
@@ -338,7 +342,7 @@ class Supervisor:
             self._gathering = None if order == "stop" else self._gathering
         if now >= self._deadline:
             for member in self.members:
-                member.kill("killed, since it did not leave in time")
+                member.kill(self._at_once or "killed, since it did not leave in time")
             self._deadline = float("inf")
 
     def _order(self, order: str, within_s: float, now: float) -> None:

@@ -245,6 +245,28 @@ def test_a_reader_that_leaves_while_a_run_stops_changes_nothing(lockstep: tuple[
     assert [life.orders() for life in lives] == [["stop"]] * 2
 
 
+@pytest.mark.parametrize(
+    ("signals", "late_s", "why"),
+    [
+        ((signal.SIGTERM,), 1e9, "killed, since it did not leave in time"),
+        ((signal.SIGQUIT,), 0.0, "killed at once, as asked by SIGQUIT (mach stop --now, or a second Ctrl-C)"),
+        ((signal.SIGINT,) * 2, 0.0, "killed at once, as asked by SIGINT (mach stop --now, or a second Ctrl-C)"),
+    ],
+)
+def test_who_is_killed_on_purpose_is_told_from_who_did_not_leave_in_time(
+    lockstep: tuple[Supervisor, list[Life]], signals: tuple[signal.Signals, ...], late_s: float, why: str
+) -> None:
+    supervisor, _ = lockstep
+    for number in signals:
+        supervisor._note(number, None)
+        supervisor._obey()
+    supervisor._gathering = None
+    supervisor._decide(late_s)
+    for member in supervisor.members:
+        member.look(late_s)
+    assert [(row.state, row.reason) for row in supervisor.status.components] == [("stopped", why)] * 2
+
+
 def test_a_first_signal_stops_cleanly_also_when_the_reader_left_before_it(
     lockstep: tuple[Supervisor, list[Life]],
 ) -> None:
