@@ -36,6 +36,7 @@ from workers.options import (
     Whole,
     options,
 )
+from workers.scratch import interruptible
 from workers.status import every_run, exit_code_of, find_component, find_run, read
 from workers.timing import timing_of
 from workers.verdict import exits_help
@@ -136,7 +137,8 @@ def resume(ctx: click.Context, /, *, run: str | None, runs: Path, file: str | No
 @click.option(
     "--json", "as_json", is_flag=True, help="All of it as JSON: status, curves, staleness by version, digest."
 )
-def simulated(**words: Any) -> None:
+@click.pass_context
+def simulated(ctx: click.Context, /, **words: Any) -> None:
     """Train in one process and in virtual time: as a launch, exact, and the same on every run.
 
     Learners, mailboxes and examinations are those of a launch; messages take as long as you say, and nobody waits
@@ -148,6 +150,7 @@ def simulated(**words: Any) -> None:
       mach simulate --latency 50ms --jitter 10ms --compute 5ms,c2=50ms
       mach simulate --latency 8steps --straggler c1=10x --steps 300 --json
     """
+    ctx.with_resource(interruptible())
     from workers import show
 
     config = configured(**{key: words.pop(key) for key in CONFIGURED})
@@ -180,6 +183,7 @@ def compare(ctx: click.Context, /, recipes: tuple[str, ...], *, runs: Path, gpus
       mach compare mach-stream dgl ddg backprop --config bytes-lm --simulate --json
       mach compare mach ddg --seeds 3 --simulate --latency 8steps --straggler c1=10x --png curves.png
     """
+    ctx.with_resource(interruptible())
     from workers import show
     from workers.compare import Real, Virtual
 

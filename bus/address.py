@@ -37,9 +37,11 @@ def base() -> Path:
     return Path(fit[0])
 
 
-def make_directory() -> Path:
-    """A new private directory, claimed for this process. Whoever keeps the run later calls `claim` again."""
-    directory = Path(tempfile.mkdtemp(prefix=f"mach-{os.getuid()}-", dir=base()))
+def make_directory(place: Path | None = None) -> Path:
+    """A new private directory, in `base()` or the temporary directory, claimed for this process. Whoever keeps the run
+    later calls `claim` again.
+    """
+    directory = Path(tempfile.mkdtemp(prefix=f"mach-{os.getuid()}-", dir=place or base()))
     claim(directory)
     return directory
 
@@ -65,7 +67,9 @@ def remove(directory: Path) -> None:
     """
     with suppress(OSError):
         for entry in tuple(os.scandir(directory)):
-            if entry.name != "owner":
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != "owner":
                 Path(entry).unlink(missing_ok=True)
     shutil.rmtree(directory, ignore_errors=True)
 
@@ -74,7 +78,8 @@ def sweep() -> list[Path]:
     """Remove this user's directories whose owner is gone (a launcher killed with -9); which ones. May be called by
     several processes at a time.
     """
-    stale = [path for path in base().glob(f"mach-{os.getuid()}-*") if _abandoned(path)]
+    places = {base(), Path(tempfile.gettempdir())}
+    stale = [path for place in places for path in place.glob(f"mach-{os.getuid()}-*") if _abandoned(path)]
     for path in stale:
         remove(path)
     return stale

@@ -218,6 +218,7 @@ def run_quietly(config: Config, runs: Path, name: str, devices: tuple[str, ...])
         RunError: nothing can be written there.
     """
     keys.check(config.bus)
+    address.sweep()
     sockets = address.make_directory()
     try:
         plan = make_plan(config, run=name, directory=runs / name, sockets=sockets, devices=devices)

@@ -5,9 +5,9 @@
 import math
 import resource
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
@@ -19,6 +19,7 @@ from configs.tree import Config
 from mach.data import load
 from workers import curves, scoreboard, screen
 from workers.compare import Runner, check, compare, default_target
+from workers.scratch import scratch
 from workers.simulate import Outcome, simulate
 from workers.status import Status
 from workers.timing import Timing
@@ -32,8 +33,8 @@ def simulation(config: Config, timing: Timing, *, lockstep: bool, target: float 
     """
     check_target(target, bits=target is not None and load(config.data).symbols > 0)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="mach-simulation-") as folder:
-        directory = Path(folder) / "run"
+    with scratch() as folder:
+        directory = folder / "run"
         if sys.stderr.isatty():
             terminal = screen.console(stderr=True)
             with Live(console=terminal, transient=True) as live:
@@ -98,8 +99,8 @@ def comparison(
     base = {wiring: [control_of(configured, wiring, configs, seed) for seed in range(seeds)] for wiring in wirings}
     check(config for each in (*configs.values(), *base.values()) for config in each)
     check_target(target, bits=target is not None and load(configs[recipes[0]][0].data).symbols > 0)
-    with tempfile.TemporaryDirectory(prefix="mach-comparison-") as folder:
-        found = compare(configs, base, runner, Path(folder) if runs is None else runs, say)
+    with scratch() if runs is None else nullcontext(runs) as folder:
+        found = compare(configs, base, runner, folder, say)
     target = default_target(found) if target is None else target
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(scoreboard.document(found, target))).decode())

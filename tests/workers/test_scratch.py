@@ -1,0 +1,51 @@
+"""Commands that train in their own process: however they are ended, nothing of theirs stays."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from conftest import DEADLINE_S
+from workers.scratch import scratch
+
+ENDLESS = ("compare", "mach", "--simulate", "--components", "2", "--steps", "4", "--seeds", "1000")
+
+
+def begun(place: Path) -> "subprocess.Popen[str]":
+    """A comparison that has done its first run, and has many to go."""
+    env = {name: value for name, value in os.environ.items() if name != "XDG_RUNTIME_DIR"} | {"TMPDIR": str(place)}
+    words = [sys.executable, "-m", "mach", *ENDLESS]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("mach, seed 0")
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_comparison_that_is_told_to_end_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    process = begun(tmp_path)
+    process.send_signal(number)
+    if number != signal.SIGINT:
+        process.send_signal(number)  # as `timeout` does
+    said = process.communicate(timeout=DEADLINE_S)[1]
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "mach: interrupted"
+    assert not list(tmp_path.glob("mach-*"))
+
+
+def test_what_a_killed_one_left_is_swept_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    process = begun(tmp_path)
+    process.kill()
+    process.communicate(timeout=DEADLINE_S)
+    (left,) = tmp_path.glob("mach-*")
+    with scratch() as folder:
+        assert list(tmp_path.glob("mach-*")) == [folder]
+        assert left != folder
+        (folder / "run" / "metrics").mkdir(parents=True)
+        (folder / "run" / "metrics" / "c0.jsonl").write_text("")
+    assert not list(tmp_path.glob("mach-*"))
