@@ -108,6 +108,8 @@ def parse_setting(text: str) -> Layer:
         leaf: Any = yaml.load(value, Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text}: {value!r} is no valid YAML value; quote it") from error
+    if isinstance(leaf, dict) and value.rstrip().endswith(":"):
+        raise ConfigError(f"--set {text}: nothing follows the colon; write package.module:factory, or KEY: VALUE")
     for part in reversed(parts):
         leaf = {int(part) if part.isdecimal() else part: leaf}
     layer: Layer = leaf
@@ -166,6 +168,8 @@ def convert(merged: Layer, where: str) -> Config:
             raise ConfigError(f"{where}: {key}: expected a finite number, got {value}") from error
         choices = _choices(key) if text.startswith("Invalid enum value") else ()
         known = f"; valid: {', '.join(choices)}" if choices else ""
+        if "got `object`" in text:
+            text, known = text.replace("`object`", "keys with values"), "; text with a colon in it stands in quotes"
         raise ConfigError(f"{where}: {key}: {text[0].lower()}{text[1:]}{known}") from error
 
 

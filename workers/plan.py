@@ -151,7 +151,10 @@ def check_settings(config: Config, *, lockstep: bool) -> None:
     if lockstep and config.train.minutes is not None:
         raise ConfigError("train.minutes: in lock-step everybody takes the same steps; use train.steps (--steps)")
     if config.bus.activation == "indices" and config.data.noise > 0.0:
-        raise ConfigError("bus.activation: indices: samples with noise have none; set data.noise=0 or send inputs")
+        raise ConfigError(
+            f"bus.activation=indices: with data.noise={config.data.noise:g} every sample is drawn anew, so no index "
+            "tells which it is; set data.noise=0, or bus.activation=inputs"
+        )
     check_head(config)
     if config.method.targets_every > 1 and config.wiring == "skip":
         raise ConfigError(

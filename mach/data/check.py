@@ -62,12 +62,14 @@ def check(dataset: Dataset, source: str) -> None:
 
 def check_labels(labels: Tensor, name: str, inputs: Tensor, inputs_name: str, classes: int) -> None:
     """Raise a DataError unless every sample has a label, or labels [T], from 0 to classes − 1."""
+    inputs_name = inputs_name.removeprefix(name.rpartition(": ")[0] + ": ")  # of one source, which is named once
     if labels.dtype != torch.int64 or labels.dim() not in (1, 2):
         raise DataError(f"{name} holds {kind(labels)}; labels are whole numbers from 0, int64, [N] or [N, T]")
     if inputs.dim() < 2 or not inputs.numel() or len(labels) != len(inputs) or not labels.numel():
+        samples = len(inputs) if inputs.dim() else 0
         raise DataError(
-            f"{name} holds {kind(labels)} for {kind(inputs)} in {inputs_name}, {len(labels)} and {len(inputs)} samples"
-            "; give at least one sample [N, …], and each its label, or one for every place of a sequence"
+            f"{name} holds {kind(labels)} for {kind(inputs)} in {inputs_name}: {len(labels)} labels for {samples} "
+            "samples; give at least one sample, [N, …], and each its label, or one for every place of a sequence"
         )
     if labels.dim() == 2 and labels.shape != inputs.shape[:2]:
         raise DataError(

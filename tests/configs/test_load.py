@@ -55,6 +55,22 @@ def test_settings_are_nested_yaml(text: str, expected: object) -> None:
     assert parse_setting(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("data.source=mydata:", "nothing follows the colon; write package.module:factory, or KEY: VALUE"),
+        (
+            "data.source=mydata: misfit",
+            "data.source: expected `str`, got keys with values; text with a colon in it stands in quotes",
+        ),
+    ],
+)
+def test_a_colon_that_makes_a_mapping_of_a_name_is_told(setting: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load("digits", (setting,))
+    assert str(error.value) == f"--set {setting}: {said}"
+
+
 @pytest.mark.parametrize("text", ["train.steps", "=3", "train..steps=3", "a=[1", "train.=3"])
 def test_a_malformed_setting_is_quoted(text: str) -> None:
     with pytest.raises(ConfigError) as error:
