@@ -4,7 +4,9 @@ What lies where, and what is believed, is `mach/shelf.py`'s. Knows no thread and
 in the background.
 """
 
+import errno
 import os
+import re
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -93,7 +95,7 @@ def save_weights(component: Component, path: Path, about: Mapping[str, str]) -> 
         save_file(weights, draft, metadata=dict(about))
         os.replace(draft, path)
     except SafetensorError as error:
-        raise OSError(f"{path}: weights cannot be written ({error}); make room or choose another --runs") from error
+        raise _of_the_disk(path, error) from error
     finally:
         draft.unlink(missing_ok=True)
 
@@ -137,12 +139,19 @@ def _judge(path: Path, state: State) -> None:
             raise Diverged(f"{path}: {name} holds numbers that are not finite, or beyond {LARGEST**2:g}")
 
 
+def _of_the_disk(path: Path, error: SafetensorError) -> OSError:
+    """The same as an error of the system, which safetensors has put into words: so nobody says the path twice."""
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    number = int(said[1]) if said else errno.EIO
+    return OSError(number, os.strerror(number) if said else str(error), str(path))
+
+
 def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> FileFacts:
     """Down to the disk; what the file is now."""
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
     except SafetensorError as error:
-        raise OSError(f"{file}: cannot be written ({error})") from error
+        raise _of_the_disk(file, error) from error
     to_disk(file)
     try:
         size, digest = measure(file)

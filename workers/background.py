@@ -10,6 +10,7 @@ for one whose name was taken. `mach resume --detach` does the same with a run th
 alone, and nothing where another one goes on with the run already.
 """
 
+import errno
 import os
 import select
 import subprocess
@@ -26,7 +27,7 @@ from workers.rundir import RunDir
 from workers.status import read
 
 MAKING, TAKEN, BEGUN = b"m", b"t", b"."
-ELSEWHERE = "choose another place with --runs"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 LOOK_S = 0.25
 """Time between two looks into files that the launcher writes."""
 
@@ -56,7 +57,7 @@ def detach(
                 break
             name = other()
     except OSError as error:
-        raise unwritable(runs, error, ELSEWHERE) from error
+        raise unwritable(runs, error) from error
     return told(RunDir(runs / name), code, words)
 
 
@@ -73,7 +74,7 @@ def resumed(run: RunDir, file: str | None, settings: Sequence[str], gpus: str | 
     try:
         _, code, said = started(run, words, run.launcher_draft)
     except OSError as error:
-        raise unwritable(run.path, error, f"make it writable, then mach resume {run.called}") from error
+        raise unwritable(run.path, error, f"mach resume {run.called}") from error
     return told(run, code, said)
 
 
@@ -88,9 +89,14 @@ def told(run: RunDir, code: int | None, said: str) -> int:
     return 0
 
 
-def unwritable(place: Path, error: OSError, otherwise: str) -> RunError:
-    """What to say of a disk that does not take a run; `otherwise` is what to do then."""
-    return RunError(f"{error.filename or place}: {error.strerror or error}; {otherwise}")
+def unwritable(place: Path, error: OSError, again: str = "") -> RunError:
+    """What to say of a disk that does not take a run; `again`: the command that goes on with one that lies there."""
+    full = error.errno in FULL
+    if again:
+        way = f"{'make room' if full else 'make it writable'}, then {again}"
+    else:
+        way = f"{'make room, or ' if full else ''}choose another place with --runs"
+    return RunError(f"{error.filename or place}: {error.strerror or error}; {way}")
 
 
 def launched(config: Config, run: RunDir, more: list[str]) -> tuple[bool, int | None, str]:

@@ -20,7 +20,7 @@ from configs.tree import Config
 from workers import desk, screen, tryout
 from workers import devices as devices_of
 from workers.attempt import frozen
-from workers.background import BEGUN, ELSEWHERE, MAKING, TAKEN, detach, resumed, unwritable
+from workers.background import BEGUN, MAKING, TAKEN, detach, resumed, unwritable
 from workers.foreground import Opening, supervised
 from workers.plan import Plan, make_plan
 from workers.resume import config_of, has_finished, recorded_plan, resumed_plan, same_devices, where
@@ -115,7 +115,7 @@ def train(
     tell(MAKING)
     while True:
         try:
-            return launched(runs / name, config, plan_at, ELSEWHERE)
+            return launched(runs / name, config, plan_at)
         except FileExistsError:
             if other is None:
                 tell(TAKEN)
@@ -160,7 +160,7 @@ def resume(
         plan = resumed_plan(old, config, status, sockets, devices)
         return plan, partial(opened, where(run, plan), begun)
 
-    return launched(run.path, config, plan_at, f"make it writable, then mach resume {run.called}")
+    return launched(run.path, config, plan_at, f"mach resume {run.called}")
 
 
 def opened(words: str, begun: Callable[[bytes], None] | None) -> None:
@@ -184,12 +184,12 @@ def status_of(run: RunDir) -> Status | None:
         return None
 
 
-def launched(directory: Path, config: Config, plan_at: Callable[[Path], tuple[Plan, Opening]], otherwise: str) -> int:
+def launched(directory: Path, config: Config, plan_at: Callable[[Path], tuple[Plan, Opening]], again: str = "") -> int:
     """Supervise the plan that `plan_at` makes for a directory of sockets, with its opening; the exit code.
 
     Raises:
         FileExistsError: another launch has made the run's directory.
-        RunError: the run is another launcher's, or cannot be written down; `otherwise` is what to do then.
+        RunError: the run is another launcher's, or cannot be written down; `again` is the command for when it can.
     """
     keys.check(config.bus)
     address.sweep()
@@ -205,7 +205,7 @@ def launched(directory: Path, config: Config, plan_at: Callable[[Path], tuple[Pl
     except OSError as error:
         if isinstance(error, FileExistsError) and plan is not None and not plan.resumed:
             raise  # the name is taken
-        raise unwritable(directory, error, otherwise) from error
+        raise unwritable(directory, error, again) from error
     finally:
         address.remove(sockets)
 
@@ -227,7 +227,7 @@ def run_quietly(config: Config, runs: Path, name: str, devices: tuple[str, ...])
                 continue
             status = supervisor.status
     except OSError as error:
-        raise unwritable(runs, error, ELSEWHERE) from error
+        raise unwritable(runs, error) from error
     finally:
         address.remove(sockets)
     if status.exit_code == 2:

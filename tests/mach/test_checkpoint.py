@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from built import build
 from configs.errors import DataError
@@ -30,6 +30,20 @@ def test_nothing_partial_is_left_where_nothing_can_be_written(tmp_path: Path) ->
     with pytest.raises(OSError, match=r"c0|directory"):
         save_weights(component, tmp_path / "file" / "c0.safetensors", {})
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_is_an_error_of_the_system_that_names_the_file_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("mach.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="No space") as error:
+        save_weights(build(Model(embedding=4), (5,), 3, ()), tmp_path / "c0.safetensors", {})
+    found = error.value
+    assert (found.errno, found.strerror) == (28, "No space left on device")
+    assert found.filename == str(tmp_path / "c0.safetensors")
 
 
 def test_missing_or_damaged_weights_are_one_sentence(tmp_path: Path) -> None:

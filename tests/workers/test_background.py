@@ -1,5 +1,6 @@
 """A launch in the background that loses the race for its name, or fails: real processes, a played launcher."""
 
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -163,6 +164,20 @@ def test_the_launcher_of_a_run_that_goes_on_is_told_what_its_user_asked_for(
     assert resumed(RunDir(runs / "r"), "f.yaml", ("a.b=1", "c=[2, 3]"), "0,1") == 0
     words = ["resume", "r", "--runs", str(runs), "--config", "f.yaml", "--gpus", "0,1", "--set", "a.b=1"]
     assert asked == [[*words, "--set", "c=[2, 3]"]]
+
+
+@pytest.mark.parametrize(
+    ("number", "new", "resumed"),
+    [
+        (errno.ENOSPC, "make room, or choose another place with --runs", "make room, then mach resume r"),
+        (errno.EDQUOT, "make room, or choose another place with --runs", "make room, then mach resume r"),
+        (errno.EROFS, "choose another place with --runs", "make it writable, then mach resume r"),
+    ],
+)
+def test_of_a_full_disk_it_is_said_that_it_wants_room(number: int, new: str, resumed: str) -> None:
+    error = OSError(number, "no", "runs/r/plan.json")
+    assert str(background.unwritable(Path("runs"), error)) == f"runs/r/plan.json: no; {new}"
+    assert str(background.unwritable(Path("runs"), error, "mach resume r")) == f"runs/r/plan.json: no; {resumed}"
 
 
 def test_a_launcher_goes_on_without_whoever_started_it() -> None:

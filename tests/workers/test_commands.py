@@ -145,7 +145,7 @@ def test_a_name_taken_at_the_very_moment_is_refused_if_it_was_chosen_and_else_an
     tried: list[str] = []
     told: list[bytes] = []
 
-    def launched(directory: Path, config: Config, plan_at: Callable[[Path], tuple[Plan, Opening]], _: str) -> int:
+    def launched(directory: Path, config: Config, plan_at: Callable[[Path], tuple[Plan, Opening]]) -> int:
         plan, opening = plan_at(tmp_path)
         assert opening is not None
         tried.append(plan.run)
