@@ -188,7 +188,8 @@ def test_a_file_in_place_of_the_runs_is_one_sentence_and_exit_code_2(tmp_path: P
 
 
 def test_a_place_where_nothing_can_be_written_is_one_sentence_and_exit_code_2() -> None:
-    for words in (("launch", "--detach", "--gpus", "cpu"), ("compare", "mach", "--steps", "1", "--gpus", "cpu")):
+    launch = ("launch", "--gpus", "cpu")
+    for words in ((*launch, "--detach"), (*launch, "--dry-run"), ("compare", "mach", "--steps", "1", "--gpus", "cpu")):
         done = mach(*words, "--runs", "/proc/x")
         assert done.returncode == 2
         assert (

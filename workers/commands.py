@@ -72,8 +72,12 @@ def choose_devices(gpus: str | None) -> tuple[str, ...]:
 
 
 def describe(config: Config, runs: Path, name: str, devices: tuple[str, ...], *, lockstep: bool) -> str:
-    """The plan, as `--dry-run` prints it, once its data and networks have been tried out."""
+    """The plan, as `--dry-run` prints it, once its place, data and networks have been tried out."""
     keys.check(config.bus)
+    try:
+        RunDir(runs / name).try_out()
+    except OSError as error:
+        raise unwritable(runs / name, error) from error
     sockets = address.base() / "mach-…"
     plan = make_plan(config, run=name, directory=runs / name, sockets=sockets, devices=devices, lockstep=lockstep)
     tryout.check(plan)

@@ -18,6 +18,7 @@ import fcntl
 import os
 import re
 import shlex
+import tempfile
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -110,6 +111,16 @@ class RunDir:
     def checkpoints(self, component: str) -> Path:
         """Folder of the component's newest checkpoints."""
         return self.path / "checkpoints" / component
+
+    def try_out(self) -> None:
+        """Raise the OSError that `make` would, of the first folder that it would make; nothing is left of it."""
+        places = (*reversed(self.path.parents), self.path)
+        first = next((place for place in places if not os.path.lexists(place)), self.path)
+        try:
+            with tempfile.TemporaryDirectory(prefix=".mach-", dir=first.parent) as folder:
+                Path(folder, "config.yaml").write_bytes(bytes(4096))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(first)) from error
 
     def make(self) -> None:
         """Create the folders; the run's own must not exist yet (FileExistsError), so two launches never share it.
