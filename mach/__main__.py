@@ -6,6 +6,7 @@ at its top.
 """
 
 import importlib.util
+import io
 import sys
 from pathlib import Path
 
@@ -26,7 +27,12 @@ def stranger(house: Path) -> str | None:
 
 
 def main() -> None:
-    """Check the neighbours, then run the command line. A Ctrl-C before there is anything to stop is a stop as well."""
+    """Check the neighbours, then run the command line. A Ctrl-C before there is anything to stop is a stop as well.
+    What a terminal cannot show is a ? there, and no end of the command.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     house = Path(__file__).resolve().parent.parent
     try:
         problem = stranger(house)

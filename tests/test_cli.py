@@ -8,7 +8,10 @@ from click.testing import CliRunner
 
 from cli import cli
 from conftest import mach
+from fakes import status
 from mach.recipes import RECIPES
+from workers.rundir import RunDir
+from workers.status import ComponentStatus, write
 from workers.verdict import EXITS
 
 COMMANDS = ("launch", "status", "stop", "chaos", "restart", "logs", "runs", "doctor", "simulate", "compare")
@@ -195,6 +198,26 @@ def test_a_place_where_nothing_can_be_written_is_one_sentence_and_exit_code_2() 
         assert (
             done.stderr.splitlines()[-1] == "mach: /proc/x: No such file or directory; choose another place with --runs"
         )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_a_terminal_cannot_show_ends_no_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    run, place = RunDir(tmp_path / "runs" / "r"), tmp_path / "t"
+    run.make()
+    place.mkdir()
+    running = status("finished")
+    row = {"kind": "trainer", "incarnation": 1, "pid": 0, "device": "cpu", "state": "finished"}
+    running.components = [ComponentStatus(component="c0", **row)]  # type: ignore[arg-type]
+    write(run, running)
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    monkeypatch.setenv("TMPDIR", str(place))
+    for words in (("status",), ("runs",)):
+        done = mach(*words, "--runs", str(tmp_path / "runs"))
+        assert (done.returncode, done.stderr) == (0, ""), words
+        assert "finished" in done.stdout
+    assert not list(place.iterdir()), "no traceback"
 
 
 @pytest.mark.parametrize("name", ["", ".hidden", "a/b"])

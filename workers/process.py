@@ -156,7 +156,7 @@ def redirect(log: Path) -> None:
     os.close(fd)
     for text in (sys.stdout, sys.stderr):
         if hasattr(text, "reconfigure"):
-            text.reconfigure(line_buffering=True)
+            text.reconfigure(line_buffering=True, encoding="utf-8", errors="replace")
     faulthandler.enable()
 
 

@@ -36,6 +36,16 @@ def test_a_plan_that_cannot_be_read_is_one_sentence_and_its_trace_is_in_the_log(
     assert "Traceback" in log.read_text()
 
 
+def test_a_log_holds_every_character_whatever_the_terminal_can_show(tmp_path: Path) -> None:
+    log = tmp_path / "c0.1.log"
+    code = (
+        f"from pathlib import Path; from workers.process import redirect; redirect(Path({str(log)!r})); print('→ 木')"
+    )
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    subprocess.run([sys.executable, "-c", code], env=env, check=True)
+    assert log.read_text(encoding="utf-8") == "→ 木\n"
+
+
 @pytest.fixture
 def base() -> Iterator[Path]:
     """For private directories: short, and without those of live runs."""
