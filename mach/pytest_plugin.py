@@ -3,6 +3,7 @@
 It offers one fixture, `neighbourhood`, and imports nothing before a test asks for it.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ def neighbourhood() -> "Iterator[Callable[..., Neighbourhood]]":
 
     made: list[Neighbourhood] = []
 
+    @functools.wraps(Neighbourhood, updated=())
     def make(*args: Any, **options: Any) -> "Neighbourhood":
         made.append(Neighbourhood(*args, **options))
         return made[-1]

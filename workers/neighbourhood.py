@@ -14,8 +14,7 @@ import msgspec
 
 from bus.mailbox import Mailbox, MailboxRelay
 from bus.virtual import VirtualBus
-from configs import tree
-from configs.load import load
+from configs.load import check_keys, convert, load
 from mach.component import Component
 from mach.learner import Step
 from mach.messages import Activation, Gradient, Letter, Message, Target
@@ -78,6 +77,9 @@ class Neighbourhood:
         parent, child: scripts as under `components.N.stub`.
         compute_ms: virtual duration of one step of the component.
         latency_ms: virtual latency of the bus, each way.
+
+    Raises:
+        ConfigError: a key, in a setting or a script, that there is not, or a wrong value.
     """
 
     def __init__(
@@ -92,7 +94,11 @@ class Neighbourhood:
     ) -> None:
         base = load(config, (*settings, "n_components=3", "graph=chain"), RECIPES)
         scripts = {0: {"stub": dict(parent or {})}, 2: {"stub": dict(child or {})}}
-        self.config = msgspec.convert(msgspec.to_builtins(base) | {"components": scripts}, tree.Config)
+        for where, number in (("parent", 0), ("child", 2)):
+            script = {"components": {number: scripts[number]}}
+            check_keys(script, where)
+            convert(script, where)
+        self.config = convert(msgspec.to_builtins(base) | {"components": scripts}, config)
         self._compute_s = compute_ms / 1000.0
         self._stage = Stage(self.config, Timing(latency_ms / 1000.0, 0.0, ((self._compute_s,),) * 3), Path())
         self.faults = self._stage.faults

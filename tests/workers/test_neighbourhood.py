@@ -1,10 +1,13 @@
 """One real component between stub neighbours in virtual time: the harness that users get, and what a turn does."""
 
+import inspect
+import pydoc
 from collections.abc import Callable
 
 import pytest
 import torch
 
+from configs.errors import ConfigError
 from mach.assemble import stream_of
 from mach.data import load as load_data
 from mach.messages import Activation, Gradient, Target
@@ -114,9 +117,17 @@ def test_an_answer_is_what_the_component_thinks_of_the_question(neighbourhood: M
         assert torch.allclose(answer.embedding, expected, atol=1e-5)
 
 
-def test_a_script_names_its_misspelt_key(neighbourhood: Make) -> None:
-    with pytest.raises(Exception, match="latncy_ms"):
+def test_a_script_names_its_misspelt_key_and_its_wrong_value_as_a_launch_does(neighbourhood: Make) -> None:
+    with pytest.raises(ConfigError, match=r"^child: unknown key '.*latncy_ms'; did you mean '.*latency_ms'\?$"):
         neighbourhood(child={"latncy_ms": 3})
+    with pytest.raises(ConfigError, match=r"^parent: components\.0\.stub\.drop: expected `float` <= 1\.0$"):
+        neighbourhood(parent={"drop": 2})
+
+
+def test_help_of_the_fixture_is_that_of_the_neighbourhood(neighbourhood: Make) -> None:
+    assert inspect.signature(neighbourhood) == inspect.signature(Neighbourhood)
+    assert neighbourhood.__doc__ == Neighbourhood.__doc__
+    assert "parent, child: scripts" in pydoc.plain(pydoc.render_doc(neighbourhood))
 
 
 @pytest.mark.parametrize(
