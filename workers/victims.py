@@ -22,6 +22,7 @@ import msgspec
 import psutil
 
 from configs.errors import RunError
+from workers.attempt import SIGNALS
 from workers.chaos import Chaos, Fired, Kind, Spec, schedule
 from workers.rundir import RunDir
 from workers.status import FINAL, ComponentStatus, Status, launcher_alive, read
@@ -32,6 +33,8 @@ BACK_S = 60.0
 """Longest wait for those that were hit to come back."""
 LOOK_S = 0.1
 """Between two looks into a file that somebody else writes."""
+OURS = "sent by this mach chaos; kill less often than checkpoints are written (checkpoint.every_s)"
+"""In place of what a SIGKILL usually means."""
 ABOVE = 4
 """A component is below the launcher by at most so many generations: it is a child of the forkserver."""
 NAMES: Mapping[Kind, str] = {"kill": "SIGKILL", "stop": "SIGSTOP", "slow": "short pauses"}
@@ -245,8 +248,9 @@ def away(row: ComponentStatus, fired: Sequence[Fired]) -> str:
     whichever life follows the last one that was killed, and however many there were between.
     """
     hits = [fault for fault in fired if fault.component == row.component]
+    reason = cause_of(row, hits)
     if row.state == "failed":
-        return f"failed: {row.reason}"
+        return f"failed: {reason}"
     if not hits or row.state in FINAL:
         return ""
     killed = max((fault.incarnation for fault in hits if fault.kind == "kill"), default=-1)
@@ -254,7 +258,14 @@ def away(row: ComponentStatus, fired: Sequence[Fired]) -> str:
         return f"killed, as incarnation {row.incarnation}, and its launcher has not noticed yet"
     if row.incarnation > killed and row.state in ("training", "waiting"):
         return ""
-    return f"{row.state}: {row.reason}" if row.reason else row.state
+    return f"{row.state}: {reason}" if reason else row.state
+
+
+def cause_of(row: ComponentStatus, hits: Sequence[Fired]) -> str:
+    """Why it is as it is. Its launcher can only guess who sends a SIGKILL; of our own there is nothing to guess."""
+    if not any(fault.kind == "kill" and fault.incarnation == row.incarnation for fault in hits):
+        return row.reason
+    return row.reason.replace(SIGNALS[signal.SIGKILL], OURS)
 
 
 def account(run: RunDir, spec: Spec, before: Status, chaos: Chaos, *, interrupted: bool) -> Account:

@@ -16,6 +16,7 @@ from bus import address
 from configs.errors import RunError
 from conftest import wait_gone
 from workers import status as status_file
+from workers.attempt import SIGNALS
 from workers.chaos import Chaos, Fired, Spec
 from workers.report import State
 from workers.rundir import RunDir
@@ -178,6 +179,12 @@ def test_lives_come_back_not_faults() -> None:
     assert away(row(3, "failed", "ended by SIGKILL, too often"), twice) == "failed: ended by SIGKILL, too often"
     assert "has not noticed" in away(row(3, "training"), twice), "what the status shows is of before"
     assert away(row(1, "starting", component="c1"), twice) == "", "it was not hit"
+    guess = f"ended by SIGKILL ({SIGNALS[signal.SIGKILL]}), again after 3 restarts"
+    ours = away(row(3, "failed", guess), twice)
+    assert ours.startswith("failed: ended by SIGKILL (sent by this mach chaos; ")
+    assert ours.endswith("), again after 3 restarts")
+    assert "memory" not in ours
+    assert away(row(4, "failed", guess), twice) == f"failed: {guess}", "that life was killed by somebody else"
     stopped = [Fired(0.1, "c0", 1, 11, "stop", 3.0)]
     assert away(row(1, "training"), stopped) == "", "it went on"
     assert away(row(1, "stalled", "made no progress"), stopped) == "stalled: made no progress"
