@@ -22,6 +22,7 @@ from configs.load import dump
 from configs.tree import Config
 from workers import chaos as faults
 from workers import commands, screen, victims
+from workers.complete import config_names
 from workers.options import (
     ANY_RUNS,
     BACKGROUND,
@@ -53,6 +54,7 @@ def cli() -> None:
       mach launch --components 4       train the embedded default, scikit-learn's digits
       mach status                      the newest run, from any terminal
       mach launch --help               everything that a launch can do
+      eval "$(_MACH_COMPLETE=bash_source mach)"    bash completes names of commands, runs and configurations
     """
 
 
@@ -101,7 +103,9 @@ def launch(ctx: click.Context, /, *, runs: Path, name: str | None, detach: bool,
 @cli.command(epilog="\b\n" + exits_help())
 @RUN
 @RUNS
-@click.option("--config", "file", metavar="FILE|NAME", help="Compare with this one; default: as it was trained.")
+@click.option(
+    "--config", "file", metavar="FILE|NAME", shell_complete=config_names, help="Compare with it; default: as trained."
+)
 @click.option("--gpus", metavar="0,1,…|cpu", help="Devices to deal anew; default: all there are, else the CPU.")
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="What shall be different from now on; repeatable."

@@ -1,6 +1,9 @@
 """The command line: every command's manual, every mistake one clear sentence and exit code 2."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,6 +122,34 @@ def test_a_shell_completes_the_names_of_recipes_and_who_names_none_is_told_them(
     code, output = invoke("compare")
     assert code == 2
     assert f"Missing argument 'RECIPE...'. Recipes: {', '.join(RECIPES)}." in " ".join(output.split())
+
+
+def completed(line: str, cwd: Path) -> list[str]:
+    """What bash is offered for the last word, by a process that would say what it loaded."""
+    words = {"_MACH_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    code = (
+        "import atexit, sys; atexit.register(lambda: print(*{'torch', 'zmq'} & set(sys.modules), file=sys.stderr))\n"
+        "from mach.__main__ import main; main()"
+    )
+    env = os.environ | words | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=cwd)
+    assert done.stderr.strip() == ""
+    return [word.partition(",")[2] for word in done.stdout.split()]
+
+
+def test_a_shell_completes_the_names_of_configurations_and_runs_and_loads_no_torch_for_it(tmp_path: Path) -> None:
+    for place, name in (("runs", "first"), ("runs", "second"), ("elsewhere", "third")):
+        run = RunDir(tmp_path / place / name)
+        run.make()
+        write(run, status("finished"))
+    (tmp_path / "afile").write_text("")
+    assert completed("mach launch --config bytes", tmp_path) == ["bytes-lm"]
+    assert completed("mach resume --config mni", tmp_path) == ["mnist1d"]
+    assert completed("mach launch --config ./mine", tmp_path) == ["./mine"], "the shell's own files"
+    for command in ("status", "resume", "logs", "stop", "restart", "chaos"):
+        assert completed(f"mach {command} fi", tmp_path) == ["first"]
+    assert completed("mach status --runs elsewhere t", tmp_path) == ["third"]
+    assert completed("mach status --runs afile t", tmp_path) == []
 
 
 def test_words_in_place_of_a_number_are_told_what_is_needed() -> None:

@@ -18,6 +18,7 @@ from configs.errors import MachError
 from configs.load import recipe, shipped
 from mach.recipes import RECIPES
 from workers.background import tell_begun
+from workers.complete import config_names, run_names
 from workers.rundir import USUAL, ground
 
 
@@ -30,7 +31,8 @@ class Place(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path."""
         runs = Path(os.fsdecode(super().convert(value, param, ctx)))
-        ground(runs)
+        if ctx is None or not ctx.resilient_parsing:  # a shell that completes is told no mistakes
+            ground(runs)
         return runs
 
 
@@ -65,7 +67,7 @@ def runs_option(kind: click.Path) -> Callable[[Callable[..., Any]], Callable[...
 RUNS = runs_option(Place())
 ANY_RUNS = runs_option(click.Path(path_type=Path))
 """For `mach doctor`, which looks itself."""
-RUN = click.argument("run", required=False)
+RUN = click.argument("run", required=False, shell_complete=run_names)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 BACKGROUND = (
     click.option("--detach", is_flag=True, help="Leave the run in the background."),
@@ -84,6 +86,7 @@ CONFIGURATION = (
         default="digits",
         show_default=True,
         metavar="FILE|NAME",
+        shell_complete=config_names,
         help="YAML file, or one of: " + ", ".join(shipped()) + ".",
     ),
     click.option("--components", type=Whole(min=1), help="How many components."),
