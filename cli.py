@@ -312,7 +312,7 @@ def list_runs(runs: Path) -> None:
       mach runs --runs elsewhere
     """
     found = []
-    for run in every_run(runs):
+    for run in every_run(runs) if runs.exists() else (find_run(runs, None),):  # which is refused
         try:
             found.append(read(run))
         except RunError as error:

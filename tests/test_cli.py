@@ -16,6 +16,7 @@ from mach.recipes import RECIPES
 from workers.rundir import RunDir
 from workers.status import ComponentStatus, write
 from workers.verdict import EXITS
+from workers.words import fresh_name
 
 COMMANDS = ("launch", "status", "stop", "chaos", "restart", "logs", "runs", "doctor", "simulate", "compare")
 
@@ -251,7 +252,12 @@ def test_what_a_terminal_cannot_show_ends_no_command(
     assert not list(place.iterdir()), "no traceback"
 
 
-@pytest.mark.parametrize("name", ["", ".hidden", "a/b"])
+def test_a_name_that_nobody_chose_is_one_whatever_the_file_is_called(tmp_path: Path) -> None:
+    for file, begins in (("-x.yaml", "x-2"), (".y.yaml", "y-2"), ("--", "run-2"), ("digits", "digits-2")):
+        assert fresh_name(file, tmp_path).startswith(begins)
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "-x"])
 def test_a_name_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
     code, output = invoke("launch", "--dry-run", "--name", name, "--runs", str(tmp_path))
     assert code == 2
@@ -263,6 +269,12 @@ def test_a_name_that_a_foreign_directory_has_is_refused(tmp_path: Path) -> None:
     code, output = invoke("launch", "--dry-run", "--name", "taken", "--runs", str(tmp_path))
     assert code == 2
     assert "taken" in output
+
+
+def test_runs_says_that_there_is_no_such_place_as_status_does(tmp_path: Path) -> None:
+    place = tmp_path / "none"
+    said = f"mach: there is no run in {place}/; start one with mach launch, or name another place with --runs\n"
+    assert invoke("runs", "--runs", str(place)) == invoke("status", "--runs", str(place)) == (3, said)
 
 
 def test_runs_lists_nothing_where_there_is_nothing(tmp_path: Path) -> None:

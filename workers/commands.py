@@ -44,8 +44,8 @@ def check_name(runs: Path, name: str) -> None:
         RunError: it is taken; says by what.
         ConfigError: it is no name of one directory.
     """
-    if not name or name != Path(name).name or name.startswith("."):
-        raise ConfigError(f"--name {name!r}: give the name of one directory, without / and no leading dot")
+    if not name or name != Path(name).name or name.startswith((".", "-")):  # a dash: an option of every other command
+        raise ConfigError(f"--name {name!r}: give the name of one directory, without / and no leading dot or dash")
     if not os.path.lexists(runs / name):
         return
     try:

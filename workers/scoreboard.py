@@ -20,8 +20,9 @@ from workers.compare import Comparison, Mark, Row, gap_closed, time_to
 KINDS = ("student", "child", "full")
 ACCOUNT = (
     "student: c0 alone, as it ships; child: c0 with its true child; full: the whole depth. To target: {clock} until "
-    "the curve first was at {target}. Effort: multiply-adds a step and sample, all components together, in those of "
-    "backprop. Gap closed: of the bits from alone+student to backprop."
+    "the curve first was at {target}. Staleness: versions, the median of all that came late and was used. Effort: "
+    "multiply-adds a step and sample, all components together, in those of backprop. Gap closed: of the bits "
+    "from alone+student to backprop."
 )
 
 

@@ -38,6 +38,6 @@ def lengths(steps: int | None, minutes: float | None) -> list[str]:
 
 def fresh_name(config_name: str, runs: Path) -> str:
     """Configuration and time; with a number behind it where that is taken."""
-    base = f"{Path(config_name).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    base = f"{Path(config_name).stem.lstrip('.-') or 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
     names = [base, *(f"{base}-{number}" for number in range(2, 1000))]
     return next(name for name in names if not (runs / name).exists())

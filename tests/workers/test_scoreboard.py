@@ -67,6 +67,12 @@ def test_the_table_shows_means_and_deviations(*, symbols: bool, cell: str) -> No
     assert len(text.strip().splitlines()) == 4
 
 
+def test_every_column_that_does_not_tell_its_unit_is_told_below() -> None:
+    told = scoreboard.account(comparison(), 3.05)
+    assert all(f"{name}: " in told for name in ("Staleness", "To target", "Effort", "Gap closed"))
+    assert "Staleness: versions" in told
+
+
 def test_curves_are_averaged_at_the_steps_that_all_seeds_have() -> None:
     curves = [result(0, full=1.0).curve, result(1, full=1.0).curve[:1]]
     assert scoreboard.band(curves, bits=True) == ([1.0], [pytest.approx(3.05)], [pytest.approx(0.0707, abs=1e-3)])
