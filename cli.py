@@ -22,8 +22,8 @@ from configs.load import dump
 from configs.tree import Config
 from workers import chaos as faults
 from workers import commands, screen, victims
-from workers.complete import config_names
 from workers.options import (
+    ANEW,
     ANY_RUNS,
     BACKGROUND,
     CONFIGURATION,
@@ -103,15 +103,7 @@ def launch(ctx: click.Context, /, *, runs: Path, name: str | None, detach: bool,
 @cli.command(epilog="\b\n" + exits_help())
 @RUN
 @RUNS
-@click.option(
-    "--config", "file", metavar="FILE|NAME", shell_complete=config_names, help="Compare with it; default: as trained."
-)
-@click.option("--gpus", metavar="0,1,…|cpu", help="Devices to deal anew; default: all there are, else the CPU.")
-@click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="What shall be different from now on; repeatable."
-)
-@click.option("--steps", type=Whole(min=1), help="Optimiser steps of every component, from the beginning.")
-@click.option("--minutes", type=float, help="Train for this long, from the beginning.")
+@options(ANEW)
 @options(BACKGROUND)
 @click.pass_context
 def resume(ctx: click.Context, /, *, run: str | None, runs: Path, file: str | None, **words: Any) -> None:

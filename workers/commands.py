@@ -27,6 +27,7 @@ from workers.resume import config_of, has_finished, recorded_plan, resumed_plan,
 from workers.rundir import RunDir
 from workers.status import FINAL, Status, find_run, launcher_alive, read, rules_of
 from workers.supervisor import Supervisor, warm
+from workers.vacant import is_vacant
 
 __all__ = ["check_name", "choose_devices", "describe", "detach", "log_lines", "restart", "resumable", "resume"]
 __all__ += ["stop", "train", "warm", "watch"]
@@ -46,7 +47,7 @@ def check_name(runs: Path, name: str) -> None:
     """
     if not name or name != Path(name).name or name.startswith((".", "-")):  # a dash: an option of every other command
         raise ConfigError(f"--name {name!r}: give the name of one directory, without / and no leading dot or dash")
-    if not os.path.lexists(runs / name):
+    if not os.path.lexists(runs / name) or is_vacant(RunDir(runs / name)):
         return
     try:
         status = read(RunDir(runs / name))

@@ -103,6 +103,26 @@ CONFIGURATION = (
 )
 CONFIGURED = ("config_name", "components", "seed", "settings", "steps", "minutes")
 """Options that say what is trained: the arguments of `configured`."""
+ANEW = (
+    click.option(
+        "--config",
+        "file",
+        metavar="FILE|NAME",
+        shell_complete=config_names,
+        help="Compare with this one; default: as it was trained.",
+    ),
+    click.option("--gpus", metavar="0,1,…|cpu", help="Devices to deal anew; default: all there are, else the CPU."),
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="What shall be different from now on; repeatable.",
+    ),
+    click.option("--steps", type=Whole(min=1), help="Optimiser steps of every component, from the beginning."),
+    click.option("--minutes", type=float, help="Train for this long, from the beginning."),
+)
+"""Options that say what is different when a run goes on."""
 TIMING = (
     click.option("--latency", default="1ms", show_default=True, help="Of every message, each way: 50ms, or 8steps."),
     click.option("--jitter", default="0ms", show_default=True, help="Uniform extra latency, up to this."),

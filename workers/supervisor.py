@@ -40,6 +40,7 @@ from workers.plan import Plan, ProcessPlan, unanswered, unscripted
 from workers.process import PRELOAD, enter
 from workers.rundir import RunDir, replace
 from workers.status import RunState, Status
+from workers.vacant import make_way
 from workers.verdict import judge
 
 TICK_S = 0.25
@@ -151,6 +152,7 @@ class Supervisor:
 
     def _begin(self) -> None:
         if not self.plan.resumed:
+            make_way(self.run)
             self.run.make()
         self._lock = self.run.lock()
         if self.plan.resumed:

@@ -1,0 +1,73 @@
+"""The name of a refused launch is free again; where anything was learnt it is not."""
+
+import fcntl
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from conftest import mach
+from fakes import status
+from workers.rundir import RunDir
+from workers.status import write
+from workers.vacant import is_vacant, make_way
+from workers.verdict import REFUSED
+
+
+@pytest.fixture
+def refused(tmp_path: Path) -> RunDir:
+    """What a refused launch leaves."""
+    run = RunDir(tmp_path / "r")
+    run.make()
+    os.close(run.lock())
+    write(run, msgspec.structs.replace(status("failed"), exit_code=REFUSED))
+    return run
+
+
+def test_what_a_refused_launch_left_makes_way(refused: RunDir) -> None:
+    assert is_vacant(refused)
+    make_way(refused)
+    assert not list(refused.path.parent.iterdir())
+    make_way(refused)
+    refused.make()
+    assert not is_vacant(refused), "another launch has begun there"
+
+
+@pytest.mark.parametrize(
+    "file", ["checkpoints/c0/12/state.safetensors", "weights/c0.safetensors", "notes.txt", "earlier/p"]
+)
+def test_where_anything_was_learnt_or_put_by_nothing_is_removed(refused: RunDir, file: str) -> None:
+    kept = refused.path / file
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text("")
+    make_way(refused)
+    assert kept.exists()
+    assert not is_vacant(refused)
+
+
+def test_runs_that_ended_otherwise_stay(refused: RunDir) -> None:
+    for ended in (status("stopped"), msgspec.structs.replace(status("failed"), exit_code=1), status("training")):
+        write(refused, ended)
+        make_way(refused)
+        assert refused.status.exists()
+
+
+def test_whose_lock_is_held_stays(refused: RunDir) -> None:
+    with (refused.path / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        make_way(refused)
+        assert refused.status.exists()
+
+
+def test_a_launch_that_was_refused_and_mended_runs_under_its_name(tmp_path: Path) -> None:
+    words = ("--components", "1", "--steps", "2", "--gpus", "cpu", "--name", "r", "--runs", str(tmp_path))
+    wrong = mach("launch", *words, "--set", "model.family=mlpp")
+    assert (wrong.returncode, "did you mean 'mlp'" in wrong.stderr) == (2, True)
+    again = mach("launch", *words, "--set", "model.family=mlppp")
+    assert (again.returncode, "did you mean 'mlp'" in again.stderr) == (2, True), "as often as it takes"
+    mended = mach("launch", *words)
+    assert mended.returncode == 0, mended.stderr
+    taken = mach("launch", *words)
+    assert (taken.returncode, "has finished" in taken.stderr) == (2, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]

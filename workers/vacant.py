@@ -1,0 +1,51 @@
+"""The name of a launch that was refused, for the launch that is mended. Knows no option and no process.
+
+A refused launch keeps its directory, for its logs may tell more; but nothing was trained there, so the next launch of
+that name takes its place. Laws: where anything was learnt, or anybody put a file of his own, nothing is removed. Only
+the holder of the directory's lock removes it, and looks again once he holds it: of two launches at once one is refused.
+"""
+
+import os
+import shutil
+
+from configs.errors import RunError
+from workers.rundir import RunDir
+from workers.status import read
+from workers.verdict import REFUSED
+
+MADE = {".lock", "config.yaml", "plan.json", "status.json", "metrics", "tensorboard", "logs", "weights", "checkpoints"}
+"""What lies in a run that was never resumed."""
+LEARNT = ("checkpoints/*/*", "weights/*")
+
+
+def is_vacant(run: RunDir) -> bool:
+    """Whether a launch left this that was refused before anything was trained."""
+    try:
+        status = read(run)
+        others = set(os.listdir(run.path)) - MADE
+    except (OSError, RunError):
+        return False
+    refused = (
+        status.state == "failed" and status.exit_code == REFUSED and not any(row.step for row in status.components)
+    )
+    return refused and not others and not any(any(run.path.glob(kept)) for kept in LEARNT)
+
+
+def make_way(run: RunDir) -> None:
+    """Remove what is vacant; else nothing."""
+    if not is_vacant(run):
+        return
+    try:
+        lock = run.lock()
+    except OSError:  # somebody is at it; whoever makes the directory then is told that it is there
+        return
+    try:
+        ours = os.path.samestat(os.fstat(lock), os.stat(run.path / ".lock"))
+        if ours and is_vacant(run):
+            away = run.path.with_name(f".{run.name}.{os.getpid()}.refused")
+            run.path.rename(away)
+            shutil.rmtree(away, ignore_errors=True)
+    except FileNotFoundError:
+        return  # another launch has removed it meanwhile
+    finally:
+        os.close(lock)
