@@ -114,6 +114,7 @@ def test_a_run_that_cannot_be_written_is_not_resumed_and_one_sentence_says_so(
     assert {path for path in run.path.rglob("*") if path.name != ".lock"} <= set(before), "nothing was begun"
 
 
+@pytest.mark.slow
 def test_a_detached_run_whose_launcher_was_killed_goes_on_in_the_background(launch: Launch) -> None:
     run = launch("--components", "2", "--minutes", "5", "--detach", *QUICK, "--set", "checkpoint.every_steps=20")
     assert run.end() == 0, run.output

@@ -23,7 +23,7 @@ def killing(*words: str) -> dict[str, int]:
     return seen
 
 
-@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [8, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("part", ["sender", "receiver"])
 def test_an_end_killed_at_every_line_that_it_runs_tears_nothing_and_leaves_nothing(part: str, step: int) -> None:
     seen = killing("lines", part, str(step))

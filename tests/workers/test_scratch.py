@@ -25,7 +25,10 @@ def begun(place: Path) -> "subprocess.Popen[str]":
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGHUP, signal.SIGINT))],
+)
 def test_a_comparison_that_is_told_to_end_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     process = begun(tmp_path)
     process.send_signal(number)
@@ -37,6 +40,7 @@ def test_a_comparison_that_is_told_to_end_leaves_nothing(tmp_path: Path, number:
     assert not list(tmp_path.glob("mach-*"))
 
 
+@pytest.mark.slow
 def test_what_a_killed_one_left_is_swept_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     process = begun(tmp_path)

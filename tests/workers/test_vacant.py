@@ -60,6 +60,7 @@ def test_whose_lock_is_held_stays(refused: RunDir) -> None:
         assert refused.status.exists()
 
 
+@pytest.mark.slow
 def test_a_launch_that_was_refused_and_mended_runs_under_its_name(tmp_path: Path) -> None:
     words = ("--components", "1", "--steps", "2", "--gpus", "cpu", "--name", "r", "--runs", str(tmp_path))
     wrong = mach("launch", *words, "--set", "model.family=mlpp")
