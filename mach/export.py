@@ -7,8 +7,10 @@ Component 0 is the distilled network; components 0 to k are a more faithful and 
 the recipe has no targets, there is no student either.
 
 A file of weights says itself what it is of: its metadata hold the run's configuration and the shape of the samples
-(`about`). So neither the data nor the rest of the run's directory is needed. Nothing is unpickled; but a configuration
-may name a family of the user's own, and that is imported, as a launch would import it.
+(`about`). So neither the data nor the rest of the run's directory is needed.
+
+Law: a file has nothing run. Nothing is unpickled, and of a family that is none of ours, whose module would be imported
+and called, only the reader's own word counts.
 
 Shapes: B batch, T time, K classes.
 """
@@ -25,7 +27,6 @@ from torch import Tensor, nn
 from configs.errors import ConfigError, DataError
 from configs.load import dump, undump
 from configs.tree import Config, Positive
-from mach import data
 from mach.assemble import component_of
 from mach.checkpoint import load_about, load_weights
 from mach.component import Component
@@ -72,7 +73,7 @@ class Shipped(nn.Module):
         return self.component.alone(self.component.activation(*through(self.above, x, context=self.context)))
 
 
-def load(weights: Path | str, component: int = 0) -> nn.Module:
+def load(weights: Path | str, component: int = 0, *, family: str = "") -> nn.Module:
     """The network that a run has trained, from its folder of weights: x [B, ...] → logits [B, K].
 
     x are samples as the data source makes them, on the CPU, as the network is. It is in evaluation mode, and none of
@@ -81,14 +82,16 @@ def load(weights: Path | str, component: int = 0) -> nn.Module:
     Args:
         weights: the folder, `runs/NAME/weights`.
         component: k, whose student stands in for everything deeper.
+        family: the `package.module:factory` of your own that the run was launched with (`model.family`), if it was.
 
     Raises:
         DataError: there are no such weights, or those in the file are not what it says they are.
         ConfigError: nothing can be made of the component: its head never learnt, or it takes the activation of a stub;
-            or what the configuration names is not here, such as a family of the user's own.
+            or it is of a family of somebody's own, and not of `family`, or that cannot be imported.
     """
     folder = Path(weights)
     config, dataset = described(folder, component)
+    check_family(found(folder, component), config.model.family, family)
     children = children_of(config.graph, config.n_components)
     stream = config.wiring == "stream"
     above = path_to(component, children) if stream else ()
@@ -108,10 +111,7 @@ def about(name: str, version: int, config: Config, dataset: Dataset) -> dict[str
 
 
 def described(folder: Path, index: int) -> tuple[Config, Dataset]:
-    """What a component's file says: the run's configuration, and a data set without samples.
-
-    One of an earlier version says nothing of the samples: the data that it was trained on are then loaded.
-    """
+    """What a component's file says: the run's configuration, and a data set without samples."""
     file, name = found(folder, index), name_of(index)
     told = load_about(file)
     if "config" not in told:
@@ -121,10 +121,8 @@ def described(folder: Path, index: int) -> tuple[Config, Dataset]:
     config = undump(told["config"], f"{file}: configuration")
     if index >= config.n_components:
         raise DataError(f"{file}: is of {name}, in a run of {config.n_components} components; train that run again")
-    if "samples" not in told:
-        return config, data.load(config.data)
     try:
-        return config, msgspec.json.decode(told["samples"], type=Samples).dataset()
+        return config, msgspec.json.decode(told.get("samples", ""), type=Samples).dataset()
     except msgspec.MsgspecError as error:
         raise DataError(f"{file}: does not say what samples it takes ({error}); train that run again") from error
 
@@ -140,6 +138,15 @@ def found(folder: Path, index: int) -> Path:
     inside = folder / "weights"
     hint = f"give {inside}" if inside.is_dir() else "they are there when a run has ended, in runs/NAME/weights"
     raise DataError(f"{folder}: holds no weights; {hint}")
+
+
+def check_family(file: Path, named: str, family: str) -> None:
+    """Raise a ConfigError where a file would have a module imported that its reader has not named."""
+    if ":" in named and named != family:
+        raise ConfigError(
+            f"{file}: is of {named!r}, whose module would be imported and run; if you trust it: "
+            f"load(…, family={named!r})"
+        )
 
 
 def check(config: Config, children: Adjacency, index: int, above: Sequence[int]) -> None:

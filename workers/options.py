@@ -21,6 +21,8 @@ from workers.background import tell_begun
 from workers.complete import config_names, run_names
 from workers.rundir import USUAL, ground
 
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
 
 class Place(click.Path):
     """Where runs lie, or will: refused, before anything is done, where a file is in the way."""
@@ -59,16 +61,20 @@ class Recipe(click.types.StringParamType):
         return [CompletionItem(name) for name in RECIPES if name.startswith(incomplete)]
 
 
-def runs_option(kind: click.Path) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def runs_option(kind: click.Path) -> Decorator:
     """--runs."""
     return click.option("--runs", type=kind, default=USUAL, show_default=True, help="Where runs lie.")
+
+
+def setting(told: str) -> Decorator:
+    """--set."""
+    return click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help=told)
 
 
 RUNS = runs_option(Place())
 ANY_RUNS = runs_option(click.Path(path_type=Path))
 """For `mach doctor`, which looks itself."""
 RUN = click.argument("run", required=False, shell_complete=run_names)
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 BACKGROUND = (
     click.option("--detach", is_flag=True, help="Leave the run in the background."),
     click.option(
@@ -91,13 +97,7 @@ CONFIGURATION = (
     ),
     click.option("--components", type=Whole(min=1), help="How many components."),
     click.option("--seed", type=int, help="Seed of weights and data order."),
-    click.option(
-        "--set",
-        "settings",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Override one key of the configuration; repeatable.",
-    ),
+    setting("Override one key of the configuration; repeatable."),
     click.option("--steps", type=Whole(min=1), help="Optimiser steps of every component."),
     click.option("--minutes", type=float, help="Train for this long instead."),
 )
@@ -112,13 +112,7 @@ ANEW = (
         help="Compare with this one; default: as it was trained.",
     ),
     click.option("--gpus", metavar="0,1,…|cpu", help="Devices to deal anew; default: all there are, else the CPU."),
-    click.option(
-        "--set",
-        "settings",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="What shall be different from now on; repeatable.",
-    ),
+    setting("What shall be different from now on; repeatable."),
     click.option("--steps", type=Whole(min=1), help="Optimiser steps of every component, from the beginning."),
     click.option("--minutes", type=float, help="Train for this long, from the beginning."),
 )

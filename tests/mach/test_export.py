@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from configs.errors import ConfigError, DataError
+from configs.load import dump
 from configs.load import load as load_config
 from configs.tree import Config
 from mach import export
@@ -123,20 +125,12 @@ def test_neither_the_data_nor_the_rest_of_the_run_is_needed(run: Path, tmp_path:
     assert torch.equal(export.load(weights, 2)(x), export.load(run, 2)(x))
 
 
-def test_of_weights_that_do_not_say_what_samples_they_take_the_data_are_asked(run: Path, tmp_path: Path) -> None:
-    """As earlier versions left them."""
-    weights = own(run, tmp_path)
-    for file in weights.iterdir():
-        told(file, samples=None)
-    x = load_data(export.described(run, 0)[0].data).test_inputs[:3]
-    assert torch.equal(export.load(weights)(x), export.load(run)(x))
-
-
 @pytest.mark.parametrize(
     ("changes", "error", "sentence"),
     [
         ({"config": None}, DataError, r"c1\.safetensors: holds no configuration; give the weights folder of a run"),
         ({"component": "c2"}, DataError, r"c1\.safetensors: holds the weights of c2; give it the name it had"),
+        ({"samples": None}, DataError, r"c1\.safetensors: does not say what samples it takes"),
         ({"samples": "[]"}, DataError, r"c1\.safetensors: does not say what samples it takes"),
         (
             {"samples": '{"sample_shape": [0], "classes": 10, "symbols": 0}'},
@@ -151,7 +145,7 @@ def test_of_weights_that_do_not_say_what_samples_they_take_the_data_are_asked(ru
         ({"config": "n_components: 1"}, DataError, r"c1, in a run of 1 components"),
         ({"config": "wing: 1"}, ConfigError, r"c1\.safetensors: configuration: unknown key 'wing'; did you mean"),
         ({"config": "{"}, ConfigError, r"c1\.safetensors: configuration, line 1.* no valid YAML"),
-        ({"config": "model: {family: 'nowhere:wide'}"}, ConfigError, "'nowhere:wide' cannot be imported"),
+        ({"config": "model: {family: 'os:abort'}"}, ConfigError, r"is of 'os:abort', whose module .* if you trust it"),
     ],
 )
 def test_a_file_that_is_not_what_it_should_be_is_one_sentence(
@@ -162,6 +156,19 @@ def test_a_file_that_is_not_what_it_should_be_is_one_sentence(
     with pytest.raises(error, match=sentence) as raised:
         export.load(weights, 1)
     assert "\n" not in str(raised.value)
+
+
+def test_a_family_of_ones_own_is_imported_when_its_reader_names_it_and_it_alone(run: Path, tmp_path: Path) -> None:
+    weights = own(run, tmp_path)
+    (config, _), family = export.described(run, 0), "mach.networks.mlp:mlp"
+    named = dump(msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, family=family)))
+    for file in weights.iterdir():
+        told(file, config=named)
+    x = load_data(config.data).test_inputs[:3]
+    assert torch.equal(export.load(weights, 1, family=family)(x), export.load(run, 1)(x))
+    for other in ("", "mach.networks.mlp:other"):
+        with pytest.raises(ConfigError, match="if you trust it"):
+            export.load(weights, 1, family=other)
 
 
 def test_weights_that_are_not_there_are_one_sentence(run: Path, tmp_path: Path) -> None:
