@@ -34,9 +34,16 @@ def test_what_a_refused_launch_left_makes_way(refused: RunDir) -> None:
     assert not is_vacant(refused), "another launch has begun there"
 
 
-@pytest.mark.parametrize(
-    "file", ["checkpoints/c0/12/state.safetensors", "weights/c0.safetensors", "notes.txt", "earlier/p"]
-)
+def test_a_neighbour_of_the_refused_that_had_not_made_a_step_is_in_nobodys_way(refused: RunDir) -> None:
+    """It has locked its folder of checkpoints and, told to stop, saved the weights that it began with."""
+    for file in ("checkpoints/c0/lock", "weights/c0.safetensors"):
+        (refused.path / file).parent.mkdir(parents=True, exist_ok=True)
+        (refused.path / file).write_text("")
+    make_way(refused)
+    assert not refused.path.exists()
+
+
+@pytest.mark.parametrize("file", ["checkpoints/c0/12/state.safetensors", "notes.txt", "earlier/p"])
 def test_where_anything_was_learnt_or_put_by_nothing_is_removed(refused: RunDir, file: str) -> None:
     kept = refused.path / file
     kept.parent.mkdir(parents=True, exist_ok=True)
