@@ -142,6 +142,11 @@ def test_neither_the_data_nor_the_rest_of_the_run_is_needed(run: Path, tmp_path:
             DataError,
             r"does not fit the network .* size mismatch",
         ),
+        (
+            {"samples": '{"sample_shape": [64], "classes": 1000000000000000, "symbols": 0}'},
+            DataError,
+            r"does not fit the network .* allocate",
+        ),
         ({"config": "n_components: 1"}, DataError, r"c1, in a run of 1 components"),
         ({"config": "wing: 1"}, ConfigError, r"c1\.safetensors: configuration: unknown key 'wing'; did you mean"),
         ({"config": "{"}, ConfigError, r"c1\.safetensors: configuration, line 1.* no valid YAML"),
