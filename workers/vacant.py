@@ -30,7 +30,7 @@ def is_vacant(run: RunDir) -> bool:
     refused = (
         status.state == "failed" and status.exit_code == REFUSED and not any(row.step for row in status.components)
     )
-    return refused and not others and not any(run.path.glob(LEARNT))
+    return refused and not others and not run.path.is_symlink() and not any(run.path.glob(LEARNT))
 
 
 def make_way(run: RunDir) -> None:
@@ -38,7 +38,7 @@ def make_way(run: RunDir) -> None:
     if not is_vacant(run):
         return
     try:
-        lock = run.lock()
+        lock = run.lock(make=False)  # where there is none, another launch has made the directory anew, to lock it next
     except OSError:  # somebody is at it; whoever makes the directory then is told that it is there
         return
     try:

@@ -9,6 +9,7 @@ import pytest
 
 from conftest import mach
 from fakes import status
+from workers import vacant
 from workers.rundir import RunDir
 from workers.status import write
 from workers.vacant import is_vacant, make_way
@@ -65,6 +66,30 @@ def test_whose_lock_is_held_stays(refused: RunDir) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         make_way(refused)
         assert refused.status.exists()
+
+
+def test_of_two_launches_at_once_the_one_that_came_first_gets_its_lock(
+    refused: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one has looked before, and comes to the lock when the directory is a new one."""
+
+    def is_vacant_before(run: RunDir) -> bool:
+        monkeypatch.undo()
+        make_way(run)
+        run.make()
+        return True
+
+    monkeypatch.setattr(vacant, "is_vacant", is_vacant_before)
+    make_way(refused)
+    assert not (refused.path / ".lock").exists(), "it keeps its hands off"
+    os.close(refused.lock())
+
+
+def test_a_link_to_what_a_refused_launch_left_stays(refused: RunDir) -> None:
+    there = refused.path.rename(refused.path.with_name("there"))
+    refused.path.symlink_to(there)
+    make_way(refused)
+    assert sorted(refused.path.parent.iterdir()) == [refused.path, there]
 
 
 @pytest.mark.slow
