@@ -35,7 +35,7 @@ from mach.graph import Adjacency, children_of, name_of, path_to
 from mach.whole import through
 
 SUFFIX = ".safetensors"
-ALIKE = ("seed", "wiring", "graph", "n_components", "model")
+ALIKE = ("recipe", "seed", "wiring", "graph", "n_components", "model")
 """Keys of the configuration that no life of a run changes."""
 
 
