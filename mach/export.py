@@ -35,7 +35,7 @@ from mach.graph import Adjacency, children_of, name_of, path_to
 from mach.whole import through
 
 SUFFIX = ".safetensors"
-ALIKE = ("seed", "wiring", "graph", "n_components", "model")
+ALIKE = ("recipe", "seed", "wiring", "graph", "n_components", "model")
 """Keys of the configuration that no life of a run changes."""
 
 
@@ -172,10 +172,10 @@ def filled(folder: Path, index: int, config: Config, children: Adjacency, datase
     other = [key for key in ALIKE if getattr(own, key) != getattr(config, key)]
     if other:
         raise DataError(f"{file}: is of another run, with another {other[0]}; give a folder with the weights of one")
-    component = component_of(config, index, [name_of(child) for child in children[index]], dataset)
     try:
+        component = component_of(config, index, [name_of(child) for child in children[index]], dataset)
         component.load_state_dict(load_weights(file))
-    except RuntimeError as error:  # torch's own: names and shapes
+    except RuntimeError as error:  # torch's own: names and shapes, or sizes beyond all memory
         told = " ".join(str(error).split())
         raise DataError(
             f"{file}: does not fit the network that its configuration describes; use the version of mach, and of a "

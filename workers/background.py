@@ -125,6 +125,7 @@ def started(run: RunDir, words: list[str], log: Path) -> tuple[bytes, int | None
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=subprocess.STDOUT,
+                    env=os.environ | {"PYTHONIOENCODING": "utf-8"},  # a log, whatever the terminal is
                     start_new_session=True,
                     pass_fds=(tell,),
                 )
@@ -135,7 +136,7 @@ def started(run: RunDir, words: list[str], log: Path) -> tuple[bytes, int | None
         if ours:
             place = log.replace(run.next_launcher_log())
         code = begun(run, launcher) if ours else launcher.wait()
-        lines = place.read_text(encoding="utf-8").strip().splitlines()
+        lines = place.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return said, code, lines[-1] if lines else ""
     finally:
         os.close(hear)

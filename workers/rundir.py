@@ -141,9 +141,11 @@ class RunDir:
         number = 1 + sum(1 for _ in earlier.glob("plan-*.json"))
         replace(earlier / f"plan-{number}.json", self.plan.read_bytes())
 
-    def lock(self) -> int:
-        """An open file that marks the run as running until it is closed; BlockingIOError if another launcher does."""
-        fd = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    def lock(self, *, make: bool = True) -> int:
+        """An open file that marks the run as running until it is closed; BlockingIOError if another launcher does.
+        `make`: the file, if there is none (else FileNotFoundError).
+        """
+        fd = os.open(self.path / ".lock", os.O_RDWR | (os.O_CREAT if make else 0), 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -174,12 +174,12 @@ def unexamined(status: Status) -> list[str]:
 
 
 def untrained(status: Status) -> list[str]:
-    """Who finished without a step: in stream wiring, when the run was over before anything came down."""
+    """Who finished without a step: the minutes, or in stream wiring the run, were over before its first."""
     finished = [row for row in status.components if row.kind == "trainer" and row.state == "finished"]
     names = ", ".join(row.component for row in finished if row.exit_code is not None and row.step == 0)
     if not names:
         return []
-    return [f"{names}: ended without a step, since nothing came down in time: nothing is learnt there; train longer"]
+    return [f"{names}: ended without a step: nothing is learnt there; train longer"]
 
 
 def worth(status: Status) -> list[Table]:

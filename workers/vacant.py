@@ -1,8 +1,9 @@
 """The name of a launch that was refused, for the launch that is mended. Knows no option and no process.
 
-A refused launch keeps its directory, for its logs may tell more; but nothing was trained there, so the next launch of
-that name takes its place. Laws: where anything was learnt, or anybody put a file of his own, nothing is removed. Only
-the holder of the directory's lock removes it, and looks again once he holds it: of two launches at once one is refused.
+A refused launch keeps its directory, for its logs may tell more; but if nothing was trained there, the next launch of
+that name takes its place. Laws: where anything was learnt, or anybody put a file of his own beside what a launch makes,
+nothing is removed. Only the holder of the directory's lock removes it, and looks again once he holds it: of two
+launches at once one is refused.
 """
 
 import os
@@ -15,7 +16,8 @@ from workers.verdict import REFUSED
 
 MADE = {".lock", "config.yaml", "plan.json", "status.json", "metrics", "tensorboard", "logs", "weights", "checkpoints"}
 """What lies in a run that was never resumed."""
-LEARNT = ("checkpoints/*/*", "weights/*")
+LEARNT = "checkpoints/*/*/*"
+"""What a component saves once it has made a step. Its lock and its first weights are there without any."""
 
 
 def is_vacant(run: RunDir) -> bool:
@@ -28,7 +30,7 @@ def is_vacant(run: RunDir) -> bool:
     refused = (
         status.state == "failed" and status.exit_code == REFUSED and not any(row.step for row in status.components)
     )
-    return refused and not others and not any(any(run.path.glob(kept)) for kept in LEARNT)
+    return refused and not others and not run.path.is_symlink() and not any(run.path.glob(LEARNT))
 
 
 def make_way(run: RunDir) -> None:
@@ -36,7 +38,7 @@ def make_way(run: RunDir) -> None:
     if not is_vacant(run):
         return
     try:
-        lock = run.lock()
+        lock = run.lock(make=False)  # where there is none, another launch has made the directory anew, to lock it next
     except OSError:  # somebody is at it; whoever makes the directory then is told that it is there
         return
     try:

@@ -14,7 +14,7 @@ FINISHED, FAILED, REFUSED, DEGRADED, STOPPED = 0, 1, 2, 3, 130
 EXITS: Mapping[int, str] = {
     FINISHED: "every component finished",
     FAILED: "the run failed: no component finished, or one did not where nobody goes on alone",
-    REFUSED: "it cannot be run as asked; nothing was trained",
+    REFUSED: "it cannot be run as asked",
     DEGRADED: "some component failed for good, was stopped alone or could not save its end; the others did well",
     STOPPED: "stopped; mach resume goes on from what is saved",
 }

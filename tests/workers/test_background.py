@@ -167,6 +167,22 @@ def test_the_launcher_of_a_run_that_goes_on_is_told_what_its_user_asked_for(
 
 
 @pytest.mark.parametrize(
+    ("code", "cause"),
+    [
+        ("sys.exit('mach: é')", "mach: é"),
+        ("sys.stderr.buffer.write(b'libc: \\xe9'); sys.exit(1)", "libc: \N{REPLACEMENT CHARACTER}"),
+    ],
+)
+def test_what_a_launcher_printed_is_told_whatever_the_terminal_can_show(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: str, cause: str
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    monkeypatch.setattr(background, "command", lambda words, tell: [sys.executable, "-c", f"import sys; {code}"])
+    assert resumed(RunDir(runs / "r"), None, (), None) == 1
+    assert capsys.readouterr().err == f"{cause}\n"
+
+
+@pytest.mark.parametrize(
     ("number", "new", "resumed"),
     [
         (errno.ENOSPC, "make room, or choose another place with --runs", "make room, then mach resume r"),

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from conftest import DEADLINE_S
-from workers.scratch import scratch
+from workers import scratch as module
+from workers.scratch import interruptible, scratch
 
 ENDLESS = ("compare", "mach", "--simulate", "--components", "2", "--steps", "4", "--seeds", "1000")
 
@@ -38,6 +39,27 @@ def test_a_comparison_that_is_told_to_end_leaves_nothing(tmp_path: Path, number:
     assert process.returncode == 130
     assert said.splitlines()[-1] == "mach: interrupted"
     assert not list(tmp_path.glob("mach-*"))
+
+
+class Finalised:
+    """Told to end in the middle of its finaliser, where Python drops what is raised."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_was_lost_in_a_finaliser_may_be_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    earlier = signal.getsignal(signal.SIGTERM)
+    try:
+        with interruptible():
+            Finalised()
+            signal.raise_signal(signal.SIGTERM)  # the same one
+            monkeypatch.setattr(module, "MOMENT_S", 0.0)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 @pytest.mark.slow

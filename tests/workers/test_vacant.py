@@ -9,6 +9,7 @@ import pytest
 
 from conftest import mach
 from fakes import status
+from workers import vacant
 from workers.rundir import RunDir
 from workers.status import write
 from workers.vacant import is_vacant, make_way
@@ -34,9 +35,16 @@ def test_what_a_refused_launch_left_makes_way(refused: RunDir) -> None:
     assert not is_vacant(refused), "another launch has begun there"
 
 
-@pytest.mark.parametrize(
-    "file", ["checkpoints/c0/12/state.safetensors", "weights/c0.safetensors", "notes.txt", "earlier/p"]
-)
+def test_a_neighbour_of_the_refused_that_had_not_made_a_step_is_in_nobodys_way(refused: RunDir) -> None:
+    """It has locked its folder of checkpoints and, told to stop, saved the weights that it began with."""
+    for file in ("checkpoints/c0/lock", "weights/c0.safetensors"):
+        (refused.path / file).parent.mkdir(parents=True, exist_ok=True)
+        (refused.path / file).write_text("")
+    make_way(refused)
+    assert not refused.path.exists()
+
+
+@pytest.mark.parametrize("file", ["checkpoints/c0/12/state.safetensors", "notes.txt", "earlier/p"])
 def test_where_anything_was_learnt_or_put_by_nothing_is_removed(refused: RunDir, file: str) -> None:
     kept = refused.path / file
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -58,6 +66,30 @@ def test_whose_lock_is_held_stays(refused: RunDir) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         make_way(refused)
         assert refused.status.exists()
+
+
+def test_of_two_launches_at_once_the_one_that_came_first_gets_its_lock(
+    refused: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one has looked before, and comes to the lock when the directory is a new one."""
+
+    def is_vacant_before(run: RunDir) -> bool:
+        monkeypatch.undo()
+        make_way(run)
+        run.make()
+        return True
+
+    monkeypatch.setattr(vacant, "is_vacant", is_vacant_before)
+    make_way(refused)
+    assert not (refused.path / ".lock").exists(), "it keeps its hands off"
+    os.close(refused.lock())
+
+
+def test_a_link_to_what_a_refused_launch_left_stays(refused: RunDir) -> None:
+    there = refused.path.rename(refused.path.with_name("there"))
+    refused.path.symlink_to(there)
+    make_way(refused)
+    assert sorted(refused.path.parent.iterdir()) == [refused.path, there]
 
 
 @pytest.mark.slow
