@@ -119,8 +119,9 @@ class Method(Node, frozen=True):
     so manieth batch only. Component 0's, which ships, learns on every one, as sections and the heads at the end do."""
     student_pull: Annotated[float, Meta(ge=0.0, le=1.0)] = 1.0
     """Where the head looks down the chain, how much of the gradient of component 0's student, which ships, reaches its
-    section; of the other students nothing does. With more of it that student is better, and the whole depth may be
-    worse (benchmarks/depth.md)."""
+    section in the end: it grows from nothing to that while the learning rate falls half way (`optimiser.schedule`), and
+    at a rate that never falls it is that all the time. Of the other students nothing does. With more of it that student
+    is better, and the whole depth may be worse (benchmarks/depth.md)."""
     momentum_head: Literal["none", "layer", "chain"] = "none"
     """In `stream` wiring, how far a component's own loss looks down, through moving averages of what is below it, which
     the child sends along with its answers now and then. `layer`: joiner and head get what the child's first layer makes

@@ -21,7 +21,7 @@ from mach.networks import made, place_of
 from mach.networks.fit import activation_shape, what_comes
 from mach.networks.guess import Guess
 from mach.networks.place import Place
-from mach.optimisers import optimiser_of, optimiser_of_late, schedule_of
+from mach.optimisers import optimiser_of, optimiser_of_late, schedule_of, student_pull_of
 from mach.relay import Relay
 from mach.seeds import seed_of
 from mach.stream import Incoming, Stream, samples
@@ -54,6 +54,7 @@ def learner_of(
         device=device,
         sample_shape=dataset.sample_shape,
         schedule=schedule_of(config),
+        student_pull=student_pull_of(config),
         children=children,
         method=config.method,
         staleness=config.staleness,

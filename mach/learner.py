@@ -70,6 +70,7 @@ class Learner:
         window: W, most activations a parent may have unanswered on one edge.
         sample_shape: of one input.
         schedule: maps the version to the learning rate; None leaves the optimiser's own.
+        student_pull: maps the version to the share of a gradient of component 0's student that reaches its section.
         children: those that are asked, if others than the component has students for.
         stream: where batches come from in stream wiring; None is skip wiring.
         average: decay of the moving average of the weights that is examined, 0 for none.
@@ -88,6 +89,7 @@ class Learner:
         device: torch.device,
         sample_shape: tuple[int, ...],
         schedule: Callable[[int], float] | None = None,
+        student_pull: Callable[[int], float] = lambda version: 1.0,
         children: Sequence[str] | None = None,
         method: Method | None = None,
         staleness: StalenessSettings | None = None,
@@ -108,12 +110,11 @@ class Learner:
         self.window = window
         self.memory = Memory(self.children, window)
         self.sieve = Sieve(component, self.method, device, sample_shape, symbols)
-        capacity, on = self.memory.capacity, self.method.depth > 0
-        self.deep = Deep(component.children_names, window, capacity, patience_s, on=on)
+        self.deep = Deep(component.children_names, window, self.memory.capacity, patience_s, on=self.method.depth > 0)
         self.staleness = Staleness(staleness or StalenessSettings())
         self.late: Recompute = WAYS[self.staleness.settings.late](component, self.staleness)
-        judges = self.method.heads == "every" or not self.children
-        teacher_of = partial(Teacher, loss=loss, method=self.method, judges=judges, stream=stream is not None)
+        taught = partial(Teacher, loss=loss, method=self.method, stream=stream is not None, student_pull=student_pull)
+        teacher_of = partial(taught, judges=self.method.heads == "every" or not self.children)
         self.teacher = teacher_of(component, late=self.late, staleness=self.staleness)
         expects = partial(self.memory.expects, asked=stream is not None)
         self.probes = Probes(probes or ProbeSettings(), component, teacher_of, expects, self.memory.heard)

@@ -18,7 +18,7 @@ today's weights; where late ones are pulled through, and what staleness does to 
 Shapes: B batch, D numbers of an activation, E embedding, K classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -100,8 +100,11 @@ class Teacher:
         *,
         judges: bool,
         stream: bool,
+        student_pull: Callable[[int], float],
     ) -> None:
-        """`judges`: whether the component has a loss of its own. `stream`: whether it sends activations on."""
+        """`judges`: whether the component has a loss of its own. `stream`: whether it sends activations on.
+        `student_pull`: version → share of a shipping student's gradient that reaches its section.
+        """
         self.component = component
         self.loss = loss
         self.method = method
@@ -109,6 +112,7 @@ class Teacher:
         self.staleness = staleness
         self.judges = judges
         self.stream = stream
+        self.student_pull = student_pull
         self.dtype = next(component.parameters()).dtype
 
     def teach(self, lesson: Lesson, learnt: Learnt, version: int) -> None:
@@ -117,7 +121,7 @@ class Teacher:
         d = {each.child: self._leaf(each) for each in lesson.arrived if self.method.targeted(held.id)}
         learnt.leaves.update({(child, held.id): leaf for child, leaf in d.items()})
         if d or (lesson.own and self.judges):
-            self._judge(lesson, d, learnt)
+            self._judge(lesson, d, learnt, version)
         if lesson.own and self.component.guess is not None and held.labels is not None:
             _, a = self.late.now(held)
             held.seen = a.detach()
@@ -149,13 +153,13 @@ class Teacher:
         leaf = arrived.target.embedding.to(device, self.dtype).detach()
         return leaf.requires_grad_(self.component.below is None)  # else nothing is owed (`mach/below.py`)
 
-    def _judge(self, lesson: Lesson, d: Mapping[str, Tensor], learnt: Learnt) -> None:
+    def _judge(self, lesson: Lesson, d: Mapping[str, Tensor], learnt: Learnt, version: int) -> None:
         """The terms against labels and children's answers, weighted as method.md says."""
         weight, y = self.loss, lesson.held.labels
         net, a = self._today(lesson.held)
         if net.below is not None:
             if lesson.own:
-                self._look_down(net.below, lesson.held, (net, a), learnt)
+                self._look_down(net.below, lesson.held, (net, a), learnt, version)
             if d:
                 self._learn_to_join(net, a.detach(), d, y, learnt)
             return
@@ -183,10 +187,13 @@ class Teacher:
                 z_d = each.target.logits.to(a.device, self.dtype)
                 learnt.add("logits", distil_logits(z_s, z_d, weight.temperature), weight.logits)
 
-    def _look_down(self, below: Below, held: Held, seen: tuple[Component, Tensor], learnt: Learnt) -> None:
+    def _look_down(
+        self, below: Below, held: Held, seen: tuple[Component, Tensor], learnt: Learnt, version: int
+    ) -> None:
         """Where the head looks down the chain: the loss there, which the readout over students imitates. Component 0's,
-        which ships, pulls its section along (`method.student_pull`); the others learn from what sections make anyway,
-        and now and then (`method.student_every`): that they pulled cost the whole depth (benchmarks/depth.md).
+        which ships, pulls its section along, more and more (`method.student_pull`); the others learn from what sections
+        make anyway, and now and then (`method.student_every`): that they pulled cost the whole depth
+        (benchmarks/depth.md).
         """
         weight, y = self.loss, held.labels
         net, a = seen
@@ -197,7 +204,7 @@ class Teacher:
         ships = held.sender is None
         if not ships and not self.method.studied(held.id):
             return
-        a = damped(a, self.method.student_pull if ships else 0.0)
+        a = damped(a, self.student_pull(version) if ships else 0.0)
         z_s = net.classify(net.embed(a, net.imitate(a)))
         learnt.add("student", cross_entropy(z_s, y), weight.student)
         if weight.logits > 0.0:

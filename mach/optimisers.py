@@ -175,20 +175,40 @@ def schedule_of(config: Config) -> Callable[[int], float] | None:
     Over the first `warmup_steps` it rises evenly to `lr`, and then falls to FLOOR of it at `train.steps` as the
     schedule says. A timed run does not know its end, and stays at `lr`.
     """
-    settings = config.optimiser
-    lr, warmup = settings.lr, settings.warmup_steps
-    falling = config.train.minutes is None and settings.schedule != "constant"
-    if not falling and warmup == 0:
+    lr, warmup = config.optimiser.lr, config.optimiser.warmup_steps
+    falls, height = falling(config), height_of(config)
+    if not falls and warmup == 0:
         return None
-    fall = FALLS[settings.schedule if falling else "constant"]
-    left = max(1, config.train.steps - warmup)
 
     def rate(version: int) -> float:
         if version < warmup:
             return lr * (version + 1) / warmup
-        return lr * (FLOOR + (1 - FLOOR) * fall(min(1.0, (version - warmup) / left)))
+        return lr * (FLOOR + (1 - FLOOR) * height(version))
 
     return rate
+
+
+def student_pull_of(config: Config) -> Callable[[int], float]:
+    """Version → share of a shipping student's gradient that reaches its section (`method.student_pull`).
+
+    A section learns for the whole depth while rates are high, and serves its student as well when they have fallen half
+    way (benchmarks/depth.md, when a student pulls).
+    """
+    full, falls, height = config.method.student_pull, falling(config), height_of(config)
+    return lambda version: full * min(1.0, 2.0 * (1.0 - height(version))) if falls else full
+
+
+def falling(config: Config) -> bool:
+    """Whether the rate falls at all: a timed run does not know its end."""
+    return config.train.minutes is None and config.optimiser.schedule != "constant"
+
+
+def height_of(config: Config) -> Callable[[int], float]:
+    """Version → share of the learning rate above FLOOR that is left, 1 to 0; warm-up does not count."""
+    warmup = config.optimiser.warmup_steps
+    fall = FALLS[config.optimiser.schedule if falling(config) else "constant"]
+    left = max(1, config.train.steps - warmup)
+    return lambda version: fall(min(1.0, max(0, version - warmup) / left))
 
 
 FALLS: Mapping[str, Callable[[float], float]] = {

@@ -25,7 +25,7 @@ from mach.graph import name_of
 from mach.learner import Learner
 from mach.messages import Activation, Age, Batch, Letter, Target
 from mach.momentum import flat, frozen
-from mach.optimisers import hidden_weights, optimiser_of
+from mach.optimisers import hidden_weights, optimiser_of, schedule_of
 from mach.recipes import RECIPES
 from mach.state import Copies
 from mach.whole import Whole
@@ -119,15 +119,24 @@ def test_copies_approach_what_is_shown_by_how_many_versions_went_by() -> None:
 
 
 @pytest.mark.parametrize(
-    ("every", "study", "reach", "pull"), [(1, 1, 0, 1.0), (3, 2, 0, 0.3), (1, 3, 1, 1.0), (3, 1, 2, 0.0)]
+    ("every", "study", "reach", "pull", "schedule"),
+    [(1, 1, 0, 1.0, "cosine"), (3, 2, 0, 0.3, "constant"), (1, 3, 1, 1.0, "linear"), (3, 1, 2, 0.0, "cosine")],
 )
-def test_a_chain_of_learners_equals_a_loop_that_is_written_out(every: int, study: int, reach: int, pull: float) -> None:
+def test_a_chain_of_learners_equals_a_loop_that_is_written_out(
+    every: int, study: int, reach: int, pull: float, schedule: str
+) -> None:
     """Answers of a round come in the next, so that what a parent has is a hop older than what its child has."""
     mu, teach = 0.8, 2
     own = (f"method.student_every={study}", f"method.reach={reach}", f"method.targets_every={teach}")
-    own += (f"loss.distill={study % 2}", f"method.student_pull={pull}")
+    own += (
+        f"loss.distill={study % 2}",
+        f"method.student_pull={pull}",
+        f"train.steps={ROUNDS}",
+        f"optimiser.schedule={schedule}",
+    )
     settings = config(f"method.momentum_every={every}", f"method.momentum_decay={mu}", *own)
     loss = settings.loss
+    rate = schedule_of(settings)
     parts = [component_of(settings, i, children_at(i), DATASET).double() for i in range(N)]
     mine = [copy.deepcopy(part) for part in parts]
     learners = [learner_at(i, settings, part, DOUBLE) for i, part in enumerate(parts)]
@@ -138,6 +147,11 @@ def test_a_chain_of_learners_equals_a_loop_that_is_written_out(every: int, study
     coming: list[tuple[Tensor, int] | None] = [None] * N  # by receiver: weights, and the version that showed them
     known: list[int] = [-1] * N
     targets: list[tuple[Tensor, Tensor, Tensor, Tensor] | None] = [None] * N  # by receiver: what came, x, d
+    gone = {
+        "constant": lambda done: 1.0,
+        "linear": lambda done: done,
+        "cosine": lambda done: math.sin(math.pi / 2 * done) ** 2,
+    }
     drawn, letters = Batches(DOUBLE, B, seed=9), [[] for _ in range(N)]  # type: ignore[var-annotated]
 
     def held(i: int) -> list[Tensor]:
@@ -183,7 +197,10 @@ def test_a_chain_of_learners_equals_a_loop_that_is_written_out(every: int, study
                 z = ends[i][1](e)
                 terms.append(F.cross_entropy(z, labels))
                 if i == 0 or x.id % study == 0:
-                    read = pull * a + (1 - pull) * a.detach() if i == 0 else a.detach()
+                    read = a.detach()
+                    if i == 0:
+                        share = pull * min(1.0, 2 * gone[schedule](t / ROUNDS))  # all of it when half the rate is
+                        read = share * a + (1 - share) * a.detach()
                     z_s = part.head(part.joiner(torch.cat([read, part.students[name_of(i + 1)](read)], dim=1)))
                     kl = F.kl_div(z_s.log_softmax(1), z.detach().softmax(1), reduction="batchmean")
                     terms += [loss.student * F.cross_entropy(z_s, labels), loss.logits * kl]
@@ -205,6 +222,8 @@ def test_a_chain_of_learners_equals_a_loop_that_is_written_out(every: int, study
             if i > 0 and x.id % teach == 0:
                 targets[i - 1] = (taken_in[i - 1], inputs, labels, e.detach())
             optimisers[i].zero_grad()
+            if rate is not None:
+                optimisers[i].param_groups[0]["lr"] = rate(t)
             torch.stack(terms).sum().backward()
             optimisers[i].step()
             a = a.detach()

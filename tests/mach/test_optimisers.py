@@ -11,7 +11,7 @@ from configs.errors import ConfigError
 from configs.load import load
 from configs.tree import Config, Optimiser
 from mach.component import Component
-from mach.optimisers import FALLS, FLOOR, OPTIMISERS, hidden_weights, optimiser_of, schedule_of
+from mach.optimisers import FALLS, FLOOR, OPTIMISERS, hidden_weights, optimiser_of, schedule_of, student_pull_of
 from mach.recipes import RECIPES
 
 NAMES = list(OPTIMISERS)
@@ -181,6 +181,20 @@ def test_a_timed_run_and_a_constant_schedule_keep_the_rate_after_warming_up() ->
         rate = schedule_of(config(*settings, "optimiser.lr=0.5", "optimiser.warmup_steps=2"))
         assert rate is not None
         assert [rate(version) for version in (0, 1, 2, 10**6)] == pytest.approx([0.25, 0.5, 0.5, 0.5])
+
+
+def test_a_student_pulls_more_and_more_as_the_rate_falls() -> None:
+    fewer = ("train.steps=110", "optimiser.schedule=linear", "optimiser.warmup_steps=10", "method.student_pull=0.6")
+    pull = student_pull_of(config(*fewer))
+    assert [pull(version) for version in (0, 10, 35, 60, 110, 999)] == pytest.approx([0.0, 0.0, 0.3, 0.6, 0.6, 0.6])
+    pull = student_pull_of(config("train.steps=90"))  # of a cosine, after a third, a quarter is gone
+    assert [pull(version) for version in (0, 30, 45, 90)] == pytest.approx([0.0, 0.5, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("setting", ["optimiser.schedule=constant", "train.minutes=1"])
+def test_at_a_rate_that_never_falls_a_student_always_pulls_alike(setting: str) -> None:
+    pull = student_pull_of(config(setting, "optimiser.warmup_steps=5", "method.student_pull=0.6"))
+    assert {pull(version) for version in (0, 4, 5, 10**6)} == {0.6}
 
 
 def test_a_warm_up_longer_than_the_run_only_rises() -> None:
