@@ -1,8 +1,8 @@
 """YAML and `--set key=value` into a validated `Config`. Imports nothing of ours but the tree.
 
-Later layers win: the tree's defaults, the file, then `--set` in the order given. A recipe lies right under the layer
-that names it: a file's own keys win over its recipe, and `--set recipe=…` wins over the file. Every error
-names the key, where it stands (file or `--set`) and, for an unknown key, the nearest valid one.
+Later layers win: the tree's defaults, the file, then `--set` in the order given. The recipe that the file names lies
+under the file; one that `--set` names, the last of several, over the file and under every `--set`, whatever their
+order. Every error names the key, where it stands (file or `--set`) and, for an unknown key, the nearest valid one.
 """
 
 import difflib
@@ -117,11 +117,10 @@ def parse_setting(text: str) -> Layer:
 
 
 def recipe_layer(layers: list[Layer], recipes: Recipes) -> tuple[int, tuple[str, Layer]]:
-    """The settings of the recipe that the layers name, and the place of the last one that does."""
+    """The settings of the recipe that the layers name, the file and then `--set`, and the place where they belong."""
     naming = [place for place, layer in enumerate(layers) if "recipe" in layer]
-    at = naming[-1] if naming else 0
-    name = str(layers[at]["recipe"]) if naming else Config().recipe
-    return at, (f"recipe {name}", recipe(name, recipes))
+    name = str(layers[naming[-1]]["recipe"]) if naming else Config().recipe
+    return int(any(naming)), (f"recipe {name}", recipe(name, recipes))
 
 
 def recipe(name: str, recipes: Recipes) -> Layer:

@@ -35,6 +35,14 @@ def test_later_layers_win_key_by_key(tmp_path: Path) -> None:
     assert (config.loss.late, config.loss.distill, config.loss.child) == (0.25, 5.0, Config().loss.child)
 
 
+@pytest.mark.parametrize("setting", ["bus.window=4", "graph=kgraph", "wiring=skip"])
+def test_a_recipe_that_a_setting_names_lies_under_every_setting_wherever_it_stands(setting: str) -> None:
+    before = load("digits", (setting, "recipe=dgl", "recipe=mach-stream"), RECIPES)
+    assert before == load("digits", ("recipe=dgl", "recipe=mach-stream", setting), RECIPES)
+    assert before == load("digits", ("recipe=mach-stream", setting), RECIPES), "of several recipes the last"
+    assert before != load("digits", ("recipe=mach-stream",), RECIPES)
+
+
 def test_a_dumped_tree_is_a_configuration_again(tmp_path: Path) -> None:
     config = load("digits", ("components.1.stub.latency_ms=5", "graph=[[1],[]]", "n_components=2"), RECIPES)
     assert load(write(tmp_path, dump(config)), recipes=RECIPES) == config
