@@ -9,6 +9,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -53,6 +54,7 @@ def load(config: str = "digits", settings: Iterable[str] = (), recipes: Recipes 
     layers += [("--set " + text, parse_setting(text)) for text in settings]
     for where, layer in layers:
         check_keys(layer, where)
+    layers[0] = (str(path), fitting(layers[0][1], reduce(merge, (layer for _, layer in layers[1:]), {})))
     if recipes is not None:
         at, named = recipe_layer([layer for _, layer in layers], recipes)
         layers.insert(at, named)
@@ -114,6 +116,17 @@ def parse_setting(text: str) -> Layer:
         leaf = {int(part) if part.isdecimal() else part: leaf}
     layer: Layer = leaf
     return layer
+
+
+def fitting(file: Layer, said: Layer) -> Layer:
+    """A file's keys; where `said`, all of `--set`, names another source, without the noise of its own samples."""
+    own, other = file.get("data"), said.get("data")
+    if not isinstance(own, dict) or not isinstance(other, dict):
+        return file
+    source = own.get("source", Config().data.source)
+    if other.get("source", source) == source:
+        return file
+    return file | {"data": {key: value for key, value in own.items() if key != "noise"}}
 
 
 def recipe_layer(layers: list[Layer], recipes: Recipes) -> tuple[int, tuple[str, Layer]]:

@@ -43,6 +43,19 @@ def test_a_recipe_that_a_setting_names_lies_under_every_setting_wherever_it_stan
     assert before != load("digits", ("recipe=mach-stream",), RECIPES)
 
 
+def test_noise_is_of_the_files_own_source(tmp_path: Path) -> None:
+    file = write(tmp_path, "data: {noise: 0.5, length: 7}")
+    for settings, noise in (
+        ((), 0.5),
+        (("data.source=digits",), 0.5),
+        (("data.source=mine:blobs",), 0.0),
+        (("data={source: mine:blobs}",), 0.0),
+        (("data.noise=0.1", "data.source=mine:blobs"), 0.1),
+    ):
+        data = load(file, settings).data
+        assert (data.noise, data.length) == (noise, 7), settings
+
+
 def test_a_dumped_tree_is_a_configuration_again(tmp_path: Path) -> None:
     config = load("digits", ("components.1.stub.latency_ms=5", "graph=[[1],[]]", "n_components=2"), RECIPES)
     assert load(write(tmp_path, dump(config)), recipes=RECIPES) == config
