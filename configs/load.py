@@ -20,6 +20,16 @@ from configs.errors import ConfigError
 from configs.tree import ComponentOverride, Config, Node
 
 HERE = Path(__file__).parent
+KINDS = {
+    "array": "a list",
+    "bool": "true or false",
+    "float": "a number",
+    "int": "a whole number",
+    "null": "null",
+    "object": "keys with values",
+    "str": "text",
+}
+"""What msgspec's names of types are called here."""
 Layer = dict[str, Any]
 Recipes = Mapping[str, Mapping[str, Any]]
 
@@ -180,9 +190,11 @@ def convert(merged: Layer, where: str) -> Config:
             raise ConfigError(f"{where}: {key}: expected a finite number, got {value}") from error
         choices = _choices(key) if text.startswith("Invalid enum value") else ()
         known = f"; valid: {', '.join(choices)}" if choices else ""
-        if "got `object`" in text:
-            text, known = text.replace("`object`", "keys with values"), "; text with a colon in it stands in quotes"
-        raise ConfigError(f"{where}: {key}: {text[0].lower()}{text[1:]}{known}") from error
+        if text.endswith("got `object`"):
+            known = "; text with a colon in it stands in quotes"
+        elif text.startswith("Expected `array`,") and value is not None:
+            known = f"; write [{value}]"
+        raise ConfigError(f"{where}: {key}: {_plainly(text, value)}{known}") from error
 
 
 def dump(config: Config) -> str:
@@ -238,12 +250,22 @@ def _numbered(key: str, merged: Layer) -> str:
     return key
 
 
+def _plainly(text: str, value: Any) -> str:
+    """Msgspec's words in ours, with the `value` that it got, where there is one alone."""
+    if value is not None:
+        text = re.sub(r"got `.*`$", lambda _: f"got {value!r}", text)
+    text = re.sub(r"`(.*?)`", lambda kinds: " or ".join(KINDS.get(kind, kind) for kind in kinds[1].split(" | ")), text)
+    return text[0].lower() + text[1:]
+
+
 def _choices(key: str) -> tuple[str, ...]:
-    """The words that a key takes, `a.b`; () where it takes others than words, or lies in a list or a map."""
+    """The words that a key takes, `a.b`, or the list that it is; () where it takes others than words."""
     kind: Any = Config
-    for name in key.split("."):
+    for name in re.sub(r"\[\d+\]$", "", key).split("."):
         node = _node_in(kind)
         kind = {field.name: field.type for field in msgspec.structs.fields(node)}.get(name) if node else None
+    if get_origin(kind) is tuple:
+        kind = get_args(kind)[0]
     if get_origin(kind) is Literal:
         return tuple(map(str, get_args(kind)))
     words = [word for option in get_args(kind) if get_origin(option) is Literal for word in get_args(option)]

@@ -66,9 +66,9 @@ def test_status_documents_its_json() -> None:
         (("--set", "optimiser.lr=nan"), "optimiser.lr: expected a finite number, got nan"),
         (("--set", "optimiser.lr=.nan"), "optimiser.lr: expected a finite number"),
         (("--set", "data.noise=.inf"), "data.noise: expected a finite number"),
-        (("--set", "components.2.stub.drop=2"), "components.2.stub.drop: expected `float` <= 1.0"),
+        (("--set", "components.2.stub.drop=2"), "components.2.stub.drop: expected a number <= 1.0"),
         (("--set", "components.9.stub.drop=1"), "components.9"),
-        (("--set", "components.two.stub.drop=0.1"), ": components: expected `int`, got `str`"),
+        (("--set", "components.two.stub.drop=0.1"), ": components: expected a whole number, got text"),
         (("--lockstep", "--minutes", "1"), "lock-step"),
     ],
 )

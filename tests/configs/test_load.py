@@ -82,7 +82,7 @@ def test_settings_are_nested_yaml(text: str, expected: object) -> None:
         ("data.source=mydata:", "nothing follows the colon; write package.module:factory, or KEY: VALUE"),
         (
             "data.source=mydata: misfit",
-            "data.source: expected `str`, got keys with values; text with a colon in it stands in quotes",
+            "data.source: expected text, got keys with values; text with a colon in it stands in quotes",
         ),
     ],
 )
@@ -151,11 +151,32 @@ def test_a_wrong_value_names_its_key_and_place(setting: str, key: str) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "choices"),
-    [("method.momentum_head=bogus", "none, layer, chain"), ("optimiser.name=adam", "adamw, sgd, nadam, muon")],
+    [
+        ("method.momentum_head=bogus", "none, layer, chain"),
+        ("optimiser.name=adam", "adamw, sgd, nadam, muon"),
+        ("staleness.policies=[clip, recompute]", "bound, accumulate, discount, shrink, predict, compensate, clip"),
+    ],
 )
 def test_a_word_that_is_none_of_those_that_a_key_takes_names_them_all(setting: str, choices: str) -> None:
     with pytest.raises(ConfigError, match=f"invalid enum value .*; valid: {choices}$"):
         load("digits", (setting,), RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("staleness.policies=clip", "staleness.policies: expected a list, got 'clip'; write [clip]"),
+        ("model.joiner=64", "model.joiner: expected a list, got 64; write [64]"),
+        ("train.steps=1e3", "train.steps: expected a whole number, got 1000.0"),
+        ("train=abc", "train: expected keys with values, got 'abc'"),
+        ("train.minutes=long", "train.minutes: expected a number or null, got 'long'"),
+        ("graph=[[0.5]]", "graph[0][0]: expected a whole number, got a number"),
+    ],
+)
+def test_what_is_expected_is_told_in_plain_words(setting: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load("digits", (setting,), RECIPES)
+    assert str(error.value) == f"--set {setting}: {said}"
 
 
 def test_an_unknown_recipe_names_the_nearest_and_all() -> None:

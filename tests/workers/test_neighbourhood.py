@@ -120,7 +120,7 @@ def test_an_answer_is_what_the_component_thinks_of_the_question(neighbourhood: M
 def test_a_script_names_its_misspelt_key_and_its_wrong_value_as_a_launch_does(neighbourhood: Make) -> None:
     with pytest.raises(ConfigError, match=r"^child: unknown key '.*latncy_ms'; did you mean '.*latency_ms'\?$"):
         neighbourhood(child={"latncy_ms": 3})
-    with pytest.raises(ConfigError, match=r"^parent: components\.0\.stub\.drop: expected `float` <= 1\.0$"):
+    with pytest.raises(ConfigError, match=r"^parent: components\.0\.stub\.drop: expected a number <= 1\.0$"):
         neighbourhood(parent={"drop": 2})
 
 
