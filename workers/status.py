@@ -10,7 +10,7 @@ import functools
 import re
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -20,7 +20,7 @@ from configs.load import load
 from configs.tree import Supervise
 from workers.attempt import frozen
 from workers.policy import patience_s
-from workers.report import Record, Report, older
+from workers.report import Checkpoint, Record, Report, older
 from workers.rundir import RunDir, replace
 
 RunState = Literal["starting", "training", "stopping", "finished", "stopped", "failed"]
@@ -143,6 +143,22 @@ def read(run: RunDir, now: float | None = None) -> Status:
             f"written; go on with mach resume {run.called}"
         )
     return status
+
+
+REACHED = ("step", "samples", "child_steps", "child_share", "loss", "accuracy", "checkpoint")
+
+
+def reached(run: RunDir) -> dict[str, dict[str, Any]]:
+    """What the components of a run that has ended had come to, as fields of a `Report` by their names: a later life
+    goes on from there, or fails before its first word. None, where that cannot be read.
+    """
+    try:
+        rows = read(run).components
+    except RunError:
+        return {}
+    for row in rows:
+        row.checkpoint = Checkpoint(step=row.checkpoint.step, age_s=row.checkpoint.age_s)  # its troubles are over
+    return {row.component: {name: getattr(row, name) for name in REACHED} for row in rows}
 
 
 def unwritten(run: RunDir, launcher: int, age: float) -> str:

@@ -15,7 +15,7 @@ from configs.errors import NoSuchRun, RunError
 from workers import screen
 from workers.report import Accuracies, Checkpoint, Losses, Peer, Spread, Staleness
 from workers.rundir import RunDir
-from workers.status import STALE_S, ComponentStatus, Failure, Status, boot, exit_code_of, find_run, read, write
+from workers.status import STALE_S, ComponentStatus, Failure, Status, boot, exit_code_of, find_run, reached, read, write
 
 
 def component(name: str = "c0", **fields: object) -> ComponentStatus:
@@ -62,6 +62,16 @@ def test_a_fresh_run_reads_as_written(tmp_path: Path) -> None:
     assert found.components[0].state == "training"
     assert found.components[0].last_seen_s == pytest.approx(0.7)
     assert exit_code_of(found) == 0
+
+
+def test_what_a_run_had_come_to_is_read_without_the_troubles_of_then(tmp_path: Path) -> None:
+    kept = Checkpoint(step=20, age_s=None, trouble="disk full", fallback="an older one")
+    run = run_with(tmp_path, status(components=[component(step=20, samples=640, rate=9.0, checkpoint=kept)]))
+    (came,) = reached(run).values()
+    assert (came["step"], came["samples"], came["checkpoint"]) == (20, 640, Checkpoint(step=20))
+    assert "rate" not in came
+    run.status.write_text("{")
+    assert reached(run) == {}
 
 
 def test_who_was_silent_when_the_file_was_written_is_stalled(tmp_path: Path) -> None:
