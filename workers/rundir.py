@@ -166,7 +166,11 @@ def _by_number(log: Path) -> tuple[str, list[int]]:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file atomically: readers see the old content or the new, never a part."""
+    """Write a file atomically: readers see the old content or the new, never a part; OSError leaves no part, either."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(content)
-    os.replace(draft, path)
+    try:
+        draft.write_bytes(content)
+        os.replace(draft, path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise

@@ -115,6 +115,11 @@ def read(run: RunDir, now: float | None = None) -> Status:
     try:
         status = msgspec.json.decode(run.status.read_bytes(), type=Status)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and run.plan.is_file():
+            raise RunError(
+                f"{run.status} is not written yet, or there was no room for it; where nobody trains any more, make "
+                f"room, then mach resume {run.called}"
+            ) from error
         raise RunError(
             f"{run.status}: cannot be read ({error.strerror}); is {run.path} a run of mach launch?"
         ) from error
@@ -224,7 +229,7 @@ def find_run(runs: Path, name: str | None) -> RunDir:
                 f"there is no run in {runs}/; start one with mach launch, or name another place with --runs"
             )
         return found[0]
-    if any(run.name == name for run in found):
+    if any(run.name == name for run in found) or RunDir(runs / name).plan.is_file():
         return RunDir(runs / name)
     near = difflib.get_close_matches(name, [run.name for run in found], 1)
     hint = f"; did you mean {near[0]!r}?" if near else "; mach runs lists those that there are"

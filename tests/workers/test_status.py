@@ -1,6 +1,7 @@
 """A run read from its files alone: fresh, old, crashed, torn; and the shape of the JSON."""
 
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -72,6 +73,27 @@ def test_what_a_run_had_come_to_is_read_without_the_troubles_of_then(tmp_path: P
     assert "rate" not in came
     run.status.write_text("{")
     assert reached(run) == {}
+
+
+def test_a_run_whose_status_found_no_room_is_a_run(tmp_path: Path) -> None:
+    run = run_with(tmp_path, status())
+    run.status.unlink()
+    assert find_run(tmp_path, "r") == run
+    with pytest.raises(RunError, match=r"status\.json is not written yet, or there was no room .*mach resume r --runs"):
+        read(run)
+
+
+def test_a_file_that_cannot_be_written_leaves_no_draft(tmp_path: Path) -> None:
+    run = run_with(tmp_path, status())
+    before = sorted(run.path.iterdir()), run.status.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write(run, status())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (sorted(run.path.iterdir()), run.status.read_bytes()) == before
 
 
 def test_who_was_silent_when_the_file_was_written_is_stalled(tmp_path: Path) -> None:
