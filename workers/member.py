@@ -107,7 +107,9 @@ class Member:
         """Why nothing more comes of it, for a verdict on a run in which others depend on that."""
         if self.over == "failed":
             return self.cause
-        return f"{self.name} was stopped alone" if self.over == "stopped" else f"stub {self.name} sends nothing more"
+        if self.over == "stopped":
+            return f"{self.name} was stopped alone" if self.attempt.left_well else f"{self.name}: {self._why}"
+        return f"stub {self.name} sends nothing more"
 
     @property
     def bound(self) -> int | None:

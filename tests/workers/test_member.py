@@ -262,6 +262,7 @@ def test_told_to_stop_it_is_not_restarted_and_its_end_is_as_it_was(one: Harness)
     one.life.say("stopped", 7, reason="asked to stop")
     one.end(0)
     assert (one.member.over, one.shown) == ("stopped", ("stopped", "asked to stop"))
+    assert one.member.lost == "c1 was stopped alone"
 
 
 def test_told_to_stop_it_does_not_begin_the_life_that_was_due(one: Harness) -> None:
@@ -272,6 +273,7 @@ def test_told_to_stop_it_does_not_begin_the_life_that_was_due(one: Harness) -> N
     one.pass_s(100.0)
     assert one.member.over == "stopped"
     assert len(one.lives) == 2
+    assert one.member.lost.startswith("c1: the run ended before its next life began; before, it ended by SIGKILL")
 
 
 @pytest.mark.parametrize(("said", "over"), [("training", "stopped"), ("finished", "finished")])
