@@ -14,7 +14,7 @@ import pytest
 from bus import address
 from configs.errors import NoSuchRun, RunError
 from workers import screen
-from workers.report import Accuracies, Checkpoint, Losses, Peer, Spread, Staleness
+from workers.report import Accuracies, Checkpoint, Losses, Messages, Peer, Spread, Staleness
 from workers.rundir import RunDir
 from workers.status import STALE_S, ComponentStatus, Failure, Status, boot, exit_code_of, find_run, reached, read, write
 
@@ -305,6 +305,13 @@ def test_who_ended_without_a_step_is_told_below_the_tables() -> None:
         console.print(screen.verdict(status(components=rows)))
     assert told in capture.get(), "at the end of a launch, too"
     assert "without a step" not in shown(component(**end), component("c1", step=0, state="stopped", exit_code=0))
+
+
+def test_messages_that_are_too_large_are_told_with_the_key_that_lets_them_through() -> None:
+    rows = [component(name, messages=Messages(dropped={"too-large": 25})) for name in ("c1", "c2")]
+    said = shown(component(messages=Messages(dropped={"timeout": 3, "too-large": 0})), *rows)
+    assert "c1, c2: 50 messages were dropped, being larger than bus.max_message_mb; raise it" in said
+    assert "max_message_mb" not in shown(component())
 
 
 def test_a_resumed_run_shows_how_long_it_has_lasted_in_all() -> None:
