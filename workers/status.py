@@ -123,9 +123,14 @@ def read(run: RunDir, now: float | None = None) -> Status:
         raise RunError(
             f"{run.status}: cannot be read ({error.strerror}); is {run.path} a run of mach launch?"
         ) from error
-    except msgspec.MsgspecError as error:
+    except msgspec.ValidationError as error:
         raise RunError(
             f"{run.status}: is no status of this version ({error}); its metrics/ and logs/ remain"
+        ) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"{run.status}: is damaged ({error}); where nobody trains any more, mach resume {run.called} goes on all "
+            "the same"
         ) from error
     same = status.boot == boot()  # the monotonic clocks of two boots are never compared
     age = max(0.0, (time.monotonic() if now is None else now) - status.written_s) if same else 0.0

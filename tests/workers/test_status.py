@@ -83,6 +83,17 @@ def test_a_run_whose_status_found_no_room_is_a_run(tmp_path: Path) -> None:
         read(run)
 
 
+@pytest.mark.parametrize("damage", [b"", b'{"run": "r', b'{"run": "\xff"}'])
+def test_a_damaged_status_is_told_from_one_of_another_version(tmp_path: Path, damage: bytes) -> None:
+    run = run_with(tmp_path, status())
+    run.status.write_bytes(damage)
+    with pytest.raises(RunError, match=r"is damaged \(.*mach resume r --runs .* goes on all the same"):
+        read(run)
+    run.status.write_text('{"run": "r"}')
+    with pytest.raises(RunError, match="no status of this version"):
+        read(run)
+
+
 def test_a_file_that_cannot_be_written_leaves_no_draft(tmp_path: Path) -> None:
     run = run_with(tmp_path, status())
     before = sorted(run.path.iterdir()), run.status.read_bytes()
