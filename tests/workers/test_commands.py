@@ -103,6 +103,10 @@ def test_what_ends_a_launcher_that_does_not_end_is_told(
         write(run, running)
         with pytest.raises(RunError, match=re.escape(told.format(launcher.pid, run.called))):
             stop(run, number)
+        if stopped:
+            again = f"kill -CONT {launcher.pid} has it go on; then mach restart {run.called} c0 once more"
+            with pytest.raises(RunError, match=re.escape(again)):
+                restart(run, "c0")
     finally:
         launcher.kill()
         launcher.communicate()
