@@ -55,7 +55,9 @@ def check_name(runs: Path, name: str) -> None:
         return
     try:
         status = read(RunDir(runs / name))
-    except RunError:
+    except RunError as error:
+        if RunDir(runs / name).plan.is_file():
+            raise RunError(f"{error}; or choose another --name") from None
         what = "is no run of mach, or one that another launch begins just now"
         raise RunError(f"{runs / name} exists and {what}; choose another --name") from None
     doing = f"is running (pid {status.launcher_pid})" if status.state not in FINAL else f"has {ended(status)}"

@@ -190,6 +190,13 @@ def test_commands_are_told_where_a_run_lies_unless_that_is_the_usual_place(
         check_name(elsewhere.path.parent, "r")
 
 
+def test_the_name_of_a_run_without_a_status_is_taken_by_a_run(run: RunDir) -> None:
+    run.plan.write_text("{}")
+    run.status.unlink()
+    with pytest.raises(RunError, match=r"no room for it; .* mach resume r .*; or choose another --name$"):
+        check_name(run.path.parent, "r")
+
+
 def test_a_name_that_leads_nowhere_is_taken(tmp_path: Path) -> None:
     (tmp_path / "r").symlink_to(tmp_path / "nowhere")
     with pytest.raises(RunError, match="choose another --name"):
