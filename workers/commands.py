@@ -45,13 +45,19 @@ def check_name(runs: Path, name: str) -> None:
         RunError: it is taken; says by what.
         ConfigError: it is no name of one directory.
     """
-    if not name or name != Path(name).name or name.startswith((".", "-")):  # a dash: an option of every other command
-        raise ConfigError(f"--name {name!r}: give the name of one directory, without / and no leading dot or dash")
+    whole = name.isprintable() and name == Path(name).name  # a line break would break every table
+    if not name or not whole or name.startswith((".", "-")):  # a dash: an option of every other command
+        raise ConfigError(
+            f"--name {name!r}: give the name of one directory, without / or control characters and no leading dot or "
+            "dash"
+        )
     if not os.path.lexists(runs / name) or is_vacant(RunDir(runs / name)):
         return
     try:
         status = read(RunDir(runs / name))
-    except RunError:
+    except RunError as error:
+        if RunDir(runs / name).plan.is_file():
+            raise RunError(f"{error}; or choose another --name") from None
         what = "is no run of mach, or one that another launch begins just now"
         raise RunError(f"{runs / name} exists and {what}; choose another --name") from None
     doing = f"is running (pid {status.launcher_pid})" if status.state not in FINAL else f"has {ended(status)}"
@@ -279,12 +285,15 @@ def unmoved(run: RunDir, pid: int, number: signal.Signals, *, held: bool) -> str
     """What to say of a launcher that does not end when it is told to, stopped by a signal (`held`) or not."""
     kill = f"kill -9 {pid} ends it, and its components with it, which save nothing"
     if held:
-        return (
-            f"the launcher (pid {pid}) is stopped (SIGSTOP, or Ctrl-Z); kill -CONT {pid} has it go on, and end; {kill}"
-        )
+        return f"{halted(pid)}, and end; {kill}"
     if number == signal.SIGQUIT:
         return f"the launcher (pid {pid}) did not end; {kill}"
     return f"the launcher (pid {pid}) did not end; mach stop {run.called} --now"
+
+
+def halted(pid: int) -> str:
+    """What to say of a launcher that hears nothing, and what has it hear again."""
+    return f"the launcher (pid {pid}) is stopped (SIGSTOP, or Ctrl-Z); kill -CONT {pid} has it go on"
 
 
 def restart(run: RunDir, component: str | None) -> str:
@@ -302,6 +311,10 @@ def restart(run: RunDir, component: str | None) -> str:
         raise ConfigError(
             f"run {run.name}: say which component is to begin anew, of {', '.join(names)}: mach restart {run.called} "
             f"{names[-1]}"
+        )
+    if frozen(status.launcher_pid):
+        raise RunError(
+            f"run {run.name}: {halted(status.launcher_pid)}; then mach restart {run.called} {component} once more"
         )
     sockets = Path(msgspec.json.decode(run.plan.read_bytes(), type=Plan).sockets)
     wanted = desk.Ask(restart=component)
