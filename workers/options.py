@@ -19,6 +19,7 @@ from configs.load import recipe, shipped
 from mach.recipes import RECIPES
 from workers.background import tell_begun
 from workers.complete import config_names, run_names
+from workers.output import interrupted
 from workers.rundir import USUAL, ground
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -148,6 +149,9 @@ class Group(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:
+            if interrupted(error):
+                click.echo("mach: interrupted", err=True)
+                ctx.exit(130)
             if os.environ.get("MACH_DEBUG"):
                 raise
             with tempfile.NamedTemporaryFile("w", prefix="mach-", suffix=".traceback", delete=False) as file:
