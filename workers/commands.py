@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from bus import address, keys
-from configs.errors import ConfigError, RunError
+from configs.errors import ConfigError, NoSuchRun, RunError
 from configs.tree import Config
 from workers import desk, tryout
 from workers import devices as devices_of
@@ -175,9 +175,16 @@ def opened(words: str, begun: Callable[[bytes], None] | None) -> None:
 
 
 def resumable(runs: Path, name: str | None) -> RunDir:
-    """The run called `name`, or the newest: one with a plan, if its status is lost (NoSuchRun: there is none)."""
+    """The run called `name`, or the newest: one with a plan, if its status is lost.
+
+    Raises:
+        ConfigError: there is none; not a NoSuchRun, whose exit code is another thing here.
+    """
     named = RunDir(runs / name) if name else None
-    return named if named is not None and named.plan.is_file() else find_run(runs, name)
+    try:
+        return named if named is not None and named.plan.is_file() else find_run(runs, name)
+    except NoSuchRun as error:
+        raise ConfigError(str(error)) from None
 
 
 def status_of(run: RunDir) -> Status | None:

@@ -133,8 +133,23 @@ def options(these: tuple[Decorator, ...]) -> Decorator:
     return lambda command: reduce(lambda wrapped, option: option(wrapped), reversed(these), command)
 
 
+ELSEWHERE = {
+    "help": "mach --help is the manual, and mach launch --help that of one command",
+    "export": "mach.export.load in Python gives the network of a run",
+}
+"""Where to find what is no command, though some look for one."""
+
+
 class Group(click.Group):
     """Turns our errors into one sentence and their exit code; a surprise into one line and a file."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of that name."""
+        if args[0] in ELSEWHERE and args[0] not in self.commands and not ctx.resilient_parsing:
+            ctx.fail(f"No such command {args[0]!r}; {ELSEWHERE[args[0]]}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
