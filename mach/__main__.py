@@ -86,10 +86,10 @@ def main() -> None:
         if hears:
             _signal.signal(_signal.SIGINT, _signal.default_int_handler)
         code = run()
-        if hears:
-            _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
     except KeyboardInterrupt:
         code = 130
+    # ignored, Python itself would still end by SIGINT, in place of this code, if one ever came while it ran a string
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGINT})
     sys.exit(code)
 
 

@@ -113,14 +113,16 @@ def test_the_door_of_children_loads_nothing_of_ours() -> None:
     assert not fresh_modules("import mach.__main__") & {"cli", "bus", "workers", "configs", "click", "torch"}
 
 
-def opened(finder: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """The door, where the import of `configs` begins with the statement `finder`."""
+def opened(finder: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The door, where the import of `configs` begins with the statement `finder`: a module, as `python -m mach` is."""
     code = (
         "import os, signal, sys\nclass Finder:\n    def find_spec(self, name, path=None, target=None):\n"
         f"        if name == 'configs':\n            {finder}\n"
-        f"sys.meta_path.insert(0, Finder())\nsys.argv = ['mach', *{words}]\nfrom mach.__main__ import main\nmain()"
+        "sys.meta_path.insert(0, Finder())\nsys.argv = ['mach', 'runs']\nfrom mach.__main__ import main\nmain()"
     )
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    (folder / "door.py").write_text(code)
+    env = os.environ | {"PYTHONPATH": f"{folder}:{ROOT}"}
+    return subprocess.run([sys.executable, "-m", "door"], capture_output=True, text=True, cwd=ROOT, env=env)
 
 
 PRESSED = "os.kill(os.getpid(), signal.SIGINT)"
@@ -128,11 +130,15 @@ PRESSED = "os.kill(os.getpid(), signal.SIGINT)"
 
 @pytest.mark.parametrize(
     "finder",
-    ["raise KeyboardInterrupt", f"try: {PRESSED}; len('')\n            except BaseException: raise RuntimeError"],
+    [
+        "raise KeyboardInterrupt",
+        "exec('raise KeyboardInterrupt')",
+        f"try: {PRESSED}; len('')\n            except BaseException: raise RuntimeError",
+    ],
 )
-def test_a_ctrl_c_while_the_door_opens_is_a_stop_without_a_traceback(finder: str) -> None:
+def test_a_ctrl_c_while_the_door_opens_is_a_stop_without_a_traceback(tmp_path: Path, finder: str) -> None:
     """Before a launch there is nothing that would have to be saved; and an import may make something else of it."""
-    done = opened(finder, "runs")
+    done = opened(finder, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
