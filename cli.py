@@ -49,8 +49,8 @@ from workers.words import configured, fresh_name, lengths
 def cli() -> None:
     """Train a deep network as components that never wait for each other.
 
-    A reader that leaves, as in mach logs | head, ends a command with exit code 0, but a run that goes on in it is
-    stopped, 130. So is it when standard output cannot be written, which ends the other commands with 1.
+    A reader that leaves, as in mach logs | head, ends a command with exit code 0, but a run that goes on in it, or
+    chaos, is stopped, 130. So it is when standard output cannot be written, which ends the other commands with 1.
 
     \b
     Examples:
@@ -361,7 +361,8 @@ def chaos(ctx: click.Context, /, run: str | None, runs: Path, kill: str | None, 
         if not words["as_json"] and fired.kind != "slow":
             click.echo(f"{fired.at_s:7.2f} s  {fired.kind}  {fired.component}  pid {fired.pid}")
 
-    account = victims.wreak(found, spec, told)
+    with output.seen():
+        account = victims.wreak(found, spec, told)
     if words["as_json"]:
         click.echo(msgspec.json.format(msgspec.json.encode(account)).decode())
     else:

@@ -1,14 +1,16 @@
 """What a command prints: where it goes, and how the command ends when it cannot go there any more.
 
 A reader that has left (`mach logs | head`) and a disk that is full are both a BrokenPipeError to whoever prints; a run
-in the foreground is stopped by it (`workers/foreground.py`), every other command ends. A reader who leaves has what it
-wanted: exit code 0, and not a word. A disk has lost it: one sentence, exit code 1. What a terminal cannot show is a ?
-there, and what cannot be said on standard error is lost; neither ends anything. Knows no command.
+in the foreground is stopped by it (`workers/foreground.py`), chaos interrupted, every other command ends. A reader who
+leaves has what it wanted: exit code 0, and not a word. A disk has lost it: one sentence, exit code 1. What a terminal
+cannot show is a ? there, and what cannot be said on standard error is lost; neither ends anything. Knows no command.
 """
 
 import io
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -74,6 +76,17 @@ def print_nowhere() -> None:
     """From now on, so that what still waits to be printed raises no second time."""
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+@contextmanager
+def seen() -> Iterator[None]:
+    """What is not to be done unseen: it is interrupted when nothing can be printed any more."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        print_nowhere()
+        print(f"mach: interrupted, since {lost(error)}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def run(command: click.Command) -> int:

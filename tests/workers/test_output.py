@@ -1,5 +1,6 @@
 """What ends a command that cannot print any more: real processes, real pipes, a disk that is always full."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fakes import status
+from workers import output
 from workers.rundir import RunDir
 from workers.status import write
 
@@ -50,6 +52,27 @@ def test_a_reader_that_leaves_ends_what_only_shows_without_a_word(runs: Path, wo
         assert mach(writing, *words, "--runs", str(runs)) == (0, "")
     finally:
         os.close(writing)
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (BrokenPipeError(output.UNREAD), "nobody reads what is printed any more"),
+        (output.Unwritable(errno.ENOSPC, "full"), "standard output cannot be written (full)"),
+    ],
+)
+def test_what_is_not_to_be_done_unseen_is_interrupted(
+    capfd: pytest.CaptureFixture[str], error: BrokenPipeError, why: str
+) -> None:
+    earlier = os.dup(1)
+    try:
+        with pytest.raises(SystemExit) as ended, output.seen():
+            raise error
+    finally:
+        os.dup2(earlier, 1)
+        os.close(earlier)
+    assert ended.value.code == 130
+    assert capfd.readouterr().err == f"mach: interrupted, since {why}\n"
 
 
 def test_what_cannot_be_said_on_standard_error_changes_no_exit_code(tmp_path: Path) -> None:
