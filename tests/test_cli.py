@@ -34,6 +34,18 @@ def test_every_command_has_examples_in_its_help(command: str) -> None:
     assert f"mach {command}" in output
 
 
+@pytest.mark.parametrize("command", ["stop", "restart", "logs", "runs", "keys new", "status", "doctor", "chaos"])
+def test_the_exit_codes_of_every_command_that_asks_or_shows_stand_in_its_help(command: str) -> None:
+    assert "Exit code" in invoke(*command.split(), "--help")[1]
+
+
+def test_what_is_no_command_though_some_look_for_it_is_told_where_it_is() -> None:
+    for word, way in (("help", "mach --help is the manual"), ("export", "mach.export.load")):
+        code, output = invoke(word)
+        assert code == 2
+        assert way in output
+
+
 def test_the_help_of_mach_lists_the_commands_and_its_version_is_known() -> None:
     assert all(command in invoke("--help")[1] for command in COMMANDS)
     assert invoke("--version")[0] == 0
@@ -201,6 +213,14 @@ def test_a_run_that_is_not_there_is_exit_code_3(tmp_path: Path, command: str) ->
     code, output = invoke(command, *words, "--runs", str(tmp_path))
     assert code == 3
     assert "nothing" in output
+
+
+def test_to_go_on_with_a_run_that_is_not_there_cannot_be_done(tmp_path: Path) -> None:
+    """Of a run that goes on, 3 is that some component failed for good."""
+    for words in (("nothing",), ()):
+        code, output = invoke("resume", *words, "--runs", str(tmp_path))
+        assert code == 2
+        assert "mach: there is no run" in output
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the commands do: train, go on, watch, stop, read logs.
+"""What the commands do: train, go on, stop, read logs.
 
 Knows no option and no torch.
 """
@@ -12,12 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
-from rich.live import Live
 
 from bus import address, keys
-from configs.errors import ConfigError, RunError
+from configs.errors import ConfigError, NoSuchRun, RunError
 from configs.tree import Config
-from workers import desk, screen, tryout
+from workers import desk, tryout
 from workers import devices as devices_of
 from workers.attempt import frozen
 from workers.background import BEGUN, MAKING, TAKEN, detach, resumed, unwritable
@@ -30,7 +29,7 @@ from workers.supervisor import Supervisor, warm
 from workers.vacant import is_vacant
 
 __all__ = ["check_name", "choose_devices", "describe", "detach", "log_lines", "restart", "resumable", "resume"]
-__all__ += ["stop", "train", "warm", "watch"]
+__all__ += ["stop", "train", "warm"]
 
 LOOK_S = 0.25
 """Time between two looks into files that somebody else writes."""
@@ -182,9 +181,16 @@ def opened(words: str, begun: Callable[[bytes], None] | None) -> None:
 
 
 def resumable(runs: Path, name: str | None) -> RunDir:
-    """The run called `name`, or the newest: one with a plan, if its status is lost (NoSuchRun: there is none)."""
+    """The run called `name`, or the newest: one with a plan, if its status is lost.
+
+    Raises:
+        ConfigError: there is none; not a NoSuchRun, whose exit code is another thing here.
+    """
     named = RunDir(runs / name) if name else None
-    return named if named is not None and named.plan.is_file() else find_run(runs, name)
+    try:
+        return named if named is not None and named.plan.is_file() else find_run(runs, name)
+    except NoSuchRun as error:
+        raise ConfigError(str(error)) from None
 
 
 def status_of(run: RunDir) -> Status | None:
@@ -243,17 +249,6 @@ def run_quietly(config: Config, runs: Path, name: str, devices: tuple[str, ...])
         address.remove(sockets)
     if status.exit_code == 2:
         raise ConfigError(status.reason)
-    return status
-
-
-def watch(run: RunDir) -> Status:
-    """Show a run until it ends; its last status."""
-    console = screen.console()
-    with Live(console=console, refresh_per_second=4, screen=console.is_terminal) as live:
-        while (status := read(run)).state not in FINAL:
-            live.update(screen.tables(status, console.width))
-            time.sleep(1.0)
-    console.print(screen.tables(status, console.width))
     return status
 
 
