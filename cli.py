@@ -175,6 +175,7 @@ def compare(ctx: click.Context, /, recipes: tuple[str, ...], *, runs: Path, gpus
     Controls are plain loops in one process: backpropagation of the same depth, without and with a loss at every
     component's head; one component alone; one alone with encoder and student trained on the labels; one as large as
     all; as many independent ones, averaged. The graph is a chain, unless --set graph says otherwise.
+    Runs of real processes are left in runs/compare-….
 
     \b
     Examples:
@@ -332,8 +333,8 @@ def doctor(ctx: click.Context, runs: Path) -> None:
     "--stop", metavar="N/min", help="SIGSTOPs, each with a SIGCONT after --stop-seconds, at the end at the latest."
 )
 @click.option("--slow", multiple=True, metavar="C=Nx", help="Make a component so many times slower; repeatable.")
-@click.option("--seconds", type=Whole(1, 86400), default=60.0, show_default=True)
-@click.option("--stop-seconds", type=Whole(1, 3600), default=3.0, show_default=True)
+@click.option("--seconds", type=Whole(1, 86400), default=60, show_default=True)
+@click.option("--stop-seconds", type=Whole(1, 3600), default=3, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed makes the same faults.")
 @click.option("--json", "as_json", is_flag=True, help="What was done and what came back, as JSON.")
 @click.pass_context
