@@ -3,8 +3,8 @@
 Loads neither torch nor ZeroMQ: both belong to the processes that it starts. What the commands do lies in
 `workers/`; here they are named and their words are read.
 
-Exit codes: of `launch` and `resume`, `workers/verdict.py`; of `status` and `chaos`, in their help; of the others 0
-done, 2 cannot be done, 3 no such run, 130 interrupted.
+Exit codes: of `launch` and `resume`, `workers/verdict.py`; of `status` and `chaos`, in their help; of the others, and
+of all when nothing can be printed any more, `workers/output.py`.
 """
 
 import importlib.metadata
@@ -21,7 +21,7 @@ from configs.errors import ConfigError, RunError
 from configs.load import dump
 from configs.tree import Config
 from workers import chaos as faults
-from workers import commands, screen, victims
+from workers import commands, foreground, output, screen, victims
 from workers.options import (
     ANEW,
     ANY_RUNS,
@@ -48,6 +48,9 @@ from workers.words import configured, fresh_name, lengths
 @click.version_option(importlib.metadata.version("mach-train"), prog_name="mach")
 def cli() -> None:
     """Train a deep network as components that never wait for each other.
+
+    A reader that leaves, as in mach logs | head, ends a command with exit code 0, but a run that goes on in it, or
+    chaos, is stopped, 130. So it is when standard output cannot be written, which ends the other commands with 1.
 
     \b
     Examples:
@@ -172,6 +175,7 @@ def compare(ctx: click.Context, /, recipes: tuple[str, ...], *, runs: Path, gpus
     Controls are plain loops in one process: backpropagation of the same depth, without and with a loss at every
     component's head; one component alone; one alone with encoder and student trained on the labels; one as large as
     all; as many independent ones, averaged. The graph is a chain, unless --set graph says otherwise.
+    Runs of real processes are left in runs/compare-….
 
     \b
     Examples:
@@ -214,7 +218,7 @@ class Documented(click.Command):
 @cli.command(cls=Documented)
 @RUN
 @RUNS
-@click.option("--watch", is_flag=True, help="Show it again every second until the run ends.")
+@click.option("--watch", is_flag=True, help="Again every second until the run ends; JSON one object a line.")
 @click.option("--json", "as_json", is_flag=True, help="The same fields as JSON; documented below.")
 @click.pass_context
 def status(ctx: click.Context, run: str | None, runs: Path, watch: bool, as_json: bool) -> None:
@@ -228,19 +232,10 @@ def status(ctx: click.Context, run: str | None, runs: Path, watch: bool, as_json
       mach status digits-20260101-120000 --watch
       mach status --json
     """
-    found = find_run(runs, run)
-    now = read(found)
-    if watch and not as_json:
-        now = commands.watch(found)
-    elif as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(now)).decode())
-    else:
-        terminal = screen.console()
-        terminal.print(screen.tables(now, terminal.width))
-    ctx.exit(exit_code_of(now))
+    ctx.exit(exit_code_of(foreground.shown(find_run(runs, run), watch=watch, as_json=as_json)))
 
 
-@cli.command()
+@cli.command(epilog=output.DONE_HELP)
 @RUN
 @RUNS
 @click.option("--now", is_flag=True, help="Do not wait for weights to be saved.")
@@ -255,7 +250,7 @@ def stop(run: str | None, runs: Path, now: bool) -> None:
     click.echo(commands.stop(find_run(runs, run), signal.SIGQUIT if now else signal.SIGTERM))
 
 
-@cli.command()
+@cli.command(epilog=output.DONE_HELP)
 @RUN
 @click.argument("component", required=False)
 @RUNS
@@ -271,7 +266,7 @@ def restart(run: str | None, component: str | None, runs: Path) -> None:
     click.echo(commands.restart(*find_component(runs, run, component)))
 
 
-@cli.command()
+@cli.command(epilog=output.DONE_HELP)
 @RUN
 @click.argument("component", required=False)
 @RUNS
@@ -293,7 +288,7 @@ def logs(run: str | None, component: str | None, runs: Path, only: str | None, f
         click.echo(line)
 
 
-@cli.command(name="runs")
+@cli.command(name="runs", epilog=output.DONE_HELP)
 @RUNS
 def list_runs(runs: Path) -> None:
     """List the runs, newest first.
@@ -338,8 +333,8 @@ def doctor(ctx: click.Context, runs: Path) -> None:
     "--stop", metavar="N/min", help="SIGSTOPs, each with a SIGCONT after --stop-seconds, at the end at the latest."
 )
 @click.option("--slow", multiple=True, metavar="C=Nx", help="Make a component so many times slower; repeatable.")
-@click.option("--seconds", type=Whole(1, 86400), default=60.0, show_default=True)
-@click.option("--stop-seconds", type=Whole(1, 3600), default=3.0, show_default=True)
+@click.option("--seconds", type=Whole(1, 86400), default=60, show_default=True)
+@click.option("--stop-seconds", type=Whole(1, 3600), default=3, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed makes the same faults.")
 @click.option("--json", "as_json", is_flag=True, help="What was done and what came back, as JSON.")
 @click.pass_context
@@ -367,7 +362,8 @@ def chaos(ctx: click.Context, /, run: str | None, runs: Path, kill: str | None, 
         if not words["as_json"] and fired.kind != "slow":
             click.echo(f"{fired.at_s:7.2f} s  {fired.kind}  {fired.component}  pid {fired.pid}")
 
-    account = victims.wreak(found, spec, told)
+    with output.seen():
+        account = victims.wreak(found, spec, told)
     if words["as_json"]:
         click.echo(msgspec.json.format(msgspec.json.encode(account)).decode())
     else:
@@ -386,7 +382,7 @@ def keys() -> None:
     """
 
 
-@keys.command()
+@keys.command(epilog=output.DONE_HELP)
 @click.argument("directory", type=click.Path(path_type=Path))
 def new(directory: Path) -> None:
     """Make a key pair in DIRECTORY. Whoever can read it can talk to the runs that use it.
@@ -396,3 +392,8 @@ def new(directory: Path) -> None:
       mach keys new mykeys
     """
     click.echo(commands.new_keys(directory))
+
+
+def main() -> int:
+    """Run the command line of this process; its exit code."""
+    return output.run(cli)

@@ -1,14 +1,15 @@
 """YAML and `--set key=value` into a validated `Config`. Imports nothing of ours but the tree.
 
-Later layers win: the tree's defaults, the file, then `--set` in the order given. A recipe lies right under the layer
-that names it: a file's own keys win over its recipe, and `--set recipe=…` wins over the file. Every error
-names the key, where it stands (file or `--set`) and, for an unknown key, the nearest valid one.
+Later layers win: the tree's defaults, the file, then `--set` in the order given. The recipe that the file names lies
+under the file; one that `--set` names, the last of several, over the file and under every `--set`, whatever their
+order. Every error names the key, where it stands (file or `--set`) and, for an unknown key, the nearest valid one.
 """
 
 import difflib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -19,6 +20,16 @@ from configs.errors import ConfigError
 from configs.tree import ComponentOverride, Config, Node
 
 HERE = Path(__file__).parent
+KINDS = {
+    "array": "a list",
+    "bool": "true or false",
+    "float": "a number",
+    "int": "a whole number",
+    "null": "null",
+    "object": "keys with values",
+    "str": "text",
+}
+"""What msgspec's names of types are called here."""
 Layer = dict[str, Any]
 Recipes = Mapping[str, Mapping[str, Any]]
 
@@ -53,6 +64,7 @@ def load(config: str = "digits", settings: Iterable[str] = (), recipes: Recipes 
     layers += [("--set " + text, parse_setting(text)) for text in settings]
     for where, layer in layers:
         check_keys(layer, where)
+    layers[0] = (str(path), fitting(layers[0][1], reduce(merge, (layer for _, layer in layers[1:]), {})))
     if recipes is not None:
         at, named = recipe_layer([layer for _, layer in layers], recipes)
         layers.insert(at, named)
@@ -116,12 +128,22 @@ def parse_setting(text: str) -> Layer:
     return layer
 
 
+def fitting(file: Layer, said: Layer) -> Layer:
+    """A file's keys; where `said`, all of `--set`, names another source, without the noise of its own samples."""
+    own, other = file.get("data"), said.get("data")
+    if not isinstance(own, dict) or not isinstance(other, dict):
+        return file
+    source = own.get("source", Config().data.source)
+    if other.get("source", source) == source:
+        return file
+    return file | {"data": {key: value for key, value in own.items() if key != "noise"}}
+
+
 def recipe_layer(layers: list[Layer], recipes: Recipes) -> tuple[int, tuple[str, Layer]]:
-    """The settings of the recipe that the layers name, and the place of the last one that does."""
+    """The settings of the recipe that the layers name, the file and then `--set`, and the place where they belong."""
     naming = [place for place, layer in enumerate(layers) if "recipe" in layer]
-    at = naming[-1] if naming else 0
-    name = str(layers[at]["recipe"]) if naming else Config().recipe
-    return at, (f"recipe {name}", recipe(name, recipes))
+    name = str(layers[naming[-1]]["recipe"]) if naming else Config().recipe
+    return int(any(naming)), (f"recipe {name}", recipe(name, recipes))
 
 
 def recipe(name: str, recipes: Recipes) -> Layer:
@@ -168,9 +190,11 @@ def convert(merged: Layer, where: str) -> Config:
             raise ConfigError(f"{where}: {key}: expected a finite number, got {value}") from error
         choices = _choices(key) if text.startswith("Invalid enum value") else ()
         known = f"; valid: {', '.join(choices)}" if choices else ""
-        if "got `object`" in text:
-            text, known = text.replace("`object`", "keys with values"), "; text with a colon in it stands in quotes"
-        raise ConfigError(f"{where}: {key}: {text[0].lower()}{text[1:]}{known}") from error
+        if text.endswith("got `object`"):
+            known = "; text with a colon in it stands in quotes"
+        elif text.startswith("Expected `array`,") and value is not None:
+            known = f"; write [{value}]"
+        raise ConfigError(f"{where}: {key}: {_plainly(text, value)}{known}") from error
 
 
 def dump(config: Config) -> str:
@@ -226,12 +250,22 @@ def _numbered(key: str, merged: Layer) -> str:
     return key
 
 
+def _plainly(text: str, value: Any) -> str:
+    """Msgspec's words in ours, with the `value` that it got, where there is one alone."""
+    if value is not None:
+        text = re.sub(r"got `.*`$", lambda _: f"got {value!r}", text)
+    text = re.sub(r"`(.*?)`", lambda kinds: " or ".join(KINDS.get(kind, kind) for kind in kinds[1].split(" | ")), text)
+    return text[0].lower() + text[1:]
+
+
 def _choices(key: str) -> tuple[str, ...]:
-    """The words that a key takes, `a.b`; () where it takes others than words, or lies in a list or a map."""
+    """The words that a key takes, `a.b`, or the list that it is; () where it takes others than words."""
     kind: Any = Config
-    for name in key.split("."):
+    for name in re.sub(r"\[\d+\]$", "", key).split("."):
         node = _node_in(kind)
         kind = {field.name: field.type for field in msgspec.structs.fields(node)}.get(name) if node else None
+    if get_origin(kind) is tuple:
+        kind = get_args(kind)[0]
     if get_origin(kind) is Literal:
         return tuple(map(str, get_args(kind)))
     words = [word for option in get_args(kind) if get_origin(option) is Literal for word in get_args(option)]

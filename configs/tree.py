@@ -43,7 +43,8 @@ class Data(Node, frozen=True):
     label_column: str = "label"
     """For `hf`."""
     noise: NonNegative = 0.0
-    """Standard deviation of Gaussian noise added to training inputs (inputs are scaled to about unit range)."""
+    """Standard deviation of Gaussian noise added to training inputs (inputs are scaled to about unit range). A
+    file's is for the file's source: 0 where `--set` names another source and no noise."""
 
 
 class Model(Node, frozen=True):

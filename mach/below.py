@@ -62,11 +62,19 @@ class Below(nn.Module):
         self.register_buffer("shown", torch.full((1,), -1))  # the child's version when it last showed; −1: never
 
     def forward(self, a: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the rest of the chain makes of our activation."""
-        for section in self.sections.values():
-            a = section(a, x) if self.context else section(a)
-        e: Tensor = self.joiner(a)
-        z: Tensor = self.head(e)
+        """What the rest of the chain makes of our activation; an error there says whose part raised it."""
+        of = self.child
+        try:
+            for name, section in self.sections.items():
+                of = name
+                a = section(a, x) if self.context else section(a)
+            of = of if self.ends else ""
+            e: Tensor = self.joiner(a)
+            z: Tensor = self.head(e)
+        except Exception as error:
+            if of:
+                error.add_note(f"in its copy of {of}'s section")
+            raise
         return e, z
 
     @property

@@ -39,7 +39,7 @@ def save_state(
         OSError: the disk is full or the directory cannot be written; nothing partial is left, what was there still is.
         Diverged: its numbers are ruined; it is not written, since it would push out a good one.
     """
-    _judge(shelf.path(version), state)
+    _judge(shelf.path(version), state.tensors)
     draft, replaced = shelf.draft(version), shelf.folder / f".{version}.old"
     try:
         _make(shelf.folder)
@@ -79,7 +79,7 @@ def load_state(shelf: Shelf, version: int, component: str) -> tuple[Manifest, St
         state = State(load_file(path / STATE), manifest.values)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path / STATE}: holds no tensors ({error})") from error
-    _judge(path, state)
+    _judge(path, state.tensors)
     return manifest, state
 
 
@@ -88,9 +88,11 @@ def save_weights(component: Component, path: Path, about: Mapping[str, str]) -> 
 
     Raises:
         OSError: the disk is full or the directory cannot be written; no partial file is left.
+        Diverged: their numbers are ruined; what was there still is.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in component.state_dict().items()}
+    _judge(path, weights)
     try:
         save_file(weights, draft, metadata=dict(about))
         os.replace(draft, path)
@@ -130,11 +132,11 @@ def unreadable(path: Path, error: Exception) -> DataError:
     return DataError(f"{path}: holds no weights ({error}); train the run to its end first")
 
 
-def _judge(path: Path, state: State) -> None:
+def _judge(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Raise `Diverged` if a number is NaN, infinite, or larger than the square of what neighbours may send: moments
     hold squares. Nothing good comes of going on from there, whatever the checksums say.
     """
-    for name, tensor in state.tensors.items():
+    for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.numel() and not bounded(tensor, LARGEST**2):
             raise Diverged(f"{path}: {name} holds numbers that are not finite, or beyond {LARGEST**2:g}")
 

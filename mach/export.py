@@ -60,17 +60,43 @@ class Shipped(nn.Module):
         above: in `stream` wiring the encoders that x goes through before it comes to the component.
         component: answers, with its students in place of its children.
         context: whether x comes along with an activation.
+        like: a data set of samples like x.
     """
 
-    def __init__(self, above: Sequence[nn.Module], component: Component, *, context: bool) -> None:
+    def __init__(self, above: Sequence[nn.Module], component: Component, like: Dataset, *, context: bool) -> None:
         super().__init__()
         self.above = nn.ModuleList(above)
         self.component = component
         self.context = context
+        self.sample_shape = like.sample_shape
+        self.symbols = like.symbols
 
     def forward(self, x: Tensor) -> Tensor:
-        """As examinations judge the component with its student."""
+        """As examinations judge the component with its student.
+
+        Raises:
+            DataError: x are no samples as it was trained on; numbers that are no symbols are noticed on the CPU alone.
+        """
+        self.check(x)
         return self.component.alone(self.component.activation(*through(self.above, x, context=self.context)))
+
+    def check(self, x: Tensor) -> None:
+        """Raise a DataError for what are no samples; a sequence of symbols may end before its time."""
+        length, *rest = self.sample_shape or (0,)
+        own = tuple(x.shape[1:])
+        fewer = self.symbols > 0 and not rest and len(own) == 1 and 0 < own[0] <= length
+        if x.ndim == 0 or not (own == self.sample_shape or fewer):
+            batch, one = ", ".join(["B", *map(str, self.sample_shape)]), tuple(x.shape) == self.sample_shape
+            hint = "; of one sample alone give x[None]" if one else ""
+            raise DataError(f"the network takes samples [{batch}], and got {list(x.shape)}{hint}")
+        if x.is_floating_point() == (self.symbols > 0):
+            kind = "whole numbers, which stand for symbols" if self.symbols else "quantities, as float32"
+            raise DataError(f"the network takes {kind}, and got {x.dtype}; give samples as the data source makes them")
+        if self.symbols and x.numel() and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = (int(each) for each in x.aminmax())
+            if low < 0 or high >= self.symbols:
+                odd = low if low < 0 else high
+                raise DataError(f"the network knows the symbols 0 to {self.symbols - 1}, and got {odd}")
 
 
 def load(weights: Path | str, component: int = 0, *, family: str = "") -> nn.Module:
@@ -99,7 +125,7 @@ def load(weights: Path | str, component: int = 0, *, family: str = "") -> nn.Mod
     encoders = [filled(folder, index, config, children, dataset).encoder for index in above]
     last = filled(folder, component, config, children, dataset)
     last.below = last.guess = None  # copies of what is deeper, and a model of gradients: neither is asked any more
-    network = Shipped(encoders, last, context=stream and config.method.context)
+    network = Shipped(encoders, last, dataset, context=stream and config.method.context)
     return network.train(mode=False).requires_grad_(requires_grad=False)
 
 
@@ -123,8 +149,9 @@ def described(folder: Path, index: int) -> tuple[Config, Dataset]:
         raise DataError(f"{file}: is of {name}, in a run of {config.n_components} components; train that run again")
     try:
         return config, msgspec.json.decode(told.get("samples", ""), type=Samples).dataset()
-    except msgspec.MsgspecError as error:
-        raise DataError(f"{file}: does not say what samples it takes ({error}); train that run again") from error
+    except (msgspec.MsgspecError, TypeError, RuntimeError) as error:
+        wrong = str(error) if isinstance(error, msgspec.MsgspecError) else "sizes beyond 64 bits"
+        raise DataError(f"{file}: does not say what samples it takes ({wrong}); train that run again") from error
 
 
 def found(folder: Path, index: int) -> Path:

@@ -1,6 +1,7 @@
 """Methods as named settings: a recipe is a set of defaults over the same parts (method.md's table).
 
-A recipe's settings lie under those of the file that names it, key by key; named by `--set recipe=…`, over the file's.
+A recipe's settings lie under those of the file that names it, key by key; named by `--set recipe=…`, over the file's,
+and under every other `--set`.
 """
 
 from collections.abc import Mapping

@@ -34,6 +34,18 @@ def test_every_command_has_examples_in_its_help(command: str) -> None:
     assert f"mach {command}" in output
 
 
+@pytest.mark.parametrize("command", ["stop", "restart", "logs", "runs", "keys new", "status", "doctor", "chaos"])
+def test_the_exit_codes_of_every_command_that_asks_or_shows_stand_in_its_help(command: str) -> None:
+    assert "Exit code" in invoke(*command.split(), "--help")[1]
+
+
+def test_what_is_no_command_though_some_look_for_it_is_told_where_it_is() -> None:
+    for word, way in (("help", "mach --help is the manual"), ("export", "mach.export.load")):
+        code, output = invoke(word)
+        assert code == 2
+        assert way in output
+
+
 def test_the_help_of_mach_lists_the_commands_and_its_version_is_known() -> None:
     assert all(command in invoke("--help")[1] for command in COMMANDS)
     assert invoke("--version")[0] == 0
@@ -59,6 +71,7 @@ def test_status_documents_its_json() -> None:
         (("--set", "optimiser"), "key=value"),
         (("--config", "digit"), "did you mean 'digits'?"),
         (("--steps", "5", "--minutes", "1"), "--steps and --minutes"),
+        (("--steps", "5", "--set", "train.minutes=1"), "--steps and --set train.minutes=1: give one of them"),
         (("--name", "a/b"), "one directory"),
         (("--minutes", "nan"), "mach: --minutes nan: give a finite number above 0"),
         (("--minutes", "inf"), "mach: --minutes inf: give"),
@@ -66,9 +79,9 @@ def test_status_documents_its_json() -> None:
         (("--set", "optimiser.lr=nan"), "optimiser.lr: expected a finite number, got nan"),
         (("--set", "optimiser.lr=.nan"), "optimiser.lr: expected a finite number"),
         (("--set", "data.noise=.inf"), "data.noise: expected a finite number"),
-        (("--set", "components.2.stub.drop=2"), "components.2.stub.drop: expected `float` <= 1.0"),
+        (("--set", "components.2.stub.drop=2"), "components.2.stub.drop: expected a number <= 1.0"),
         (("--set", "components.9.stub.drop=1"), "components.9"),
-        (("--set", "components.two.stub.drop=0.1"), ": components: expected `int`, got `str`"),
+        (("--set", "components.two.stub.drop=0.1"), ": components: expected a whole number, got text"),
         (("--lockstep", "--minutes", "1"), "lock-step"),
     ],
 )
@@ -104,6 +117,10 @@ def test_a_wrong_simulation_is_one_sentence_and_exit_code_2(words: tuple[str, ..
         (("mach", "--latency", "5ms"), "--latency: only virtual time"),
         (("dgll",), "recipe: 'dgll' is none of mach, mach-stream"),
         (("mach", "dgll", "--simulate"), "; did you mean 'dgl'?"),
+        (
+            ("mach", "--simulate", "--set", "recipe=dgl"),
+            "--set recipe=dgl: every recipe that is compared stands before",
+        ),
         (("mach", "--straggler", "c1=2x"), "--straggler: only virtual time"),
         (("mach", "--simulate", "--minutes", "1"), "train.minutes"),
         (("mach", "--simulate", "--set", "components.1.stub.drop=1"), "stub"),
@@ -198,6 +215,14 @@ def test_a_run_that_is_not_there_is_exit_code_3(tmp_path: Path, command: str) ->
     assert "nothing" in output
 
 
+def test_to_go_on_with_a_run_that_is_not_there_cannot_be_done(tmp_path: Path) -> None:
+    """Of a run that goes on, 3 is that some component failed for good."""
+    for words in (("nothing",), ()):
+        code, output = invoke("resume", *words, "--runs", str(tmp_path))
+        assert code == 2
+        assert "mach: there is no run" in output
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -257,7 +282,7 @@ def test_a_name_that_nobody_chose_is_one_whatever_the_file_is_called(tmp_path: P
         assert fresh_name(file, tmp_path).startswith(begins)
 
 
-@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "-x"])
+@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "-x", "a\nb", "a\x1b[2J"])
 def test_a_name_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
     code, output = invoke("launch", "--dry-run", "--name", name, "--runs", str(tmp_path))
     assert code == 2

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import os
 import re
 import subprocess
 import sys
@@ -112,12 +113,56 @@ def test_the_door_of_children_loads_nothing_of_ours() -> None:
     assert not fresh_modules("import mach.__main__") & {"cli", "bus", "workers", "configs", "click", "torch"}
 
 
-def test_a_ctrl_c_while_the_door_opens_is_a_stop_without_a_traceback() -> None:
-    """Before a launch there is nothing that would have to be saved."""
+def opened(finder: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The door, where the import of `configs` begins with the statement `finder`: a module, as `python -m mach` is."""
     code = (
-        "import sys\nclass Pressed:\n    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'configs':\n            raise KeyboardInterrupt\n"
-        "sys.meta_path.insert(0, Pressed())\nsys.argv = ['mach', 'runs']\nfrom mach.__main__ import main\nmain()"
+        "import os, signal, sys\nclass Finder:\n    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == 'configs':\n            {finder}\n"
+        "sys.meta_path.insert(0, Finder())\nsys.argv = ['mach', 'runs']\nfrom mach.__main__ import main\nmain()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode, done.stderr) == (130, "")
+    (folder / "door.py").write_text(code)
+    env = os.environ | {"PYTHONPATH": f"{folder}:{ROOT}"}
+    return subprocess.run([sys.executable, "-m", "door"], capture_output=True, text=True, cwd=ROOT, env=env)
+
+
+PRESSED = "os.kill(os.getpid(), signal.SIGINT)"
+
+
+@pytest.mark.parametrize(
+    "finder",
+    [
+        "raise KeyboardInterrupt",
+        "exec('raise KeyboardInterrupt')",
+        f"try: {PRESSED}; len('')\n            except BaseException: raise RuntimeError",
+    ],
+)
+def test_a_ctrl_c_while_the_door_opens_is_a_stop_without_a_traceback(tmp_path: Path, finder: str) -> None:
+    """Before a launch there is nothing that would have to be saved; and an import may make something else of it."""
+    done = opened(finder, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_who_ignores_ctrl_c_goes_on_ignoring_it() -> None:
+    """As a shell has what it starts in the background do."""
+    script = (
+        f"{sys.executable} -c 'import os, signal, mach.__main__ as door; door.opened = lambda: {PRESSED}; door.main()'"
+    )
+    done = subprocess.run(["sh", "-c", f"trap '' INT; {script} --version"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_file_that_hides_a_module_of_pythons_own_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "random.py").write_text("import numpy.no_such_thing\n")
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = subprocess.run([sys.executable, "-m", "mach", "runs"], capture_output=True, text=True, cwd=ROOT, env=env)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert f"{tmp_path / 'random.py'} hides Python's own 'random': rename it" in done.stderr
+
+
+def test_a_standard_stream_that_is_closed_is_no_place_for_another_file() -> None:
+    code = (
+        "import os, sys; from mach.__main__ import fill; fill(); sys.exit(all(map(os.get_inheritable, range(3))) + 6)"
+    )
+    for closed in ("<&-", ">&- 2>&-", "<&- >&- 2>&-"):
+        assert subprocess.run(["sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, code], cwd=ROOT).returncode == 7

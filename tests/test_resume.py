@@ -67,7 +67,7 @@ def kill_launcher(run: Launched) -> None:
         (("--help",), 0, "mach resume my-run --steps 4000"),
         (("nothing",), 3, "there is no run 'nothing'"),
         ((), 3, "there is no run in"),
-        (("broken",), 2, "no plan of this version"),
+        (("broken",), 2, "plan.json: is damaged"),
         (("broken", "--steps", "5", "--minutes", "1"), 2, "--steps and --minutes"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What the commands do: train, go on, watch, stop, read logs.
+"""What the commands do: train, go on, stop, read logs.
 
 Knows no option and no torch.
 """
@@ -12,12 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
-from rich.live import Live
 
 from bus import address, keys
-from configs.errors import ConfigError, RunError
+from configs.errors import ConfigError, NoSuchRun, RunError
 from configs.tree import Config
-from workers import desk, screen, tryout
+from workers import desk, tryout
 from workers import devices as devices_of
 from workers.attempt import frozen
 from workers.background import BEGUN, MAKING, TAKEN, detach, resumed, unwritable
@@ -30,7 +29,7 @@ from workers.supervisor import Supervisor, warm
 from workers.vacant import is_vacant
 
 __all__ = ["check_name", "choose_devices", "describe", "detach", "log_lines", "restart", "resumable", "resume"]
-__all__ += ["stop", "train", "warm", "watch"]
+__all__ += ["stop", "train", "warm"]
 
 LOOK_S = 0.25
 """Time between two looks into files that somebody else writes."""
@@ -45,13 +44,19 @@ def check_name(runs: Path, name: str) -> None:
         RunError: it is taken; says by what.
         ConfigError: it is no name of one directory.
     """
-    if not name or name != Path(name).name or name.startswith((".", "-")):  # a dash: an option of every other command
-        raise ConfigError(f"--name {name!r}: give the name of one directory, without / and no leading dot or dash")
+    whole = name.isprintable() and name == Path(name).name  # a line break would break every table
+    if not name or not whole or name.startswith((".", "-")):  # a dash: an option of every other command
+        raise ConfigError(
+            f"--name {name!r}: give the name of one directory, without / or control characters and no leading dot or "
+            "dash"
+        )
     if not os.path.lexists(runs / name) or is_vacant(RunDir(runs / name)):
         return
     try:
         status = read(RunDir(runs / name))
-    except RunError:
+    except RunError as error:
+        if RunDir(runs / name).plan.is_file():
+            raise RunError(f"{error}; or choose another --name") from None
         what = "is no run of mach, or one that another launch begins just now"
         raise RunError(f"{runs / name} exists and {what}; choose another --name") from None
     doing = f"is running (pid {status.launcher_pid})" if status.state not in FINAL else f"has {ended(status)}"
@@ -176,9 +181,16 @@ def opened(words: str, begun: Callable[[bytes], None] | None) -> None:
 
 
 def resumable(runs: Path, name: str | None) -> RunDir:
-    """The run called `name`, or the newest: one with a plan, if its status is lost (NoSuchRun: there is none)."""
+    """The run called `name`, or the newest: one with a plan, if its status is lost.
+
+    Raises:
+        ConfigError: there is none; not a NoSuchRun, whose exit code is another thing here.
+    """
     named = RunDir(runs / name) if name else None
-    return named if named is not None and named.plan.is_file() else find_run(runs, name)
+    try:
+        return named if named is not None and named.plan.is_file() else find_run(runs, name)
+    except NoSuchRun as error:
+        raise ConfigError(str(error)) from None
 
 
 def status_of(run: RunDir) -> Status | None:
@@ -240,17 +252,6 @@ def run_quietly(config: Config, runs: Path, name: str, devices: tuple[str, ...])
     return status
 
 
-def watch(run: RunDir) -> Status:
-    """Show a run until it ends; its last status."""
-    console = screen.console()
-    with Live(console=console, refresh_per_second=4, screen=console.is_terminal) as live:
-        while (status := read(run)).state not in FINAL:
-            live.update(screen.tables(status, console.width))
-            time.sleep(1.0)
-    console.print(screen.tables(status, console.width))
-    return status
-
-
 def stop(run: RunDir, number: signal.Signals) -> str:
     """Tell the launcher to end and wait until it has; what to say about it.
 
@@ -279,12 +280,15 @@ def unmoved(run: RunDir, pid: int, number: signal.Signals, *, held: bool) -> str
     """What to say of a launcher that does not end when it is told to, stopped by a signal (`held`) or not."""
     kill = f"kill -9 {pid} ends it, and its components with it, which save nothing"
     if held:
-        return (
-            f"the launcher (pid {pid}) is stopped (SIGSTOP, or Ctrl-Z); kill -CONT {pid} has it go on, and end; {kill}"
-        )
+        return f"{halted(pid)}, and end; {kill}"
     if number == signal.SIGQUIT:
         return f"the launcher (pid {pid}) did not end; {kill}"
     return f"the launcher (pid {pid}) did not end; mach stop {run.called} --now"
+
+
+def halted(pid: int) -> str:
+    """What to say of a launcher that hears nothing, and what has it hear again."""
+    return f"the launcher (pid {pid}) is stopped (SIGSTOP, or Ctrl-Z); kill -CONT {pid} has it go on"
 
 
 def restart(run: RunDir, component: str | None) -> str:
@@ -302,6 +306,10 @@ def restart(run: RunDir, component: str | None) -> str:
         raise ConfigError(
             f"run {run.name}: say which component is to begin anew, of {', '.join(names)}: mach restart {run.called} "
             f"{names[-1]}"
+        )
+    if frozen(status.launcher_pid):
+        raise RunError(
+            f"run {run.name}: {halted(status.launcher_pid)}; then mach restart {run.called} {component} once more"
         )
     sockets = Path(msgspec.json.decode(run.plan.read_bytes(), type=Plan).sockets)
     wanted = desk.Ask(restart=component)

@@ -40,7 +40,7 @@ Say = Callable[[str], None]
 
 
 NOISE = 0.02
-"""A distance below this share of the bits is none."""
+"""A distance below this share of the bits is none; so is one of fewer bits than this: near 100 % there are few left."""
 LATENCY_S = 1e-4
 """Of a message between processes of one machine."""
 
@@ -297,7 +297,9 @@ def gap_closed(comparison: Comparison) -> dict[str, float | None]:
     for row in comparison.rows:
         if not row.control:
             floor, ceiling = bits[FLOOR, row.wiring], bits[CEILING, row.wiring]
-            closed[row.name] = (floor - mean_bits(row)) / (floor - ceiling) if floor - ceiling > NOISE * floor else None
+            closed[row.name] = (
+                (floor - mean_bits(row)) / (floor - ceiling) if floor - ceiling > NOISE * max(floor, 1.0) else None
+            )
     return closed
 
 

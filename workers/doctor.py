@@ -37,6 +37,8 @@ MEET_S = 5.0
 """Longest wait for two mailboxes to find each other, and for one answer."""
 SHARED_MB = 64
 """Megabytes that a ring of messages may take, below which there is a warning."""
+ROOM_MB = 100
+"""Megabytes free where runs lie, below which there is a warning: checkpoints and logs come to tens."""
 FILES = 1024
 """Open files below which there is a warning."""
 ROUNDS = 200
@@ -105,12 +107,16 @@ def writable(runs: Path) -> Check:
     except ConfigError as error:
         return Check("runs directory", "fail", str(error))
     try:
-        with tempfile.TemporaryFile(dir=place):
+        with tempfile.TemporaryFile(dir=place, buffering=0) as file:
+            file.write(bytes(4096))  # where nothing is free, a file can be made still
             free = shutil.disk_usage(place).free >> 20
     except OSError as error:
         text = f"{place}: no file can be written there ({error.strerror}); name another place with --runs"
         return Check("runs directory", "fail", text)
-    return Check("runs directory", "ok", f"{place} can be written, {free:,} MB free")
+    text = f"{place} can be written, {free:,} MB free"
+    if free < ROOM_MB:
+        return Check("runs directory", "warn", f"{text}; make room, or name another place with --runs")
+    return Check("runs directory", "ok", text)
 
 
 def sockets() -> Check:

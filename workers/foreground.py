@@ -3,28 +3,29 @@
 Knows no option, and nothing of how a run is planned.
 """
 
-import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from configs.errors import ConfigError, RunError
 from workers import screen
+from workers.output import Unwritable, lost, print_nowhere
 from workers.plan import Plan
 from workers.rundir import RunDir
-from workers.status import Status
+from workers.status import FINAL, Status, read
 from workers.supervisor import Supervisor
 from workers.verdict import STOPPED
 
 PLAIN_S = 2.0
 """Time between two blocks of plain lines."""
-UNREAD = "since nobody reads what it prints any more"
-"""Why a run was stopped whose reader has left."""
+LOOK_S = 1.0
+"""Time between two looks at a run that another terminal trains."""
 
 
 Opening = Callable[[], object] | None
@@ -39,26 +40,29 @@ def supervised(plan: Plan, opening: Opening = None) -> int:
         ConfigError: it cannot be run as asked.
         RunError: it was stopped, for nobody reads any more.
     """
-    console = screen.console()
+    console, why = screen.console(), ""
     with Supervisor(plan) as supervisor:
         try:
             if opening is not None:
                 opening()
             follow(supervisor, console)
-        except BrokenPipeError:
+        except BrokenPipeError as error:
             print_nowhere()
-            supervisor.stop(UNREAD)
+            why = lost(error)
+            supervisor.stop(f"since {why}")
             for _ in supervisor.watch():
                 continue
         status = supervisor.status
     if status.exit_code == 2:
         raise ConfigError(status.reason)
-    if status.reason.startswith(UNREAD):
-        raise unread(status, plan)
+    if why and status.reason.startswith(f"since {why}"):
+        raise unread(status, plan, why)
     try:
         conclude(status, plan, console)
-    except BrokenPipeError:
+    except BrokenPipeError as error:
         print_nowhere()
+        if isinstance(error, Unwritable):
+            print(f"mach: {lost(error)}", file=sys.stderr)
         if status.reason:
             print(f"mach: {status.reason}", file=sys.stderr)
     return status.exit_code or 0
@@ -86,20 +90,14 @@ def conclude(status: Status, plan: Plan, console: Console) -> None:
         print(f"run {status.run}: {plan.directory}", flush=True)
 
 
-def unread(status: Status, plan: Plan) -> RunError:
-    """What to say, where there still is somebody, of a run whose reader has left."""
+def unread(status: Status, plan: Plan, why: str) -> RunError:
+    """What to say, where there still is somebody, of a run that was stopped since nothing could be printed."""
     error = RunError(
-        f"nobody reads what is printed any more, so run {status.run} was stopped{status.reason.removeprefix(UNREAD)}; "
+        f"{why}, so run {status.run} was stopped{status.reason.removeprefix(f'since {why}')}; "
         f"mach resume {RunDir(Path(plan.directory)).called} goes on with it, and --detach needs no reader"
     )
     error.exit_code = status.exit_code or STOPPED
     return error
-
-
-def print_nowhere() -> None:
-    """From now on, so that what still waits to be printed raises no second time."""
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def follow_plainly(supervisor: Supervisor) -> None:
@@ -110,3 +108,29 @@ def follow_plainly(supervisor: Supervisor) -> None:
         if time.monotonic() - shown >= PLAIN_S or (everybody and not met):
             shown, met = time.monotonic(), met or everybody
             print("\n".join(screen.plain_lines(status)), flush=True)
+
+
+def shown(run: RunDir, *, watch: bool, as_json: bool) -> Status:
+    """Show a run that another terminal trains, to `watch` again and again until it ends; its last status. JSON to watch
+    is one object a line.
+    """
+    console = screen.console()
+
+    def show(status: Status) -> None:
+        if as_json:
+            told = msgspec.json.encode(status)
+            print((told if watch else msgspec.json.format(told)).decode(), flush=True)
+        else:
+            console.print(screen.tables(status, console.width))
+
+    if watch and console.is_terminal and not as_json:
+        with Live(console=console, refresh_per_second=4, screen=True) as live:
+            while (status := read(run)).state not in FINAL:
+                live.update(screen.tables(status, console.width))
+                time.sleep(LOOK_S)
+    else:
+        while (status := read(run)).state not in FINAL and watch:
+            show(status)
+            time.sleep(LOOK_S)
+    show(status)
+    return status

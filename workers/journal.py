@@ -90,6 +90,7 @@ class Journal:
         self.every_s = plan.config.report.every_ms / 1000
         self.settings = plan.config.probes
         self.steps = self.samples = self.child_steps = self._before = self._samples_before = 0
+        self._on_child = False  # whether any of the batches was that are gathered for one step
         self.target, self.gradient = Tally(), Tally()
         self._losses: dict[str, list[Tensor]] = {}
         self._probes: dict[str, float] = {}
@@ -122,9 +123,12 @@ class Journal:
         self._noted_at = now
         self._born = now if self._born is None else self._born
         self._stepped = (self._stepped[0] if self.steps > self._before else now, now)
-        self.steps += step.updated
+        self._on_child |= step.on_child
+        if step.updated:
+            self.steps += 1
+            self.child_steps += self._on_child
+            self._on_child = False
         self.samples += step.samples
-        self.child_steps += step.on_child
         self.target.add(step.target_ages)
         self.gradient.add(step.gradient_ages)
         self._probes |= step.probes

@@ -11,9 +11,9 @@ the supervisor's clock.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -46,8 +46,11 @@ class Member:
         now: float,
         *,
         mends: bool = True,
+        before: Mapping[str, Any] | None = None,
     ) -> None:
-        """`mends`: whether it may be restarted at all; `first`: the incarnation of its first life."""
+        """`mends`: whether it may be restarted at all; `first`: the incarnation of its first life; `before`: what it
+        had come to in earlier launches (`status.reached`), shown until it speaks.
+        """
         self.run = run
         self.rules = rules
         self.mends = mends
@@ -67,6 +70,7 @@ class Member:
         self._start = start
         self._account = Restarts(rules.max_restarts)
         self._report: Report | None = None
+        self._before = dict(before or {})
         self._reported_at = now
         self._why = ""
         self._next_at = float("inf")
@@ -103,7 +107,9 @@ class Member:
         """Why nothing more comes of it, for a verdict on a run in which others depend on that."""
         if self.over == "failed":
             return self.cause
-        return f"{self.name} was stopped alone" if self.over == "stopped" else f"stub {self.name} sends nothing more"
+        if self.over == "stopped":
+            return f"{self.name} was stopped alone" if self.attempt.left_well else f"{self.name}: {self._why}"
+        return f"stub {self.name} sends nothing more"
 
     @property
     def bound(self) -> int | None:
@@ -217,6 +223,7 @@ class Member:
             pid=0,
             device=self.plan.device,
             state="starting",
+            **self._before,
         )
         state, reason = self._state(now)
         heard = self.attempt.heard_at

@@ -14,7 +14,8 @@ import msgspec
 
 from bus.mailbox import Mailbox, MailboxRelay
 from bus.virtual import VirtualBus
-from configs.load import check_keys, convert, load
+from configs.errors import ConfigError
+from configs.load import check_keys, convert, load, parse_setting
 from mach.component import Component
 from mach.learner import Step
 from mach.messages import Activation, Gradient, Letter, Message, Target
@@ -31,6 +32,10 @@ PATIENCE_S = 10.0
 """Virtual seconds without a step, after which a run ends with fewer than were wanted."""
 LEAST_S = 0.001
 """Virtual seconds between two looks whether there are enough: time passes also where a step takes none."""
+
+KINDS = (Activation, Target, Gradient)
+THE_SAME = ("n_components", "graph", "components")
+"""Keys that a neighbourhood has its own values for."""
 
 M = TypeVar("M", Activation, Target, Gradient)
 Script = Mapping[str, Any]
@@ -72,8 +77,8 @@ class Neighbourhood:
 
     Args:
         config: a shipped configuration or a file, as `mach launch --config`.
-        settings: `key=value` strings, as `--set`; `model.family=package.module:factory` puts your own network
-            under test.
+        settings: one `key=value`, or several, as `--set`; `model.family=package.module:factory` puts your own network
+            under test. Who is there is not to be set: it is always the three.
         parent, child: scripts as under `components.N.stub`.
         compute_ms: virtual duration of one step of the component.
         latency_ms: virtual latency of the bus, each way.
@@ -85,13 +90,15 @@ class Neighbourhood:
     def __init__(
         self,
         config: str = "digits",
-        settings: Sequence[str] = (),
+        settings: str | Sequence[str] = (),
         *,
         parent: Script | None = None,
         child: Script | None = None,
         compute_ms: float = 5.0,
         latency_ms: float = 1.0,
     ) -> None:
+        settings = (settings,) if isinstance(settings, str) else settings
+        check(settings)
         base = load(config, (*settings, "n_components=3", "graph=chain"), RECIPES)
         scripts = {0: {"stub": dict(parent or {})}, 2: {"stub": dict(child or {})}}
         for where, number in (("parent", 0), ("child", 2)):
@@ -135,13 +142,23 @@ class Neighbourhood:
         return self._steps[before:]
 
     def sent(self, kind: type[M], to: str | None = None) -> list[M]:
-        """What the component sent, of one kind, oldest first."""
+        """What the component sent, of one kind, oldest first.
+
+        Raises:
+            ConfigError: it is no kind of message, or `to` no neighbour.
+        """
+        check_question("sent", kind, to)
         return [
             sent.message for sent in self._ledger.outgoing if isinstance(sent.message, kind) and to in (None, sent.to)
         ]
 
     def received(self, kind: type[M], sender: str | None = None) -> list[M]:
-        """What the component received, of one kind, oldest first."""
+        """What the component received, of one kind, oldest first.
+
+        Raises:
+            ConfigError: it is no kind of message, or `sender` no neighbour.
+        """
+        check_question("received", kind, sender)
         return [
             letter.message
             for letter in self._ledger.incoming
@@ -182,3 +199,24 @@ class Neighbourhood:
         """A stub, for ever."""
         while True:
             stub.turn(stub.idle_s())
+
+
+def check(settings: Sequence[str]) -> None:
+    """Raise a ConfigError for a setting that would have others in the neighbourhood."""
+    for text in settings:
+        if (key := next(iter(parse_setting(text)))) in THE_SAME:
+            raise ConfigError(
+                f"settings: {text}: a neighbourhood is always a chain of {PARENT}, {SELF} and {CHILD}; leave "
+                f"{key} out, and give the scripts of the stubs as parent={{…}} and child={{…}}"
+            )
+
+
+def check_question(asked: str, kind: object, neighbour: str | None) -> None:
+    """Raise a ConfigError for messages that there cannot be any of."""
+    if kind not in KINDS:
+        names = ", ".join(each.__name__ for each in KINDS)
+        raise ConfigError(f"{asked}({kind!r}): is no kind of message; give one of {names}, from mach.messages")
+    if neighbour not in (None, PARENT, CHILD):
+        raise ConfigError(
+            f"{asked}({kind.__name__}, {neighbour!r}): there is none; give {PARENT} or {CHILD}, or nobody"
+        )

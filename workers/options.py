@@ -14,11 +14,12 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from configs.errors import MachError
+from configs.errors import ConfigError, MachError
 from configs.load import recipe, shipped
 from mach.recipes import RECIPES
 from workers.background import tell_begun
 from workers.complete import config_names, run_names
+from workers.output import interrupted
 from workers.rundir import USUAL, ground
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -68,7 +69,18 @@ def runs_option(kind: click.Path) -> Decorator:
 
 def setting(told: str) -> Decorator:
     """--set."""
-    return click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help=told)
+    return click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help=told, callback=said)
+
+
+def said(ctx: click.Context, param: click.Parameter, settings: tuple[str, ...]) -> tuple[str, ...]:
+    """The settings; of a command whose arguments are recipes, none that sets one for them all."""
+    if any(each.name == "recipes" for each in ctx.command.params):
+        for text in settings:
+            if text.partition("=")[0].strip() == "recipe":
+                raise ConfigError(
+                    f"--set {text}: every recipe that is compared stands before the options; leave it out"
+                )
+    return settings
 
 
 RUNS = runs_option(Place())
@@ -132,8 +144,23 @@ def options(these: tuple[Decorator, ...]) -> Decorator:
     return lambda command: reduce(lambda wrapped, option: option(wrapped), reversed(these), command)
 
 
+ELSEWHERE = {
+    "help": "mach --help is the manual, and mach launch --help that of one command",
+    "export": "mach.export.load in Python gives the network of a run",
+}
+"""Where to find what is no command, though some look for one."""
+
+
 class Group(click.Group):
     """Turns our errors into one sentence and their exit code; a surprise into one line and a file."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of that name."""
+        if args[0] in ELSEWHERE and args[0] not in self.commands and not ctx.resilient_parsing:
+            ctx.fail(f"No such command {args[0]!r}; {ELSEWHERE[args[0]]}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -148,6 +175,9 @@ class Group(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:
+            if interrupted(error):
+                click.echo("mach: interrupted", err=True)
+                ctx.exit(130)
             if os.environ.get("MACH_DEBUG"):
                 raise
             with tempfile.NamedTemporaryFile("w", prefix="mach-", suffix=".traceback", delete=False) as file:

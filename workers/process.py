@@ -118,9 +118,15 @@ def enter(plan_json: bytes, name: str, incarnation: int, channel: socket.socket,
         control.last_word(str(error))
         sys.exit(error.exit_code)
     except BaseException as error:
-        control.last_word(f"{type(error).__name__}: {error}")
+        control.last_word(sentence(error))
         line(traceback.format_exc())  # last: it may need memory that there is not
         sys.exit(UNEXPECTED)
+
+
+def sentence(error: BaseException) -> str:
+    """An error in one line, after what was noted about where it was raised."""
+    parts = (*getattr(error, "__notes__", ()), type(error).__name__, error)
+    return " ".join(": ".join(map(str, parts)).split())
 
 
 def body(process: ProcessPlan, plan: Plan, control: Control) -> None:

@@ -169,7 +169,7 @@ class Report(Record):
     child_steps: int = 0
     """Steps trained on a child's answer."""
     child_share: float | None = None
-    """`child_steps` over all steps."""
+    """`child_steps` over all steps: about 1/8 where only every 8th answer says a target (`method.targets_every`)."""
     staleness: Staleness = msgspec.field(default_factory=Staleness)
     """How old what it used was."""
     probes: dict[str, float] = msgspec.field(default_factory=dict)

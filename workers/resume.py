@@ -36,11 +36,18 @@ def recorded_plan(run: RunDir) -> Plan:
         plan = msgspec.json.decode(run.plan.read_bytes(), type=Plan)
     except OSError as error:
         raise RunError(f"{run.plan}: cannot be read ({error.strerror}); is {run.path} a run of mach launch?") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise RunError(
-            f"{run.plan}: is no plan of this version ({error}); earlier ones lie in {run.path / 'earlier'}"
-        ) from error
+    except msgspec.ValidationError as error:
+        raise RunError(f"{run.plan}: is no plan of this version ({error}); {anew(run)}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        earlier = run.earlier_plan(run.earlier_plans())
+        way = f"cp {earlier} {run.plan}, then mach resume {run.called}" if earlier.exists() else anew(run)
+        raise RunError(f"{run.plan}: is damaged ({error}); {way}") from error
     return msgspec.structs.replace(plan, run=run.name, directory=str(run.path.absolute()))
+
+
+def anew(run: RunDir) -> str:
+    """What to do with a run that no plan can be read of."""
+    return f"launch another run under its configuration: mach launch --config {run.config}"
 
 
 def config_of(plan: Plan, file: str | None, settings: Sequence[str]) -> Config:
@@ -174,8 +181,17 @@ def where(run: RunDir, plan: Plan) -> str:
         at = f"from step {plan.resume_at}, the newest that all have" if plan.resume_at else "from the beginning"
         newer = {name: shelf.damaged(name, plan.resume_at) for name, shelf in shelves.items()}
         lost = [f"{name}: {damage(damaged)}" for name, damaged in newer.items() if damaged]
-        return "\n".join([f"run {plan.run} goes on in lock-step {at}", *lost])
+        return "\n".join([f"run {plan.run} goes on in lock-step {at}", *lost, *beyond(plan, plan.resume_at)])
     found = {name: shelf.newest(name) for name, shelf in shelves.items()}
     steps = [f"{name} from {f'step {step}' if step else 'the beginning'}" for name, (step, _) in found.items()]
     lost = [f"{name}: {fallback(damaged, step)}" for name, (step, damaged) in found.items() if damaged]
-    return "\n".join([f"run {plan.run} goes on: {', '.join(steps)}", *lost])
+    least = min(step for step, _ in found.values())
+    return "\n".join([f"run {plan.run} goes on: {', '.join(steps)}", *lost, *beyond(plan, least)])
+
+
+def beyond(plan: Plan, least: int) -> list[str]:
+    """That all have done more steps, `least` at the least, than are asked for: perhaps those to come were meant."""
+    most = plan.config.train.steps
+    if plan.config.train.minutes is not None or least <= most:
+        return []
+    return [f"nothing is left to train: --steps {most} counts from the beginning, and at least {least} are done"]

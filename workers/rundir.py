@@ -136,10 +136,17 @@ class RunDir:
     def reopen(self) -> None:
         """Make ready for another life of the run: nothing of the earlier ones is lost, their last plan put by."""
         self.restore()
-        earlier = self.path / "earlier"
-        earlier.mkdir(exist_ok=True)
-        number = 1 + sum(1 for _ in earlier.glob("plan-*.json"))
-        replace(earlier / f"plan-{number}.json", self.plan.read_bytes())
+        place = self.earlier_plan(1 + self.earlier_plans())
+        place.parent.mkdir(exist_ok=True)
+        replace(place, self.plan.read_bytes())
+
+    def earlier_plans(self) -> int:
+        """How many plans were put by."""
+        return sum(1 for _ in (self.path / "earlier").glob("plan-*.json"))
+
+    def earlier_plan(self, number: int) -> Path:
+        """One of them, from 1; the last is the newest."""
+        return self.path / "earlier" / f"plan-{number}.json"
 
     def lock(self, *, make: bool = True) -> int:
         """An open file that marks the run as running until it is closed; BlockingIOError if another launcher does.
@@ -166,7 +173,11 @@ def _by_number(log: Path) -> tuple[str, list[int]]:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file atomically: readers see the old content or the new, never a part."""
+    """Write a file atomically: readers see the old content or the new, never a part; OSError leaves no part, either."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(content)
-    os.replace(draft, path)
+    try:
+        draft.write_bytes(content)
+        os.replace(draft, path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise

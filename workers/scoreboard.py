@@ -22,7 +22,7 @@ ACCOUNT = (
     "student: c0 alone, as it ships; child: c0 with its true child; full: the whole depth. To target: {clock} until "
     "the curve first was at {target}. Staleness: versions, the median of all that came late and was used. Effort: "
     "multiply-adds a step and sample, all components together, in those of backprop. Gap closed: of the bits "
-    "from alone+student to backprop."
+    "from alone+student to backprop; none where those are as good as equal."
 )
 
 
@@ -141,6 +141,8 @@ def check_plot(file: Path) -> None:
     """Raise a ConfigError where no picture can be drawn, or none put there: before an hour of training."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError('--png: needs matplotlib, which is not installed; pip install "mach-train[plot]"')
+    if file.suffix.lower() != ".png":
+        raise ConfigError(f"--png {file}: is drawn as a PNG; let its name end in .png")
     if file.is_dir():
         raise ConfigError(f"--png {file}: is a directory; name a file in it")
     if not file.absolute().parent.is_dir():

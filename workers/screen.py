@@ -74,7 +74,6 @@ TRAFFIC: Mapping[str, Column] = {
 WIDE = 105
 """Columns from which a component's process and learning fit on one row."""
 
-
 START_UP_S = 10.0
 """From the start of a life: so long its neighbours may not be there yet."""
 WRONG = {
@@ -150,15 +149,15 @@ def headline(status: Status) -> Text:
 
 def all_tables(status: Status, width: int) -> Sequence[RenderableType]:
     """Process, learning and bus of every component; the first two side by side where they fit. Then whose accuracy
-    cannot be known, who has learnt nothing, who began from an older checkpoint than its newest, and what children are
-    worth, where `probes.salience` tells.
+    cannot be known, who has learnt nothing, whose messages are too large, who began from an older checkpoint than its
+    newest, and what children are worth, where `probes.salience` tells.
     """
     if width >= WIDE:
         shown = [table(status, {**PROCESS, **LEARNING}), table(status, {**STALENESS, **TRAFFIC})]
     else:
         shown = [table(status, columns) for columns in (PROCESS, LEARNING, STALENESS, TRAFFIC)]
     fallbacks = [f"{row.component}: {row.checkpoint.fallback}" for row in status.components if row.checkpoint.fallback]
-    return [*shown, *unexamined(status), *untrained(status), *fallbacks, *worth(status)]
+    return [*shown, *unexamined(status), *untrained(status), *oversized(status), *fallbacks, *worth(status)]
 
 
 def unexamined(status: Status) -> list[str]:
@@ -177,9 +176,14 @@ def untrained(status: Status) -> list[str]:
     """Who finished without a step: the minutes, or in stream wiring the run, were over before its first."""
     finished = [row for row in status.components if row.kind == "trainer" and row.state == "finished"]
     names = ", ".join(row.component for row in finished if row.exit_code is not None and row.step == 0)
-    if not names:
-        return []
-    return [f"{names}: ended without a step: nothing is learnt there; train longer"]
+    return [f"{names}: ended without a step: nothing is learnt there; train longer"] if names else []
+
+
+def oversized(status: Status) -> list[str]:
+    """Whose messages were dropped for their size: nothing else tells that what they carry never arrives."""
+    lost = {row.component: count for row in status.components if (count := row.messages.dropped.get("too-large", 0))}
+    many = f"{sum(lost.values()):,} messages were dropped, being larger than bus.max_message_mb; raise it"
+    return [f"{', '.join(lost)}: {many}"] if lost else []
 
 
 def worth(status: Status) -> list[Table]:

@@ -10,7 +10,7 @@ import functools
 import re
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -20,7 +20,7 @@ from configs.load import load
 from configs.tree import Supervise
 from workers.attempt import frozen
 from workers.policy import patience_s
-from workers.report import Record, Report, older
+from workers.report import Checkpoint, Record, Report, older
 from workers.rundir import RunDir, replace
 
 RunState = Literal["starting", "training", "stopping", "finished", "stopped", "failed"]
@@ -115,12 +115,22 @@ def read(run: RunDir, now: float | None = None) -> Status:
     try:
         status = msgspec.json.decode(run.status.read_bytes(), type=Status)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and run.plan.is_file():
+            raise RunError(
+                f"{run.status} is not written yet, or there was no room for it; where nobody trains any more, make "
+                f"room, then mach resume {run.called}"
+            ) from error
         raise RunError(
             f"{run.status}: cannot be read ({error.strerror}); is {run.path} a run of mach launch?"
         ) from error
-    except msgspec.MsgspecError as error:
+    except msgspec.ValidationError as error:
         raise RunError(
             f"{run.status}: is no status of this version ({error}); its metrics/ and logs/ remain"
+        ) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"{run.status}: is damaged ({error}); where nobody trains any more, mach resume {run.called} goes on all "
+            "the same"
         ) from error
     same = status.boot == boot()  # the monotonic clocks of two boots are never compared
     age = max(0.0, (time.monotonic() if now is None else now) - status.written_s) if same else 0.0
@@ -143,6 +153,22 @@ def read(run: RunDir, now: float | None = None) -> Status:
             f"written; go on with mach resume {run.called}"
         )
     return status
+
+
+REACHED = ("step", "samples", "child_steps", "child_share", "loss", "accuracy", "checkpoint")
+
+
+def reached(run: RunDir) -> dict[str, dict[str, Any]]:
+    """What the components of a run that has ended had come to, as fields of a `Report` by their names: a later life
+    goes on from there, or fails before its first word. None, where that cannot be read.
+    """
+    try:
+        rows = read(run).components
+    except RunError:
+        return {}
+    for row in rows:
+        row.checkpoint = Checkpoint(step=row.checkpoint.step, age_s=row.checkpoint.age_s)  # its troubles are over
+    return {row.component: {name: getattr(row, name) for name in REACHED} for row in rows}
 
 
 def unwritten(run: RunDir, launcher: int, age: float) -> str:
@@ -208,7 +234,7 @@ def find_run(runs: Path, name: str | None) -> RunDir:
                 f"there is no run in {runs}/; start one with mach launch, or name another place with --runs"
             )
         return found[0]
-    if any(run.name == name for run in found):
+    if any(run.name == name for run in found) or RunDir(runs / name).plan.is_file():
         return RunDir(runs / name)
     near = difflib.get_close_matches(name, [run.name for run in found], 1)
     hint = f"; did you mean {near[0]!r}?" if near else "; mach runs lists those that there are"

@@ -25,7 +25,7 @@ from multiprocessing import current_process, forkserver, get_context, resource_t
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
@@ -155,15 +155,17 @@ class Supervisor:
             make_way(self.run)
             self.run.make()
         self._lock = self.run.lock()
+        before: dict[str, dict[str, Any]] = {}
         if self.plan.resumed:
+            before = status_file.reached(self.run)
             self.run.reopen()
         self._plan_down()
         self._listen()
         warm()
         rules, mends = self.plan.config.supervise, not self.plan.lockstep
         for process in self.plan.processes:
-            start, now = partial(self._start, process), self.clock.look()
-            self.members.append(Member(start, process.incarnation, rules, self.run, now, mends=mends))
+            start, now, came = partial(self._start, process), self.clock.look(), before.get(process.name)
+            self.members.append(Member(start, process.incarnation, rules, self.run, now, mends=mends, before=came))
         self._write()
 
     def __exit__(

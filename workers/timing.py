@@ -88,8 +88,8 @@ def straggler(text: str, n_components: int) -> tuple[str, float]:
     """`c1=10x`: who, and how many times slower."""
     name, _, value = text.partition("=")
     found = re.fullmatch(NUMBER + "x", value.strip())
-    if found is None or not float(found[1]):
-        raise ConfigError(f"--straggler {text}: write who is how much slower, as in c1=10x")
+    if found is None or float(found[1]) < 1.0:  # who is faster has a time of its own: --compute 5ms,c1=2ms
+        raise ConfigError(f"--straggler {text}: write who is how many times slower, 1x or more, as in c1=10x")
     return _component("--straggler", text, name, n_components), float(found[1])
 
 

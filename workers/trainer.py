@@ -14,7 +14,7 @@ import torch
 
 from bus.mailbox import EdgeView, Mailbox
 from bus.sockets import ZmqMailbox
-from configs.errors import Unsaved
+from configs.errors import Diverged, Unsaved
 from configs.tree import Config
 from mach.assemble import exam_of, learner_of, samples_of
 from mach.checkpoint import save_weights
@@ -61,6 +61,8 @@ class Life:
         self.pulse = partial(self.report_if_due, "training", "examines itself")  # it may take longer than many steps
         self.unsaved = ""
         """Why the end is not on disk."""
+        self.diverged = False
+        """Whether that is no fault of the disk: its numbers are ruined."""
         self.bound: int | None = None
         """Lock-step, told to gather: the step that it said it is bound to reach."""
         self.first = 1
@@ -102,9 +104,11 @@ class Life:
             if self.keeper.failing:
                 self.checkpoint(last=True)
             save_weights(learner.examined, weights, said)
-            self.unsaved = self.keeper.failing
+            self.unsaved, self.diverged = self.keeper.failing, self.keeper.diverged
+        except Diverged as error:
+            self.unsaved, self.diverged = self.keeper.failing or f"training has diverged: {error}", True
         except OSError as error:
-            self.unsaved = f"{weights}: cannot be written ({error.strerror or error})"
+            self.unsaved, self.diverged = f"{weights}: cannot be written ({error.strerror or error})", False
         if not self.unsaved:
             self.say(f"{when}; weights are saved")
         elif not before:
@@ -115,11 +119,10 @@ class Life:
         if not self.unsaved:
             return
         kept = self.keeper.record(self.trainer.mailbox.now()).step
-        newest = "none" if kept is None else f"of step {kept}"
-        diverged = self.keeper.diverged and self.unsaved == self.keeper.failing
+        newest = "it has no checkpoint" if kept is None else f"its newest checkpoint is of step {kept}"
         raise Unsaved(
-            f"could not save its end: {self.unsaved}; its newest checkpoint is {newest}; "
-            f"{remedy(RunDir(Path(self.plan.directory)).called, kept, diverged=diverged)}"
+            f"could not save its end: {self.unsaved}; {newest}; "
+            f"{remedy(RunDir(Path(self.plan.directory)).called, kept, diverged=self.diverged)}"
         )
 
     def train(self) -> None:

@@ -63,6 +63,8 @@ def judge(
         return Verdict("finished", "", FINISHED)
     alone = next((member for member in members if member.over == "stopped"), None)
     cause = cause or ("" if alone is None else alone.lost)
+    others = ", ".join(member.name for member in failed if member is not first)
+    cause += f"; {others} failed as well" if others else ""
     if any(member.over == "finished" and member.plan.kind == "trainer" for member in members):
         return Verdict("finished", cause, DEGRADED)
     return Verdict("failed", cause, FAILED)

@@ -20,6 +20,9 @@ def configured(
     max_restarts: int | None = None,
 ) -> Config:
     """The configuration that the options describe; options win over `--set`, which wins over the file."""
+    timed = [text for text in settings if text.partition("=")[0].strip() == "train.minutes"]
+    if steps is not None and timed:
+        raise ConfigError(f"--steps and --set {timed[0]}: give one of them")
     options = {"n_components": components, "seed": seed, "supervise.max_restarts": max_restarts}
     given = [f"{key}={value}" for key, value in options.items() if value is not None]
     return load(config_name, (*settings, *given, *lengths(steps, minutes)), RECIPES)

@@ -35,6 +35,27 @@ def test_later_layers_win_key_by_key(tmp_path: Path) -> None:
     assert (config.loss.late, config.loss.distill, config.loss.child) == (0.25, 5.0, Config().loss.child)
 
 
+@pytest.mark.parametrize("setting", ["bus.window=4", "graph=kgraph", "wiring=skip"])
+def test_a_recipe_that_a_setting_names_lies_under_every_setting_wherever_it_stands(setting: str) -> None:
+    before = load("digits", (setting, "recipe=dgl", "recipe=mach-stream"), RECIPES)
+    assert before == load("digits", ("recipe=dgl", "recipe=mach-stream", setting), RECIPES)
+    assert before == load("digits", ("recipe=mach-stream", setting), RECIPES), "of several recipes the last"
+    assert before != load("digits", ("recipe=mach-stream",), RECIPES)
+
+
+def test_noise_is_of_the_files_own_source(tmp_path: Path) -> None:
+    file = write(tmp_path, "data: {noise: 0.5, length: 7}")
+    for settings, noise in (
+        ((), 0.5),
+        (("data.source=digits",), 0.5),
+        (("data.source=mine:blobs",), 0.0),
+        (("data={source: mine:blobs}",), 0.0),
+        (("data.noise=0.1", "data.source=mine:blobs"), 0.1),
+    ):
+        data = load(file, settings).data
+        assert (data.noise, data.length) == (noise, 7), settings
+
+
 def test_a_dumped_tree_is_a_configuration_again(tmp_path: Path) -> None:
     config = load("digits", ("components.1.stub.latency_ms=5", "graph=[[1],[]]", "n_components=2"), RECIPES)
     assert load(write(tmp_path, dump(config)), recipes=RECIPES) == config
@@ -61,7 +82,7 @@ def test_settings_are_nested_yaml(text: str, expected: object) -> None:
         ("data.source=mydata:", "nothing follows the colon; write package.module:factory, or KEY: VALUE"),
         (
             "data.source=mydata: misfit",
-            "data.source: expected `str`, got keys with values; text with a colon in it stands in quotes",
+            "data.source: expected text, got keys with values; text with a colon in it stands in quotes",
         ),
     ],
 )
@@ -130,11 +151,32 @@ def test_a_wrong_value_names_its_key_and_place(setting: str, key: str) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "choices"),
-    [("method.momentum_head=bogus", "none, layer, chain"), ("optimiser.name=adam", "adamw, sgd, nadam, muon")],
+    [
+        ("method.momentum_head=bogus", "none, layer, chain"),
+        ("optimiser.name=adam", "adamw, sgd, nadam, muon"),
+        ("staleness.policies=[clip, recompute]", "bound, accumulate, discount, shrink, predict, compensate, clip"),
+    ],
 )
 def test_a_word_that_is_none_of_those_that_a_key_takes_names_them_all(setting: str, choices: str) -> None:
     with pytest.raises(ConfigError, match=f"invalid enum value .*; valid: {choices}$"):
         load("digits", (setting,), RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("staleness.policies=clip", "staleness.policies: expected a list, got 'clip'; write [clip]"),
+        ("model.joiner=64", "model.joiner: expected a list, got 64; write [64]"),
+        ("train.steps=1e3", "train.steps: expected a whole number, got 1000.0"),
+        ("train=abc", "train: expected keys with values, got 'abc'"),
+        ("train.minutes=long", "train.minutes: expected a number or null, got 'long'"),
+        ("graph=[[0.5]]", "graph[0][0]: expected a whole number, got a number"),
+    ],
+)
+def test_what_is_expected_is_told_in_plain_words(setting: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load("digits", (setting,), RECIPES)
+    assert str(error.value) == f"--set {setting}: {said}"
 
 
 def test_an_unknown_recipe_names_the_nearest_and_all() -> None:

@@ -104,6 +104,25 @@ def test_what_a_component_shows_is_what_its_parent_takes_and_ends_in_the_last_he
     assert torch.equal(below_of(parts[0]).weights()[-1], parts[-1].head.bias)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "ends", "notes"),
+    [
+        (0, True, ["in its copy of c1's section"]),
+        (1, True, ["in its copy of c2's section"]),
+        (3, True, ["in its copy of c2's section"]),
+        (3, False, []),  # a head of its own
+    ],
+)
+def test_an_error_in_a_copy_says_whose_it_is(wrong: int, ends: bool, notes: list[str]) -> None:
+    parts = [nn.Linear(3, 3) for _ in range(4)]
+    parts[wrong] = nn.Linear(5, 3)
+    sections = {"c1": parts[0], "c2": parts[1]}
+    below = Below(sections, parts[2], parts[3], 0.9, context=False, ends=ends)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as raised:
+        below(torch.zeros(4, 3), torch.zeros(4, 3))
+    assert getattr(raised.value, "__notes__", []) == notes
+
+
 def test_copies_approach_what_is_shown_by_how_many_versions_went_by() -> None:
     mu = 0.9
     below = Below({"c1": nn.Linear(3, 3), "c2": nn.Linear(3, 3)}, nn.Linear(3, 2), nn.Linear(2, 5), mu, context=False)

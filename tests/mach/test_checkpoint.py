@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from built import build
-from configs.errors import DataError
+from configs.errors import DataError, Diverged
 from configs.tree import Model
 from mach.checkpoint import load_weights, save_weights
 
@@ -30,6 +30,18 @@ def test_nothing_partial_is_left_where_nothing_can_be_written(tmp_path: Path) ->
     with pytest.raises(OSError, match=r"c0|directory"):
         save_weights(component, tmp_path / "file" / "c0.safetensors", {})
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_written_and_good_ones_stay(tmp_path: Path, number: float) -> None:
+    component, path = build(Model(embedding=4), (5,), 3, ()), tmp_path / "c0.safetensors"
+    save_weights(component, path, {"version": "1"})
+    good = path.read_bytes()
+    next(component.parameters()).data[0] = number
+    with pytest.raises(Diverged, match=r"c0\.safetensors: .* not finite"):
+        save_weights(component, path, {"version": "2"})
+    assert path.read_bytes() == good
+    assert [entry.name for entry in tmp_path.iterdir()] == ["c0.safetensors"]
 
 
 def test_a_full_disk_is_an_error_of_the_system_that_names_the_file_once(

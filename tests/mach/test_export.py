@@ -102,6 +102,38 @@ def test_logits_are_those_of_the_components_put_together(run: Path) -> None:
         assert torch.equal(export.load(run, k)(x), z)
 
 
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (torch.zeros(5, 63), r"takes samples \[B, 64\], and got \[5, 63\]$"),
+        (torch.zeros(64), r"takes samples \[B, 64\], and got \[64\]; of one sample alone give x\[None\]$"),
+        (torch.tensor(1.0), r"and got \[\]$"),
+        (torch.zeros(5, 64, dtype=torch.uint8), r"takes quantities, as float32, and got torch\.uint8; give samples as"),
+    ],
+)
+def test_what_are_no_samples_is_one_sentence(run: Path, x: torch.Tensor, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        export.load(run)(x)
+    assert export.load(run)(torch.zeros(0, 64)).shape == (0, 10)
+
+
+@pytest.mark.parametrize(("recipe", "k"), [("mach", 0), ("dgl", 1)])
+def test_what_are_no_symbols_is_one_sentence(tmp_path: Path, recipe: str, k: int) -> None:
+    config, _ = trained(tmp_path / "run", "train.steps=1", f"recipe={recipe}", *TEXT, name="bytes-lm")
+    network, dataset = export.load(tmp_path / "run" / "weights", k), load_data(config.data)
+    x = dataset.test_inputs[:2].long()
+    for odd in (-1, dataset.symbols):
+        with pytest.raises(DataError, match=rf"knows the symbols 0 to {dataset.symbols - 1}, and got {odd}$"):
+            network(x.clone().fill_(odd))
+    with pytest.raises(DataError, match=r"takes whole numbers, which stand for symbols, and got torch\.float32"):
+        network(x.float())
+    with pytest.raises(DataError, match=r"takes samples \[B, 16\], and got \[2, 17\]"):
+        network(torch.cat([x, x[:, :1]], dim=1))
+    assert torch.allclose(network(x[:, :9]), network(x)[:, :9], atol=1e-5), (
+        "of what was there, later ones change nothing"
+    )
+
+
 def test_what_ships_learns_no_more_and_holds_nothing_that_it_does_not_use(run: Path) -> None:
     random = torch.random.get_rng_state()
     network = export.load(str(run), 1)
@@ -136,6 +168,14 @@ def test_neither_the_data_nor_the_rest_of_the_run_is_needed(run: Path, tmp_path:
             {"samples": '{"sample_shape": [0], "classes": 10, "symbols": 0}'},
             DataError,
             r"does not say what samples it takes .*>= 1",
+        ),
+        *(
+            (
+                {"samples": f'{{"sample_shape": {shape}, "classes": 10, "symbols": 0}}'},
+                DataError,
+                r"does not say what samples it takes .sizes beyond 64 bits",
+            )
+            for shape in ([10**30], [2**40, 2**40])
         ),
         (
             {"samples": '{"sample_shape": [3, 3], "classes": 10, "symbols": 0}'},

@@ -183,9 +183,9 @@ def test_the_gap_is_that_between_one_alone_and_backpropagation() -> None:
     assert found == {"mach": pytest.approx(0.08 / 0.22), "dgl": pytest.approx(-0.05 / 0.22)}
 
 
-@pytest.mark.parametrize("ceiling", [2.0, 2.1, 1.98])
-def test_without_a_distance_nothing_is_closed(ceiling: float) -> None:
-    rows = row("alone+student", 2.0), row("backprop", ceiling), row("mach", 1.0, control=False)
+@pytest.mark.parametrize(("floor", "ceiling"), [(2.0, 2.0), (2.0, 2.1), (2.0, 1.98), (0.056, 0.05)])
+def test_without_a_distance_nothing_is_closed(floor: float, ceiling: float) -> None:
+    rows = row("alone+student", floor), row("backprop", ceiling), row("mach", 1.0, control=False)
     assert gap_closed(board(*rows)) == {"mach": None}
 
 

@@ -2,6 +2,7 @@
 
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -93,6 +94,22 @@ def test_a_place_that_takes_no_file_fails_in_words_of_its_own() -> None:
     check = doctor.writable(Path("/proc/x"))
     text = "/proc: no file can be written there (No such file or directory); name another place with --runs"
     assert (check.verdict, check.text) == ("fail", text)
+
+
+def test_a_full_disk_fails_and_a_little_room_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # as there: a file can be made, and takes no byte
+    try:
+        assert doctor.writable(tmp_path).verdict == "fail"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    usage = shutil.disk_usage(tmp_path)._replace(free=99 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    check = doctor.writable(tmp_path)
+    assert (check.verdict, check.text) == (
+        "warn",
+        f"{tmp_path} can be written, 99 MB free; make room, or name another place with --runs",
+    )
 
 
 def test_sockets_without_a_place_fail(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,10 @@
 """What a run says on a terminal, and what becomes of it when nobody reads: a real pipe, a played supervisor."""
 
 import contextlib
+import errno
+import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,11 +16,15 @@ from configs.errors import RunError
 from configs.load import load
 from fakes import status as status_of
 from mach.recipes import RECIPES
-from workers import foreground, screen
-from workers.foreground import UNREAD, Opening, supervised
+from workers import foreground, output, screen
+from workers.foreground import Opening, supervised
+from workers.output import Unwritable
 from workers.plan import Plan, make_plan
 from workers.report import Checkpoint
+from workers.rundir import RunDir
 from workers.status import ComponentStatus, Status
+
+UNREAD = f"since {output.UNREAD}"
 
 
 class Played:
@@ -136,9 +143,35 @@ def test_an_opening_that_nobody_reads_stops_the_run(play: Callable[..., int]) ->
     assert Played.stopped == [UNREAD]
 
 
+def test_output_that_cannot_be_written_stops_the_run_and_the_error_says_what_it_is(play: Callable[..., int]) -> None:
+    def full() -> None:
+        raise Unwritable(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    why = "standard output cannot be written (No space left on device)"
+    with reader(), pytest.raises(RunError, match=re.escape(f"{why}, so run r was stopped; mach resume r")) as raised:
+        play(ended("stopped", 130, f"since {why}"), opening=full)
+    assert Played.stopped == [f"since {why}"]
+    assert raised.value.exit_code == 130
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_who_watches_without_a_terminal_is_shown_every_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, as_json: bool
+) -> None:
+    states = iter(("starting", "training", "finished"))
+    monkeypatch.setattr(foreground, "LOOK_S", 0.0)
+    monkeypatch.setattr(foreground, "read", lambda run: status_of(next(states)))  # type: ignore[arg-type]
+    assert foreground.shown(RunDir(tmp_path), watch=True, as_json=as_json).state == "finished"
+    told = capsys.readouterr().out
+    if as_json:
+        assert [json.loads(line)["state"] for line in told.splitlines()] == ["starting", "training", "finished"]
+    else:
+        assert re.findall("run r  ([a-z]+)", told) == ["starting", "training", "finished"]
+
+
 def test_a_console_without_a_reader_raises_and_ends_no_program() -> None:
     with reader() as leave:
         leave()
         with pytest.raises(BrokenPipeError):
             screen.console().print("hello")
-        foreground.print_nowhere()
+        output.print_nowhere()

@@ -122,6 +122,13 @@ def test_steps_samples_and_the_childs_share_are_counted_over_the_whole_life(desk
     assert desk.report().elapsed_s == 1.5
 
 
+def test_a_step_of_several_batches_counts_once_however_many_of_them_a_child_answered(desk: Desk) -> None:
+    answers = [(True, False), (True, True), (False, False), (False, True), (True, True)]
+    report = desk.report(*(replace(step_of(on_child=said), updated=updated) for said, updated in answers))
+    assert (report.step, report.child_steps, report.child_share) == (3, 2, 2 / 3)
+    assert desk.report(step_of()).child_share == 2 / 4
+
+
 def test_a_report_before_the_first_step_says_nothing_of_steps(desk: Desk) -> None:
     report = desk.report()
     assert (report.step, report.rate, report.loss.target, report.child_share) == (0, None, None, None)

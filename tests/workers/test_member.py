@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,14 +17,16 @@ from workers.rundir import RunDir
 class Harness:
     """A member, the lives that it began, and the time in the tester's hand."""
 
-    def __init__(self, path: Path, kind: str = "trainer", *, mends: bool = True, **rules: int) -> None:
+    def __init__(
+        self, path: Path, kind: str = "trainer", *, mends: bool = True, before: Any = None, **rules: int
+    ) -> None:
         self.kind = kind
         self.now = 0.0
         self.lives: list[Life] = []
         self.broken: OSError | None = None
         self.run = RunDir(path / "r")
         self.run.make()
-        self.member = Member(self.start, 1, Supervise(**rules), self.run, 0.0, mends=mends)
+        self.member = Member(self.start, 1, Supervise(**rules), self.run, 0.0, mends=mends, before=before)
 
     def start(self, incarnation: int, now: float) -> object:
         if self.broken is not None:
@@ -102,6 +105,18 @@ def test_a_killed_one_begins_anew_at_once_and_keeps_its_numbers_until_it_speaks(
     one.train(5)
     status = one.member.status(one.now)
     assert (status.state, status.step, status.restart_s, status.log) == ("training", 5, [0.75], "logs/c1.2.log")
+
+
+def test_what_it_had_come_to_before_it_was_resumed_is_shown_until_it_speaks(tmp_path: Path) -> None:
+    one = Harness(tmp_path, before={"step": 20, "samples": 640, "checkpoint": Checkpoint(step=20, age_s=2.0)})
+    status = one.member.status(1.0)
+    assert (status.state, status.step, status.checkpoint.step, status.checkpoint.age_s) == ("starting", 20, 20, 3.0)
+    one.life.say("failed", reason="no such module")
+    one.end(2)
+    status = one.member.status(one.now)
+    assert (status.state, status.reason, status.step, status.samples) == ("failed", "no such module", 20, 640)
+    assert one.member.refused, "it has made no step since"
+    one.life.close()
 
 
 def test_a_second_failure_in_a_row_waits_and_says_so(one: Harness) -> None:
@@ -247,6 +262,7 @@ def test_told_to_stop_it_is_not_restarted_and_its_end_is_as_it_was(one: Harness)
     one.life.say("stopped", 7, reason="asked to stop")
     one.end(0)
     assert (one.member.over, one.shown) == ("stopped", ("stopped", "asked to stop"))
+    assert one.member.lost == "c1 was stopped alone"
 
 
 def test_told_to_stop_it_does_not_begin_the_life_that_was_due(one: Harness) -> None:
@@ -257,6 +273,7 @@ def test_told_to_stop_it_does_not_begin_the_life_that_was_due(one: Harness) -> N
     one.pass_s(100.0)
     assert one.member.over == "stopped"
     assert len(one.lives) == 2
+    assert one.member.lost.startswith("c1: the run ended before its next life began; before, it ended by SIGKILL")
 
 
 @pytest.mark.parametrize(("said", "over"), [("training", "stopped"), ("finished", "finished")])

@@ -2,6 +2,7 @@
 
 import inspect
 import pydoc
+import re
 from collections.abc import Callable
 
 import pytest
@@ -120,8 +121,29 @@ def test_an_answer_is_what_the_component_thinks_of_the_question(neighbourhood: M
 def test_a_script_names_its_misspelt_key_and_its_wrong_value_as_a_launch_does(neighbourhood: Make) -> None:
     with pytest.raises(ConfigError, match=r"^child: unknown key '.*latncy_ms'; did you mean '.*latency_ms'\?$"):
         neighbourhood(child={"latncy_ms": 3})
-    with pytest.raises(ConfigError, match=r"^parent: components\.0\.stub\.drop: expected `float` <= 1\.0$"):
+    with pytest.raises(ConfigError, match=r"^parent: components\.0\.stub\.drop: expected a number <= 1\.0$"):
         neighbourhood(parent={"drop": 2})
+
+
+def test_one_setting_needs_no_list(neighbourhood: Make) -> None:
+    assert neighbourhood(settings="bus.window=3").config.bus.window == 3
+
+
+@pytest.mark.parametrize("setting", ["n_components=5", "graph=kgraph", "components.1.stub.drop=0.1"])
+def test_who_is_there_cannot_be_set(neighbourhood: Make, setting: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"^settings: {re.escape(setting)}: a neighbourhood is always a chain of c0, c1"
+    ):
+        neighbourhood(settings=[QUICK, setting])
+
+
+def test_messages_that_there_cannot_be_any_of_are_no_empty_list(neighbourhood: Make) -> None:
+    near = neighbourhood(settings=QUICK)
+    for ask in (near.sent, near.received):
+        with pytest.raises(ConfigError, match=r"\('Target'\): is no kind of message; give one of Activation, Target, "):
+            ask("Target")
+        with pytest.raises(ConfigError, match=r"\(Target, 'c9'\): there is none; give c0 or c2"):
+            ask(Target, "c9")
 
 
 def test_help_of_the_fixture_is_that_of_the_neighbourhood(neighbourhood: Make) -> None:

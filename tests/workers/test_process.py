@@ -15,7 +15,7 @@ import pytest
 
 from bus import address
 from conftest import DEADLINE_S
-from workers.process import UNEXPECTED, enter
+from workers.process import UNEXPECTED, enter, sentence
 from workers.report import Report
 
 
@@ -34,6 +34,13 @@ def test_a_plan_that_cannot_be_read_is_one_sentence_and_its_trace_is_in_the_log(
     assert report.reason.startswith("DecodeError: ")
     assert report.reason in log.read_text()
     assert "Traceback" in log.read_text()
+
+
+def test_an_error_of_many_lines_is_one_sentence_after_where_it_was_raised() -> None:
+    error = ValueError("sizes differ:\n  3\n  4")
+    assert sentence(error) == "ValueError: sizes differ: 3 4"
+    error.add_note("in its copy of c1's section")
+    assert sentence(error) == "in its copy of c1's section: ValueError: sizes differ: 3 4"
 
 
 def test_a_log_holds_every_character_whatever_the_terminal_can_show(tmp_path: Path) -> None:

@@ -174,6 +174,36 @@ def test_what_is_announced_is_what_is_gone_on_from_and_damaged_ones_are_named(ru
     assert said[2].endswith("goes on from step 600; what it had learnt after that is lost")
 
 
+@pytest.mark.parametrize("lockstep", [False, True])
+def test_who_asks_for_fewer_steps_than_are_done_is_told_that_they_count_from_the_beginning(
+    run: RunDir, lockstep: bool
+) -> None:
+    keep_plan(run, old := plan_of(run, "n_components=2", lockstep=lockstep))
+    for component, version in (("c0", 700), ("c0", 695), ("c1", 695)):
+        save(run, component, version)
+
+    def said(*settings: str) -> str:
+        return where(run, resumed_plan(old, config_of(old, None, settings), None, run.path, ("cpu",)))
+
+    assert said("train.steps=100").splitlines()[1:] == [
+        "nothing is left to train: --steps 100 counts from the beginning, and at least 695 are done"
+    ]
+    assert "nothing is left" not in said("train.steps=695")
+    assert lockstep or "nothing is left" not in said("train.minutes=1", "train.steps=100")
+
+
+def test_a_damaged_plan_is_told_with_what_to_do(run: RunDir) -> None:
+    run.plan.write_bytes(run.plan.read_bytes()[:-9])
+    with pytest.raises(RunError, match=r"is damaged .*; launch another run .* --config .*/run/config\.yaml$"):
+        recorded_plan(run)
+    keep_plan(run, plan_of(run, *WORDS))
+    for _ in range(2):
+        run.reopen()
+    run.plan.write_bytes(run.plan.read_bytes()[:-9])
+    with pytest.raises(RunError, match=r"; cp \S+/earlier/plan-2\.json \S+/run/plan\.json, then mach resume run"):
+        recorded_plan(run)
+
+
 def test_a_run_directory_may_have_been_moved(run: RunDir, tmp_path: Path) -> None:
     moved = RunDir(run.path.rename(tmp_path / "elsewhere"))
     plan = recorded_plan(moved)

@@ -97,14 +97,20 @@ def test_a_picture_that_cannot_be_put_there_is_said_before_anything_is_trained(
         config = load("digits", ("recipe=mach",), RECIPES)
         show.comparison(["mach"], lambda *_: config, None, None, seeds=1, target=None, as_json=False, png=png)
 
-    for wrong, said in ((tmp_path / "nowhere" / "a.png", "there is no directory"), (tmp_path, "is a directory")):
+    folder = tmp_path / "b.png"
+    folder.mkdir()
+    for wrong, said in (
+        (tmp_path / "nowhere" / "a.png", "there is no directory"),
+        (folder, "is a directory"),
+        (tmp_path / "a.xyz", r"let its name end in \.png"),
+    ):
         with pytest.raises(ConfigError, match=said):
             compare(wrong)
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(ConfigError, match="may not be written"):
         compare(tmp_path / "a.png")
     assert not trained
-    assert not list(tmp_path.iterdir()), "trying it out leaves nothing"
+    assert list(tmp_path.iterdir()) == [folder], "trying it out leaves nothing"
 
 
 def test_without_matplotlib_it_is_one_sentence_before_anything_runs(

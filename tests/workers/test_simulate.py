@@ -207,6 +207,12 @@ def test_an_error_of_one_life_ends_all_and_is_not_swallowed(tmp_path: Path, monk
         run(tmp_path, config("train.steps=3"), timing())
 
 
+def test_who_has_diverged_is_told_so_and_leaves_no_weights(tmp_path: Path) -> None:
+    with pytest.raises(Unsaved, match=r"training has diverged.*; it has no checkpoint; launch again with"):
+        run(tmp_path, config("train.steps=3", "optimiser.name=sgd", "optimiser.lr=1e30"), timing())
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
 def test_a_run_that_waits_for_itself_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wait(trainer: Trainer) -> None:
         trainer.mailbox.receive(1.0)

@@ -1,6 +1,7 @@
 """A run read from its files alone: fresh, old, crashed, torn; and the shape of the JSON."""
 
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -13,9 +14,9 @@ import pytest
 from bus import address
 from configs.errors import NoSuchRun, RunError
 from workers import screen
-from workers.report import Accuracies, Checkpoint, Losses, Peer, Spread, Staleness
+from workers.report import Accuracies, Checkpoint, Losses, Messages, Peer, Spread, Staleness
 from workers.rundir import RunDir
-from workers.status import STALE_S, ComponentStatus, Failure, Status, boot, exit_code_of, find_run, read, write
+from workers.status import STALE_S, ComponentStatus, Failure, Status, boot, exit_code_of, find_run, reached, read, write
 
 
 def component(name: str = "c0", **fields: object) -> ComponentStatus:
@@ -62,6 +63,48 @@ def test_a_fresh_run_reads_as_written(tmp_path: Path) -> None:
     assert found.components[0].state == "training"
     assert found.components[0].last_seen_s == pytest.approx(0.7)
     assert exit_code_of(found) == 0
+
+
+def test_what_a_run_had_come_to_is_read_without_the_troubles_of_then(tmp_path: Path) -> None:
+    kept = Checkpoint(step=20, age_s=None, trouble="disk full", fallback="an older one")
+    run = run_with(tmp_path, status(components=[component(step=20, samples=640, rate=9.0, checkpoint=kept)]))
+    (came,) = reached(run).values()
+    assert (came["step"], came["samples"], came["checkpoint"]) == (20, 640, Checkpoint(step=20))
+    assert "rate" not in came
+    run.status.write_text("{")
+    assert reached(run) == {}
+
+
+def test_a_run_whose_status_found_no_room_is_a_run(tmp_path: Path) -> None:
+    run = run_with(tmp_path, status())
+    run.status.unlink()
+    assert find_run(tmp_path, "r") == run
+    with pytest.raises(RunError, match=r"status\.json is not written yet, or there was no room .*mach resume r --runs"):
+        read(run)
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"run": "r', b'{"run": "\xff"}'])
+def test_a_damaged_status_is_told_from_one_of_another_version(tmp_path: Path, damage: bytes) -> None:
+    run = run_with(tmp_path, status())
+    run.status.write_bytes(damage)
+    with pytest.raises(RunError, match=r"is damaged \(.*mach resume r --runs .* goes on all the same"):
+        read(run)
+    run.status.write_text('{"run": "r"}')
+    with pytest.raises(RunError, match="no status of this version"):
+        read(run)
+
+
+def test_a_file_that_cannot_be_written_leaves_no_draft(tmp_path: Path) -> None:
+    run = run_with(tmp_path, status())
+    before = sorted(run.path.iterdir()), run.status.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write(run, status())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (sorted(run.path.iterdir()), run.status.read_bytes()) == before
 
 
 def test_who_was_silent_when_the_file_was_written_is_stalled(tmp_path: Path) -> None:
@@ -273,6 +316,13 @@ def test_who_ended_without_a_step_is_told_below_the_tables() -> None:
         console.print(screen.verdict(status(components=rows)))
     assert told in capture.get(), "at the end of a launch, too"
     assert "without a step" not in shown(component(**end), component("c1", step=0, state="stopped", exit_code=0))
+
+
+def test_messages_that_are_too_large_are_told_with_the_key_that_lets_them_through() -> None:
+    rows = [component(name, messages=Messages(dropped={"too-large": 25})) for name in ("c1", "c2")]
+    said = shown(component(messages=Messages(dropped={"timeout": 3, "too-large": 0})), *rows)
+    assert "c1, c2: 50 messages were dropped, being larger than bus.max_message_mb; raise it" in said
+    assert "max_message_mb" not in shown(component())
 
 
 def test_a_resumed_run_shows_how_long_it_has_lasted_in_all() -> None:

@@ -17,8 +17,8 @@ from configs.tree import Supervise
 from fakes import Life
 from mach.recipes import RECIPES
 from workers.attempt import Attempt
-from workers.foreground import UNREAD
 from workers.member import Member
+from workers.output import UNREAD
 from workers.plan import ProcessPlan, make_plan
 from workers.rundir import RunDir
 from workers.status import read

@@ -42,6 +42,7 @@ def test_a_timing_with_exceptions_and_stragglers() -> None:
         ("5ms", ["c1"], "as in c1=10x"),
         ("5ms", ["c1=10"], "as in c1=10x"),
         ("5ms", ["c1=0x"], "as in c1=10x"),
+        ("5ms", ["c1=0.5x"], "how many times slower, 1x or more"),
         ("5ms", ["d1=2x"], "no component 'd1'"),
     ],
 )

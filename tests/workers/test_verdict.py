@@ -47,10 +47,10 @@ def failed(name: str = "c1", at: float = 1.0, **more: object) -> FakeMember:
     ("members", "stopped", "lockstep", "verdict"),
     [
         ([finished(), finished("c1")], "", False, ("finished", "", 0)),
-        ([finished(), failed("c1", 2.0), failed("c2", 1.0)], "", False, ("finished", "c2 failed", 3)),
+        ([finished(), failed("c1", 2.0), failed("c2")], "", False, ("finished", "c2 failed; c1 failed as well", 3)),
         ([finished(), failed("c1", kind="stub")], "", False, ("finished", "c1 failed", 3)),
         ([finished(), FakeMember("c1", "stopped")], "", False, ("finished", "c1 was stopped alone", 3)),
-        ([failed("c0", 2.0), failed("c1", 1.0)], "", False, ("failed", "c1 failed", 1)),
+        ([failed(f"c{i}") for i in range(3)], "", False, ("failed", "c0 failed; c1, c2 failed as well", 1)),
         ([finished("c0", "stub"), failed("c1")], "", False, ("failed", "c1 failed", 1)),
         ([FakeMember("c0", "stopped"), failed("c1", refused=True)], "", False, ("failed", "c1 failed", 2)),
         ([FakeMember("c0", "stopped"), failed("c1")], "by SIGINT", False, ("stopped", "by SIGINT", 130)),
