@@ -73,8 +73,8 @@ def ran(place: Place, part: str, run: Callable[[], Tensor], *got: Tensor) -> Ten
         told = kind + " ".join(str(error).split())
         if part == "encoder" and len(got) > 1:
             told += (
-                "; with method.context, as mach-stream and mach-hop have it, x comes along with a parent's activation, and "
-                "where place.context is true an encoder is called with (activation, x): give it both, or set "
+                "; with method.context, as mach-stream and mach-hop have it, x comes along with a parent's activation, "
+                "and where place.context is true an encoder is called with (activation, x): give it both, or set "
                 "method.context=false"
             )
         raise wrong(place, f"the {part} does not take {shapes}: {told}") from error
