@@ -14,7 +14,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from configs.errors import ConfigError, MachError
+from configs.errors import MachError
 from configs.load import recipe, shipped
 from mach.recipes import RECIPES
 from workers.background import tell_begun
@@ -69,18 +69,7 @@ def runs_option(kind: click.Path) -> Decorator:
 
 def setting(told: str) -> Decorator:
     """--set."""
-    return click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help=told, callback=said)
-
-
-def said(ctx: click.Context, param: click.Parameter, settings: tuple[str, ...]) -> tuple[str, ...]:
-    """The settings; of a command whose arguments are recipes, none that sets one for them all."""
-    if any(each.name == "recipes" for each in ctx.command.params):
-        for text in settings:
-            if text.partition("=")[0].strip() == "recipe":
-                raise ConfigError(
-                    f"--set {text}: every recipe that is compared stands before the options; leave it out"
-                )
-    return settings
+    return click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help=told)
 
 
 RUNS = runs_option(Place())

@@ -98,6 +98,10 @@ def comparison(
     wirings: dict[str, None] = dict.fromkeys(config.wiring for each in configs.values() for config in each)
     base = {wiring: [control_of(configured, wiring, configs, seed) for seed in range(seeds)] for wiring in wirings}
     check(config for each in (*configs.values(), *base.values()) for config in each)
+    named = [*configs.items(), *((CONTROL_RECIPES[wiring], each) for wiring, each in base.items())]
+    other = next((each[0].recipe for name, each in named if each[0].recipe != name), None)
+    if other is not None:
+        raise ConfigError(f"--set recipe={other}: recipes that are compared stand before the options; leave it out")
     check_target(target, bits=target is not None and load(configs[recipes[0]][0].data).symbols > 0)
     with scratch() if runs is None else nullcontext(runs) as folder:
         found = compare(configs, base, runner, folder, say)
