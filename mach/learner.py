@@ -70,7 +70,7 @@ class Learner:
         window: W, most activations a parent may have unanswered on one edge.
         sample_shape: of one input.
         schedule: maps the version to the learning rate; None leaves the optimiser's own.
-        student_pull: maps the version to the share of a gradient of component 0's student that reaches its section.
+        student_pull: maps the version to that share of a student's gradient; None: it is always `method.student_pull`.
         children: those that are asked, if others than the component has students for.
         stream: where batches come from in stream wiring; None is skip wiring.
         average: decay of the moving average of the weights that is examined, 0 for none.
@@ -89,7 +89,7 @@ class Learner:
         device: torch.device,
         sample_shape: tuple[int, ...],
         schedule: Callable[[int], float] | None = None,
-        student_pull: Callable[[int], float] = lambda version: 1.0,
+        student_pull: Callable[[int], float] | None = None,
         children: Sequence[str] | None = None,
         method: Method | None = None,
         staleness: StalenessSettings | None = None,

@@ -100,10 +100,10 @@ class Teacher:
         *,
         judges: bool,
         stream: bool,
-        student_pull: Callable[[int], float],
+        student_pull: Callable[[int], float] | None,
     ) -> None:
         """`judges`: whether the component has a loss of its own. `stream`: whether it sends activations on.
-        `student_pull`: version → share of a shipping student's gradient that reaches its section.
+        `student_pull`: version → share of a shipping student's gradient that reaches its section; None: the method's.
         """
         self.component = component
         self.loss = loss
@@ -112,7 +112,7 @@ class Teacher:
         self.staleness = staleness
         self.judges = judges
         self.stream = stream
-        self.student_pull = student_pull
+        self.student_pull = student_pull or (lambda version: method.student_pull)
         self.dtype = next(component.parameters()).dtype
 
     def teach(self, lesson: Lesson, learnt: Learnt, version: int) -> None:

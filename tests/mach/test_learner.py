@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from built import build
-from configs.tree import Loss, Model
+from configs.tree import Loss, Method, Model
 from mach.component import Component
 from mach.learner import Learner
 from mach.memory import MEMORY
@@ -430,3 +430,11 @@ def test_a_target_of_a_kind_that_cannot_be_added_up_is_judged_like_any_other() -
         learner.keep(letter("c1", Target(id, 0, embedding), Age(0, 0.5)), 0.0)
     assert learner.unfit == {"target": 1}
     assert learner.step(batch(2), 0.0) is not None
+
+
+def test_a_learner_that_is_told_no_schedule_has_the_share_of_its_method() -> None:
+    one = component_with("c1")
+    optimiser = torch.optim.SGD(one.parameters(), lr=0.1)
+    method = Method(student_pull=0.3)
+    learner = Learner(one, optimiser, Loss(), window=W, device=CPU, sample_shape=(5,), method=method)
+    assert [learner.teacher.student_pull(version) for version in (0, 1000)] == [0.3, 0.3]
