@@ -289,7 +289,7 @@ class Simulation:
             learner, counts = trainer.learner, trainer.mailbox.counts
             for key, tensor in learner.component.state_dict().items():
                 found.update(f"{name}.{key}".encode())
-                found.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
+                found.update(tensor.detach().flatten().view(torch.uint8).numpy().tobytes())
             told = [learner.version, *(sorted(each.items()) for each in (counts.sent, counts.received, counts.dropped))]
             found.update(repr(told).encode())
         return found.hexdigest()

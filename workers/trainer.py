@@ -155,7 +155,8 @@ class Life:
         """What it waits for with nothing to train on."""
         learner = self.trainer.learner
         draws = learner.stream is None or learner.stream.draws
-        asked = learner.waits_for_answers and any(edge.in_flight for edge in every_edge(self.trainer.mailbox))
+        bound = learner.waits_for_answers or learner.component.guess is not None
+        asked = bound and any(edge.in_flight for edge in every_edge(self.trainer.mailbox))
         return "for its children's answers" if draws or asked else "for its parent's next activation"
 
     def go_on(self) -> None:

@@ -109,14 +109,24 @@ class Trainer:
     def next_batch(self, examined: Collection[str]) -> Batch | None:
         """Drawn, or in stream wiring what came from a parent.
 
-        None if nothing came, or if a learner that has to wait for the answer could not send it on.
+        None if nothing came, if a learner that has to wait for the answer could not send it on, or if one that guesses
+        gradients would be without the true one: what the last one taught holds for the next few batches alone.
         """
         if self.learner.waits_for_answers and (
             self.learner.full or any(child in examined or not self.mailbox.room(child) for child in self.children)
         ):
             return None
+        guesses = self.learner.component.guess is not None
+        if guesses and any(child not in examined and self.behind(child) for child in self.children):
+            return None
         stream = self.learner.stream
         return next(self.batches) if stream is None or stream.draws else stream.next()
+
+    def behind(self, child: str) -> bool:
+        """Whether a child is there, and has not answered what it was asked yet; one that is gone holds nobody up."""
+        return not self.mailbox.room(child) and any(
+            edge.role == "child" and edge.state == "open" for edge in self.mailbox.edges()[child]
+        )
 
     def examine(self, child: str) -> bool:
         """Put the next question of an examination, if there is one and room for it."""

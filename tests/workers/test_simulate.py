@@ -1,7 +1,9 @@
 """A run in virtual time: the same to the last bit, the same lives as in processes, and nothing left."""
 
 import math
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 import pytest
@@ -13,6 +15,9 @@ from configs.errors import RunError, Unsaved
 from configs.load import load
 from configs.tree import Config, Probes
 from conftest import forbid_compiler
+from mach.component import Component
+from mach.networks.mlp import mlp
+from mach.networks.place import Place
 from mach.recipes import RECIPES
 from workers.rundir import RunDir
 from workers.simulate import Outcome, Simulation, simulate
@@ -51,6 +56,21 @@ def test_two_runs_give_identical_weights_messages_and_reports(tmp_path: Path) ->
     assert msgspec.json.encode(one) == msgspec.json.encode(other)
     assert one.digest == other.digest
     assert sum(one.versions["c0"]["target"].values()) > 5
+
+
+def normed(place: Place) -> Component:
+    """Networks with batch normalisation, whose state is more than weights: a count of batches, too."""
+    component = mlp(place)
+    component.joiner = torch.nn.Sequential(component.joiner, torch.nn.BatchNorm1d(place.model.embedding))
+    return component
+
+
+def test_networks_with_batch_normalisation_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "theirs", ModuleType("theirs"))
+    monkeypatch.setattr(sys.modules["theirs"], "normed", normed, raising=False)
+    outcome = run(tmp_path, config("model.family=theirs:normed"), timing())
+    assert weights(tmp_path / "run")["c0.joiner.1.num_batches_tracked"] > 0
+    assert outcome.digest != run(tmp_path, config("model.family=theirs:normed", "seed=6"), timing(), "other").digest
 
 
 @pytest.mark.parametrize("change", ["seed", "latency"])
@@ -253,7 +273,7 @@ def test_probes_change_no_bit_of_a_run_and_are_in_its_reports(tmp_path: Path, re
     assert [row.probes for row in plain.status.components] == [{}, {}, {}]
     rows = {row.component: row.probes for row in probed.status.components}
     assert told | {"bytes/c1", "idle"} <= set(rows["c0"])
-    assert rows["c0"]["idle"] <= (0.0 if recipe in ("mach", "mach-hop", "dni") else 0.9)
+    assert rows["c0"]["idle"] <= (0.0 if recipe in ("mach", "mach-hop") else 0.9)
     if recipe != "mach":
         assert rows["c2"]["idle"] > 0.0, "it waits for its first batch"
     if recipe in ("mach", "mach-hop"):
@@ -315,6 +335,21 @@ def test_a_stream_with_stubs_in_it_ends_by_itself(tmp_path: Path, recipe: str, s
         assert examined is not None
         assert examined.step == 40
         assert examined.full is not None, "a stub answers an examination as well"
+
+
+def test_who_guesses_gradients_is_no_further_ahead_of_the_true_ones_than_its_window(tmp_path: Path) -> None:
+    of = config("recipe=dni", "n_components=2", "bus.window=2", "evaluate.every_steps=40")
+    first, second = run(tmp_path, of, timing_of("1ms", "0", "5ms", ["c1=3x"], 2)).status.components
+    assert first.step == 40
+    assert second.step >= 40 - 2, "three times slower, and it saw every batch"
+
+
+@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize("script", ["crash_at: 10", "silent_at: 10"])
+def test_who_guesses_gradients_goes_on_without_a_child_that_is_gone(tmp_path: Path, script: str, window: int) -> None:
+    stub = (f"components.1.stub={{{script}}}", "bus.timeout_ms=50", f"bus.window={window}")
+    outcome = run(tmp_path, config("recipe=dni", "n_components=2", *stub), timing_of("1ms", "0", "5ms", (), 2))
+    assert outcome.status.components[0].step == 40
 
 
 @pytest.mark.parametrize("settings", [("recipe=mach-hop",), ("recipe=mach-stream",), ("recipe=mach", "graph=chain")])
