@@ -123,7 +123,7 @@ def resume(ctx: click.Context, /, *, run: str | None, runs: Path, file: str | No
       mach resume my-run --gpus 0,1
       mach resume my-run --detach
     """
-    settings = (*words["settings"], *lengths(words["steps"], words["minutes"]))
+    settings = (*words["settings"], *lengths(words["steps"], words["minutes"], words["settings"]))
     found = commands.resumable(runs, run)
     ctx.exit(commands.resume(found, file, settings, words["gpus"], detach=words["detach"], begun=words["tell"]))
 

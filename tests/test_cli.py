@@ -72,6 +72,7 @@ def test_status_documents_its_json() -> None:
         (("--config", "digit"), "did you mean 'digits'?"),
         (("--steps", "5", "--minutes", "1"), "--steps and --minutes"),
         (("--steps", "5", "--set", "train.minutes=1"), "--steps and --set train.minutes=1: give one of them"),
+        (("--minutes", "5", "--set", "train.steps=1"), "--minutes and --set train.steps=1: give one of them"),
         (("--name", "a/b"), "one directory"),
         (("--minutes", "nan"), "mach: --minutes nan: give a finite number above 0"),
         (("--minutes", "inf"), "mach: --minutes inf: give"),

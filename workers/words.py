@@ -20,18 +20,19 @@ def configured(
     max_restarts: int | None = None,
 ) -> Config:
     """The configuration that the options describe; options win over `--set`, which wins over the file."""
-    timed = [text for text in settings if text.partition("=")[0].strip() == "train.minutes"]
-    if steps is not None and timed:
-        raise ConfigError(f"--steps and --set {timed[0]}: give one of them")
     options = {"n_components": components, "seed": seed, "supervise.max_restarts": max_restarts}
     given = [f"{key}={value}" for key, value in options.items() if value is not None]
-    return load(config_name, (*settings, *given, *lengths(steps, minutes)), RECIPES)
+    return load(config_name, (*settings, *given, *lengths(steps, minutes, settings)), RECIPES)
 
 
-def lengths(steps: int | None, minutes: float | None) -> list[str]:
-    """--steps and --minutes as settings."""
+def lengths(steps: int | None, minutes: float | None, settings: tuple[str, ...]) -> list[str]:
+    """--steps and --minutes as settings, beside others that may not be at odds with them."""
     if steps is not None and minutes is not None:
         raise ConfigError("--steps and --minutes: give one of them")
+    option, other = ("--steps", "train.minutes") if steps is not None else ("--minutes", "train.steps")
+    told = [text for text in settings if text.partition("=")[0].strip() == other]
+    if told and (steps is not None or minutes is not None):
+        raise ConfigError(f"{option} and --set {told[0]}: give one of them")
     if steps is not None:
         return [f"train.steps={steps}", "train.minutes=null"]
     if minutes is not None and not 0 < minutes < math.inf:
