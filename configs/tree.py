@@ -331,7 +331,7 @@ class Stub(Node, frozen=True):
     """Share of messages whose tensor holds a NaN or an infinity."""
     silent_at: Positive | None = None
     """Goes silent after this many messages received, and stays connected. Whom it fed in stream wiring then
-    ends; where gradients go end to end, so do those above."""
+    ends; where gradients go end to end or are guessed, so do those above."""
     crash_at: Positive | None = None
     """Dies with SIGKILL at this many messages received, in each of its lives."""
 

@@ -7,9 +7,8 @@
     keep    a child's answer, or a parent's late gradient, waits for the next step
     step    one optimiser step on what `mach/lesson.py` makes of the batches whose turn it is (LESSONS)
 
-Laws: nothing here waits (law 1); an answer never asks (law 2); every tensor trained on owes its sender its
-gradient (law 3); every age is measured when a message is used (law 4). Memory is bounded by the window.
-Source: method.md.
+Laws: nothing here waits (law 1); an answer never asks (law 2); every tensor trained on owes its sender its gradient
+(law 3); every age is measured when a message is used (law 4). Memory is bounded by the window. Source: method.md.
 
 Shapes: B batch, E embedding, K classes. Times are seconds of the caller's clock.
 """
@@ -152,10 +151,13 @@ class Learner:
         return self.stream is not None and self.method.gradient_reach == "full" and bool(self.children)
 
     @property
+    def sends_all(self) -> bool:
+        """Whether no batch is taken up that cannot be sent: nothing would answer it, or correct what was guessed."""
+        return self.waits_for_answers or self.component.guess is not None
+
+    @property
     def full(self) -> bool:
-        """Whether no batch shall be taken up before one that was answered is learnt from: with a window of one, each is
-        then forward through everybody and back before the next, as in ordinary backpropagation.
-        """
+        """Whether an answered batch is to be learnt from before the next: a window of one is then backpropagation."""
         return self.waits_for_answers and len({each.held.id for each in self.memory.arrived}) >= self.window
 
     def ask(self, batch: Batch, child: str | None = None) -> Activation:
@@ -198,8 +200,7 @@ class Learner:
         answers = []
         for errand in self.deep.due(now):
             errand.held.version, errand.held.at = self.version, now
-            answer = self._answer(errand.asked, errand.held)
-            if answer is not None:
+            if (answer := self._answer(errand.asked, errand.held)) is not None:
                 answers.append((errand.parent, answer))
         return answers
 
@@ -366,8 +367,7 @@ class Learner:
 
 def _skip(learner: Learner, batch: Batch | None) -> list[Lesson]:
     """The batch answered first, with its targets; else the new one, with the students."""
-    arrived = learner.memory.next_arrived()
-    if arrived:
+    if arrived := learner.memory.next_arrived():
         return [Lesson(arrived[0].held, arrived)]
     return [] if batch is None else [Lesson(learner.hold(batch))]
 

@@ -74,6 +74,11 @@ class Stream:
         """Whether this component draws its batches itself."""
         return self.incoming is None
 
+    @property
+    def waiting(self) -> int:
+        """How many batches wait."""
+        return len(self._waiting)
+
     def admit(self, parent: str, asked: Activation) -> str | None:
         """Put a batch in the line. Why something was given up: `unfit` (this one), `forgotten` (the oldest)."""
         if self.incoming is None or not self.incoming.fits(asked) or asked.labels is None:

@@ -63,8 +63,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """Why nobody can go on once somebody is gone for good; empty where the others do."""
         if self.lockstep:
             return "in lock-step"
-        end_to_end = self.config.wiring == "stream" and self.config.method.gradient_reach == "full"
-        return "with gradients end to end" if end_to_end else ""
+        stream, method = self.config.wiring == "stream", self.config.method
+        if stream and method.gradient_reach == "full":
+            return "with gradients end to end"
+        return "with guessed gradients" if stream and method.guess else ""
 
     def process(self, name: str) -> ProcessPlan:
         """The process called `name`."""

@@ -289,7 +289,7 @@ class Simulation:
             learner, counts = trainer.learner, trainer.mailbox.counts
             for key, tensor in learner.component.state_dict().items():
                 found.update(f"{name}.{key}".encode())
-                found.update(tensor.detach().flatten().view(torch.uint8).numpy().tobytes())
+                found.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
             told = [learner.version, *(sorted(each.items()) for each in (counts.sent, counts.received, counts.dropped))]
             found.update(repr(told).encode())
         return found.hexdigest()
@@ -348,13 +348,13 @@ class Watchdog:
         """Compare with STILL_S ago.
 
         Raises:
-            RunError: nobody has made a step or sent a message since; names who waits for what.
+            RunError: nobody has made a step or got an answer since; names who waits for what.
         """
         simulation = self.simulation
         if simulation.over():
             return math.inf
         trainers = simulation.trainers.values()
-        done = [each.learner.version + each.mailbox.counts.sent.total() for each in trainers]
+        done = [each.learner.version + each.mailbox.counts.received["target"] for each in trainers]
         if done == self.before:
             rows = [row for row in simulation.status().components if row.state != "finished" or row.reason]
             waiting = "; ".join(f"{row.component} at step {row.step}: {row.state} {row.reason}".strip() for row in rows)

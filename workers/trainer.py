@@ -155,8 +155,7 @@ class Life:
         """What it waits for with nothing to train on."""
         learner = self.trainer.learner
         draws = learner.stream is None or learner.stream.draws
-        bound = learner.waits_for_answers or learner.component.guess is not None
-        asked = bound and any(edge.in_flight for edge in every_edge(self.trainer.mailbox))
+        asked = learner.sends_all and any(edge.in_flight for edge in every_edge(self.trainer.mailbox))
         return "for its children's answers" if draws or asked else "for its parent's next activation"
 
     def go_on(self) -> None:
@@ -205,7 +204,8 @@ class Life:
         For who cannot say it any more, or said it to an earlier life of ours, the supervisor says it.
         """
         learner, orphaned = self.trainer.learner, "orphaned" in self.orders
-        if orphaned and self.idle:  # what has come is trained on first
+        waiting = 0 if learner.stream is None else learner.stream.waiting
+        if orphaned and self.idle and not waiting:  # what has come is trained on first
             return True
         if self.led:
             left = self.trainer.mailbox.parents_left()

@@ -1,6 +1,6 @@
 """A learner at its mailbox: a thin shell that carries messages between the two.
 
-`Trainer.turn` is one turn of a component that never waits (law 1); `lockstep_turn` is its twin that waits for
+`Trainer.turn` is one turn of a component that waits for no answer (law 1); `lockstep_turn` is its twin that waits for
 every message. Both call the same ask, answer, keep and step: there is no second implementation of the method.
 Knows no socket and no file, and also runs on the virtual bus.
 """
@@ -52,7 +52,8 @@ class Trainer:
         """One optimiser step with what is at hand. Waits for nobody (law 1), and asks before it pays: the other order
         costs every round trip a step (`tests/workers/test_order.py`).
 
-        None, after a wait at the mailbox, if there is nothing to train on yet: in stream wiring nothing has come.
+        None, after a wait at the mailbox, if there is nothing to train on yet: in stream wiring nothing has come, or
+        one that learns by what comes back (`Learner.sends_all`) has no room to send more.
         """
         post: list[tuple[str, Message]] = [*self.answers(self.mailbox.receive())]  # 1 read what has come, if anything
         examined = {child for child in self.children if self.examine(child)}
@@ -109,24 +110,14 @@ class Trainer:
     def next_batch(self, examined: Collection[str]) -> Batch | None:
         """Drawn, or in stream wiring what came from a parent.
 
-        None if nothing came, if a learner that has to wait for the answer could not send it on, or if one that guesses
-        gradients would be without the true one: what the last one taught holds for the next few batches alone.
+        None if nothing came, or if a learner that has to send it on could not.
         """
-        if self.learner.waits_for_answers and (
+        if self.learner.sends_all and (
             self.learner.full or any(child in examined or not self.mailbox.room(child) for child in self.children)
         ):
             return None
-        guesses = self.learner.component.guess is not None
-        if guesses and any(child not in examined and self.behind(child) for child in self.children):
-            return None
         stream = self.learner.stream
         return next(self.batches) if stream is None or stream.draws else stream.next()
-
-    def behind(self, child: str) -> bool:
-        """Whether a child is there, and has not answered what it was asked yet; one that is gone holds nobody up."""
-        return not self.mailbox.room(child) and any(
-            edge.role == "child" and edge.state == "open" for edge in self.mailbox.edges()[child]
-        )
 
     def examine(self, child: str) -> bool:
         """Put the next question of an examination, if there is one and room for it."""

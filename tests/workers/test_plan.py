@@ -71,6 +71,14 @@ def test_whose_examination_needs_a_stub_that_is_silent(settings: tuple[str, ...]
     assert not any(unanswered(plan, process, ()) for process in plan.processes)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "why"),
+    [("backprop", "with gradients end to end"), ("dni", "with guessed gradients"), ("dgl", ""), ("mach", "")],
+)
+def test_where_what_comes_back_is_all_there_is_to_learn_nobody_goes_on_alone(recipe: str, why: str) -> None:
+    assert plan_of(f"recipe={recipe}").together == why
+
+
 def test_every_run_has_an_id_of_its_own() -> None:
     assert plan_of().run_id != plan_of().run_id
 
