@@ -65,8 +65,7 @@ def kill_launcher(run: Launched) -> None:
     ("words", "code", "sentence"),
     [
         (("--help",), 0, "mach resume my-run --steps 4000"),
-        (("nothing",), 2, "there is no run 'nothing'"),
-        ((), 2, "there is no run in"),
+        ((), 2, "plan.json: is damaged"),
         (("broken",), 2, "plan.json: is damaged"),
         (("broken", "--steps", "5", "--minutes", "1"), 2, "--steps and --minutes"),
     ],
