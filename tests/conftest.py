@@ -134,11 +134,12 @@ class Launched:
         return "".join(self.lines)
 
 
-def mach(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def mach(
+    *words: str, cwd: Path | None = None, stdout: int = subprocess.PIPE, stderr: int = subprocess.PIPE
+) -> subprocess.CompletedProcess[str]:
     """Run one command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "mach", *words], capture_output=True, text=True, timeout=DEADLINE_S, cwd=cwd
-    )
+    command = [sys.executable, "-m", "mach", *words]
+    return subprocess.run(command, stdout=stdout, stderr=stderr, text=True, timeout=DEADLINE_S, cwd=cwd)
 
 
 @pytest.fixture
