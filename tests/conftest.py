@@ -25,7 +25,7 @@ pytest_plugins = ["pytester"]
 
 UNTIL_S = 300.0
 """Longest time for which a run is followed: an endless one would be followed for ever."""
-DEADLINE_S = 90.0
+DEADLINE_S = 180.0
 """Generous: reached only by a test that fails."""
 LOOK_S = 0.05
 """Time between two looks at the status of a run, which is a file that the launcher replaces."""
