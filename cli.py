@@ -382,7 +382,7 @@ def keys() -> None:
     """
 
 
-@keys.command(epilog=output.DONE_HELP)
+@keys.command(epilog=output.DONE_HELP.replace(" 3 no such run,", ""))
 @click.argument("directory", type=click.Path(path_type=Path))
 def new(directory: Path) -> None:
     """Make a key pair in DIRECTORY. Whoever can read it can talk to the runs that use it.

@@ -29,8 +29,25 @@ def stranger() -> str | None:
     return None
 
 
+def involved(error: BaseException | None) -> set[str]:
+    """The files whose code, or whose syntax, an error and what led to it came through."""
+    files: set[str] = set()
+    while error is not None:
+        if isinstance(error, SyntaxError):
+            files.add(str(error.filename))
+        trace = error.__traceback__
+        while trace is not None:
+            files.add(trace.tb_frame.f_code.co_filename)
+            trace = trace.tb_next
+        error = error.__cause__ or error.__context__
+    return files
+
+
 def hidden(error: Exception) -> str | None:
-    """One sentence about a file that is found in place of a module of Python's own, after an import has failed."""
+    """One sentence about a file that took the place of a module of Python's own, after an import has failed; None if
+    none did, whatever lies there.
+    """
+    files = involved(error)
     own = os.path.realpath(os.path.dirname(os.__file__))
     for folder in sys.path:
         if os.path.realpath(folder) == own:
@@ -38,7 +55,7 @@ def hidden(error: Exception) -> str | None:
         for name in sorted(sys.stdlib_module_names):
             for file in (f"{name}.py", f"{name}/__init__.py"):
                 place = os.path.join(os.path.abspath(folder), file)
-                if os.path.isfile(place):
+                if place in files or getattr(sys.modules.get(name), "__file__", None) == place:
                     return (
                         f"mach: {type(error).__name__}: {error}; {place} hides Python's own {name!r}: rename it, or "
                         "run from another folder and without this one in PYTHONPATH"

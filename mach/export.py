@@ -89,8 +89,9 @@ class Shipped(nn.Module):
             batch, one = ", ".join(["B", *map(str, self.sample_shape)]), tuple(x.shape) == self.sample_shape
             hint = "; of one sample alone give x[None]" if one else ""
             raise DataError(f"the network takes samples [{batch}], and got {list(x.shape)}{hint}")
-        if x.is_floating_point() == (self.symbols > 0):
-            kind = "whole numbers, which stand for symbols" if self.symbols else "quantities, as float32"
+        quantity = next(self.parameters()).dtype
+        if x.is_floating_point() if self.symbols else x.dtype != quantity:
+            kind = "whole numbers, which stand for symbols" if self.symbols else f"quantities, as {quantity}"
             raise DataError(f"the network takes {kind}, and got {x.dtype}; give samples as the data source makes them")
         if self.symbols and x.numel() and x.device.type == "cpu" and not torch.compiler.is_compiling():
             low, high = (int(each) for each in x.aminmax())

@@ -25,7 +25,7 @@ pytest_plugins = ["pytester"]
 
 UNTIL_S = 300.0
 """Longest time for which a run is followed: an endless one would be followed for ever."""
-DEADLINE_S = 90.0
+DEADLINE_S = 180.0
 """Generous: reached only by a test that fails."""
 LOOK_S = 0.05
 """Time between two looks at the status of a run, which is a file that the launcher replaces."""
@@ -134,11 +134,12 @@ class Launched:
         return "".join(self.lines)
 
 
-def mach(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def mach(
+    *words: str, cwd: Path | None = None, stdout: int = subprocess.PIPE, stderr: int = subprocess.PIPE
+) -> subprocess.CompletedProcess[str]:
     """Run one command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "mach", *words], capture_output=True, text=True, timeout=DEADLINE_S, cwd=cwd
-    )
+    command = [sys.executable, "-m", "mach", *words]
+    return subprocess.run(command, stdout=stdout, stderr=stderr, text=True, timeout=DEADLINE_S, cwd=cwd)
 
 
 @pytest.fixture

@@ -151,13 +151,29 @@ def test_who_ignores_ctrl_c_goes_on_ignoring_it() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_file_that_hides_a_module_of_pythons_own_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "random.py").write_text("import numpy.no_such_thing\n")
-    env = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    done = subprocess.run([sys.executable, "-m", "mach", "runs"], capture_output=True, text=True, cwd=ROOT, env=env)
+@pytest.mark.parametrize("code", ["import numpy.no_such_thing\n", "mine = 1\n", "def\n"])
+def test_a_file_that_hides_a_module_of_pythons_own_is_one_sentence(tmp_path: Path, code: str) -> None:
+    (tmp_path / "code.py").write_text("")  # is imported by nobody
+    (tmp_path / "random.py").write_text(code)
+    done = listed(tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert f"{tmp_path / 'random.py'} hides Python's own 'random': rename it" in done.stderr
+
+
+def test_a_file_that_hides_nothing_is_not_blamed_for_a_dependency_that_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text("")
+    (tmp_path / "msgspec.py").write_text("import numpy.no_such_thing\n")
+    done = listed(tmp_path)
+    assert done.returncode == 1
+    assert "code.py" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'numpy.no_such_thing'"
+
+
+def listed(folder: Path) -> "subprocess.CompletedProcess[str]":
+    """`mach runs`, with a folder of somebody's own before all others."""
+    env = os.environ | {"PYTHONPATH": f"{folder}:{ROOT}"}
+    return subprocess.run([sys.executable, "-m", "mach", "runs"], capture_output=True, text=True, cwd=ROOT, env=env)
 
 
 def test_a_standard_stream_that_is_closed_is_no_place_for_another_file() -> None:

@@ -181,14 +181,13 @@ def opened(words: str, begun: Callable[[bytes], None] | None) -> None:
 
 
 def resumable(runs: Path, name: str | None) -> RunDir:
-    """The run called `name`, or the newest: one with a plan, if its status is lost.
+    """The run called `name`, or the newest.
 
     Raises:
         ConfigError: there is none; not a NoSuchRun, whose exit code is another thing here.
     """
-    named = RunDir(runs / name) if name else None
     try:
-        return named if named is not None and named.plan.is_file() else find_run(runs, name)
+        return find_run(runs, name)
     except NoSuchRun as error:
         raise ConfigError(str(error)) from None
 

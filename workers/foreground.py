@@ -101,10 +101,12 @@ def unread(status: Status, plan: Plan, why: str) -> RunError:
 
 
 def follow_plainly(supervisor: Supervisor) -> None:
-    """A block of lines now and then, and as soon as everybody has made a step."""
+    """A block of lines now and then, and as soon as everybody has made a step; of a run that goes on, a step more than
+    it had come to.
+    """
     shown, met = time.monotonic(), False
     for status in supervisor.watch():
-        everybody = all(row.step > 0 or row.kind == "stub" for row in status.components)
+        everybody = all((row.step > 0 and row.state != "starting") or row.kind == "stub" for row in status.components)
         if time.monotonic() - shown >= PLAIN_S or (everybody and not met):
             shown, met = time.monotonic(), met or everybody
             print("\n".join(screen.plain_lines(status)), flush=True)

@@ -158,15 +158,11 @@ class Group(click.Group):
         except MachError as error:
             click.echo(f"mach: {error}", err=True)
             ctx.exit(error.exit_code)
-        except KeyboardInterrupt:  # of commands that train in this process; a launch stops its components itself
-            click.echo("mach: interrupted", err=True)
-            ctx.exit(130)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
-        except Exception as error:
-            if interrupted(error):
-                click.echo("mach: interrupted", err=True)
-                ctx.exit(130)
+        except (Exception, KeyboardInterrupt) as error:
+            if interrupted(error):  # of commands that train in this process; a launch stops its components itself
+                raise click.Abort from None  # `output.run` says so
             if os.environ.get("MACH_DEBUG"):
                 raise
             with tempfile.NamedTemporaryFile("w", prefix="mach-", suffix=".traceback", delete=False) as file:

@@ -98,7 +98,7 @@ def run(command: click.Command) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):  # while its words were read
+    except (KeyboardInterrupt, click.Abort):
         print("mach: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError as error:

@@ -7,6 +7,7 @@ of the monotonic clock, which all processes of one boot share, and of the boot i
 
 import difflib
 import functools
+import os
 import re
 import time
 from pathlib import Path
@@ -216,8 +217,8 @@ def boot() -> str:
 
 
 def every_run(runs: Path) -> list[RunDir]:
-    """Runs in a directory, newest first."""
-    found = [RunDir(path.parent) for path in runs.glob("*/status.json")]
+    """Runs in a directory, newest first; also those whose status.json found no room, or is not written yet."""
+    found = [run for run in map(RunDir, runs.glob("*")) if os.path.exists(run.status) or os.path.exists(run.plan)]
     return sorted(found, key=lambda run: run.plan.stat().st_mtime if run.plan.exists() else 0.0, reverse=True)
 
 
@@ -234,7 +235,7 @@ def find_run(runs: Path, name: str | None) -> RunDir:
                 f"there is no run in {runs}/; start one with mach launch, or name another place with --runs"
             )
         return found[0]
-    if any(run.name == name for run in found) or RunDir(runs / name).plan.is_file():
+    if RunDir(runs / name) in found:
         return RunDir(runs / name)
     near = difflib.get_close_matches(name, [run.name for run in found], 1)
     hint = f"; did you mean {near[0]!r}?" if near else "; mach runs lists those that there are"

@@ -108,13 +108,17 @@ def test_logits_are_those_of_the_components_put_together(run: Path) -> None:
         (torch.zeros(5, 63), r"takes samples \[B, 64\], and got \[5, 63\]$"),
         (torch.zeros(64), r"takes samples \[B, 64\], and got \[64\]; of one sample alone give x\[None\]$"),
         (torch.tensor(1.0), r"and got \[\]$"),
-        (torch.zeros(5, 64, dtype=torch.uint8), r"takes quantities, as float32, and got torch\.uint8; give samples as"),
+        *(
+            (torch.zeros(5, 64, dtype=kind), rf"takes quantities, as torch\.float32, and got {kind}; give samples as")
+            for kind in (torch.uint8, torch.float64, torch.bfloat16)
+        ),
     ],
 )
 def test_what_are_no_samples_is_one_sentence(run: Path, x: torch.Tensor, said: str) -> None:
     with pytest.raises(DataError, match=said):
         export.load(run)(x)
     assert export.load(run)(torch.zeros(0, 64)).shape == (0, 10)
+    assert export.load(run).double()(torch.zeros(0, 64, dtype=torch.float64)).shape == (0, 10)
 
 
 @pytest.mark.parametrize(("recipe", "k"), [("mach", 0), ("dgl", 1)])

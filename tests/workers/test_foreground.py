@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -167,6 +168,20 @@ def test_who_watches_without_a_terminal_is_shown_every_status(
         assert [json.loads(line)["state"] for line in told.splitlines()] == ["starting", "training", "finished"]
     else:
         assert re.findall("run r  ([a-z]+)", told) == ["starting", "training", "finished"]
+
+
+def test_the_first_lines_of_a_run_that_goes_on_wait_for_its_first_new_steps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Resumed:
+        def watch(self) -> Iterator[Status]:
+            for state, step in (("starting", 20), ("training", 21), ("training", 22)):
+                row = ComponentStatus("c0", "trainer", incarnation=2, pid=1, device="cpu", state=state, step=step)  # type: ignore[arg-type]
+                yield msgspec.structs.replace(status_of("training"), components=[row])
+
+    monkeypatch.setattr(foreground, "PLAIN_S", math.inf)
+    foreground.follow_plainly(Resumed())  # type: ignore[arg-type]
+    assert re.findall(r"c0 (\w+) step (\d+)", capsys.readouterr().out) == [("training", "21")]
 
 
 def test_a_console_without_a_reader_raises_and_ends_no_program() -> None:

@@ -2,12 +2,11 @@
 
 import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from conftest import mach
 from fakes import status
 from workers import output
 from workers.rundir import RunDir
@@ -27,20 +26,15 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return run.path.parent
 
 
-def mach(stdout: int, *words: str, stderr: int = subprocess.PIPE) -> tuple[int, str]:
-    done = subprocess.run([sys.executable, "-m", "mach", *words], stdout=stdout, stderr=stderr, text=True, timeout=60)
-    return done.returncode, done.stderr or ""
-
-
 @pytest.mark.parametrize("words", SHOWING, ids=" ".join)
 def test_a_disk_that_is_full_is_one_sentence_and_no_traceback(runs: Path, words: tuple[str, ...]) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     try:
-        found = mach(full, *words, "--runs", str(runs))
+        done = mach(*words, "--runs", str(runs), stdout=full)
     finally:
         os.close(full)
     sentence = "mach: standard output cannot be written (No space left on device); make room, or send it elsewhere\n"
-    assert found == (1, sentence)
+    assert (done.returncode, done.stderr) == (1, sentence)
     assert not list((runs.parent / "temporary").iterdir())
 
 
@@ -49,9 +43,10 @@ def test_a_reader_that_leaves_ends_what_only_shows_without_a_word(runs: Path, wo
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        assert mach(writing, *words, "--runs", str(runs)) == (0, "")
+        done = mach(*words, "--runs", str(runs), stdout=writing)
     finally:
         os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +73,7 @@ def test_what_is_not_to_be_done_unseen_is_interrupted(
 def test_what_cannot_be_said_on_standard_error_changes_no_exit_code(tmp_path: Path) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     try:
-        assert mach(subprocess.DEVNULL, "status", "--runs", str(tmp_path), stderr=full)[0] == 3
-        assert mach(subprocess.DEVNULL, "no-such-command", stderr=full)[0] == 2
+        assert mach("status", "--runs", str(tmp_path), stderr=full).returncode == 3
+        assert mach("no-such-command", stderr=full).returncode == 2
     finally:
         os.close(full)

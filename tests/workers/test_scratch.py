@@ -1,5 +1,6 @@
 """Commands that train in their own process: however they are ended, nothing of theirs stays."""
 
+import math
 import os
 import signal
 import subprocess
@@ -51,6 +52,7 @@ class Finalised:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_that_was_lost_in_a_finaliser_may_be_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
     earlier = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(module, "MOMENT_S", math.inf)
     try:
         with interruptible():
             Finalised()

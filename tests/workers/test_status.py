@@ -16,7 +16,19 @@ from configs.errors import NoSuchRun, RunError
 from workers import screen
 from workers.report import Accuracies, Checkpoint, Losses, Messages, Peer, Spread, Staleness
 from workers.rundir import RunDir
-from workers.status import STALE_S, ComponentStatus, Failure, Status, boot, exit_code_of, find_run, reached, read, write
+from workers.status import (
+    STALE_S,
+    ComponentStatus,
+    Failure,
+    Status,
+    boot,
+    exit_code_of,
+    find_component,
+    find_run,
+    reached,
+    read,
+    write,
+)
 
 
 def component(name: str = "c0", **fields: object) -> ComponentStatus:
@@ -76,10 +88,12 @@ def test_what_a_run_had_come_to_is_read_without_the_troubles_of_then(tmp_path: P
 
 
 def test_a_run_whose_status_found_no_room_is_a_run(tmp_path: Path) -> None:
-    run = run_with(tmp_path, status())
+    run = run_with(tmp_path, status(), "c1")
+    os.utime(run_with(tmp_path, status(), "older").plan, (1e9, 1e9))
     run.status.unlink()
-    assert find_run(tmp_path, "r") == run
-    with pytest.raises(RunError, match=r"status\.json is not written yet, or there was no room .*mach resume r --runs"):
+    assert find_run(tmp_path, "c1") == find_run(tmp_path, None) == run
+    assert find_component(tmp_path, "c1", None) == (run, None)
+    with pytest.raises(RunError, match=r"status\.json is not written yet, or there was no room .* resume c1 --runs"):
         read(run)
 
 
