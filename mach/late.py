@@ -77,10 +77,10 @@ class Recompute:
         """A batch that nobody remembers any more takes its graph along, even if no backward pass is ever made."""
 
     def answer(self, held: Held) -> tuple[Component, Tensor]:
-        """(network, e) of a batch that only a parent shall get something of: e [B, E] over our students."""
-        with torch.no_grad():
-            net = self._future() or self.component
-            return net, held.join(net, net.activation(*held.come))
+        """(network, e) of a batch that only a parent shall get something of: e [B, E] over our students, in evaluation
+        mode (`mach/modes.py`); what a late gradient of it is pulled through is not.
+        """
+        return self._said(self._future() or self.component, held)
 
     def forward(self, held: Held) -> tuple[Component, Tensor]:
         """(network, a) of a batch that a child shall get; by `predict` with weights of the future."""
@@ -129,6 +129,11 @@ class Recompute:
         """It has stepped to this version."""
         self.version = version
 
+    def _said(self, net: Component, held: Held) -> tuple[Component, Tensor]:
+        """A network's answer, without a graph."""
+        with torch.no_grad(), net.evaluating():
+            return net, held.join(net, net.activation(*held.come))
+
     def _future(self) -> Component | None:
         """A copy with weights E[τ] steps on; None where those are today's."""
         lag = self.staleness.expected_lag
@@ -163,7 +168,10 @@ class Stash(Recompute):
         return len(self._copies)
 
     def answer(self, held: Held) -> tuple[Component, Tensor]:
-        """The same, and the graph is kept."""
+        """The same, and the graph is kept; where modes matter, it is made on the same weights when it is wanted."""
+        if self.component.minding:
+            held.net = self._copy(held)
+            return self._said(held.net, held)
         net, a = self.forward(held)
         with torch.enable_grad():
             held.e = held.join(net, a)
@@ -175,9 +183,10 @@ class Stash(Recompute):
 
     def forward(self, held: Held) -> tuple[Component, Tensor]:
         """On a copy of today's weights, or on predicted ones; the graph is kept."""
-        if held.net is None or held.a is None:
+        if held.net is None:
+            held.net = self._copy(held)
+        if held.a is None:
             with torch.enable_grad():
-                held.net = self._copy(held)
                 held.a = held.net.activation(*held.come)
         return held.net, held.a
 
@@ -189,7 +198,7 @@ class Stash(Recompute):
 
     def then(self, held: Held) -> tuple[Component, Tensor]:
         """The kept graph; of a batch that nothing was computed of, as today."""
-        return self.now(held) if held.net is None or held.a is None else (held.net, held.a)
+        return self.now(held) if held.net is None else self.forward(held)
 
     def gather(self) -> None:
         """Add what old weights got to today's gradients."""
