@@ -4,6 +4,9 @@
     stash       the graph of the old computation is kept, on a copy of the weights of its time; what the gradient
                 comes to there is added to today's (PipeDream, arXiv 1806.03377)
 
+Either way a gradient is pulled through training mode. What a parent is told of a batch in skip wiring is computed in
+evaluation mode, and apart from that where the two differ (`mach/modes.py`).
+
 A `Held` is a batch that something was computed of and that is owed a gradient. Laws: one copy of the weights a version,
 however many graphs stand on it, alive as long as one of them; the window bounds both. An optimiser changes weights in
 place, so a graph is used across a step only on such a copy. Knows no message and no loss.
@@ -223,6 +226,7 @@ class Stash(Recompute):
         key = self.version if future is None else -1 - self.version
         if key not in self._copies:
             self._copies[key] = future or self._fresh()
+            share_statistics(self._copies[key], self.component)
         self._holders[key] += 1
         weakref.finalize(held, self._let_go, key).atexit = False
         return self._copies[key]
@@ -233,9 +237,10 @@ class Stash(Recompute):
             return copy.deepcopy(self.component)
         twin = self._spare.pop()
         with torch.no_grad():
-            rows = zip(twin.state_dict().values(), self.component.state_dict().values(), strict=True)
-            for to, value in rows:
-                to.copy_(value)
+            rows = (of.state_dict(keep_vars=True).values() for of in (twin, self.component))
+            for to, value in zip(*rows, strict=True):
+                if to is not value:
+                    to.copy_(value)
         return twin
 
     def _let_go(self, key: int) -> None:
@@ -252,6 +257,16 @@ class Stash(Recompute):
         """Copies that a backward pass came to, the oldest first."""
         rows = sorted(self._copies.items(), key=lambda row: row[0])
         return [twin for _, twin in rows if any(each.grad is not None for each in twin.parameters())]
+
+
+def share_statistics(twin: Component, component: Component) -> None:
+    """Let a copy write down what it sees of batches in training mode where the component does: else what ships would
+    know nothing of them. Weights that children have shown (`Component.copies`) are those of the copy's time.
+    """
+    shown = frozenset(()) if component.copies is None else frozenset(component.copies.modules())
+    for to, own in zip(twin.minding, component.minding, strict=True):
+        if own not in shown:
+            to._buffers = own._buffers
 
 
 def taken(component: Component) -> list[Tensor]:

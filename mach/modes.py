@@ -2,12 +2,15 @@
 
     training     a batch that is trained on, on its way through a component: lessons, activations that are sent on, late
                  gradients pulled through old inputs, copies of sections that a head looks down through
-    evaluation   everything else: examinations, answers to parents, readings, probes of a child's worth, dry runs
+    evaluation   everything else: examinations, answers to parents in skip wiring, readings, probes of a child's worth,
+                 dry runs
 
 A component trains in the modes in which its factory left its modules: who freezes a batch normalisation leaves it in
 evaluation mode. Whatever else is computed with it is in evaluation mode as a whole, as the network that ships
-(`mach/export.py`), and leaves every module in the mode that it had. A late gradient meets the computation in training
-mode that it would have met, though the answer that it is of was given without dropout.
+(`mach/export.py`), and leaves every module in the mode that it had. An answer to a parent in skip wiring is among it,
+and a late gradient of that answer is still pulled through the component in training mode, with dropout of its own. In
+stream wiring an activation that is sent on is part of a step, and an answer is what the step came to: both are in
+training mode.
 
 Flags are set one by one: `nn.Module.train` would set those of all submodules, and call what somebody made of it.
 """
