@@ -16,6 +16,7 @@ from mach.graph import children_of, name_of, path_to, sizes_of
 from mach.learner import Learner
 from mach.memory import MEMORY
 from mach.messages import Activation
+from mach.modes import evaluating
 from mach.momentum import Momentum, Opens
 from mach.networks import made, place_of
 from mach.networks.fit import activation_shape, what_comes
@@ -114,7 +115,7 @@ def momentum_of(config: Config, index: int, children: Sequence[str], dataset: Da
                 "to show; give it a method opening() (mach/momentum.py, Opens), or set method.momentum_head=none"
             )
         layers[name_of(child)] = encoder.opening()
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(layers[name_of(child)].modules()):
             width = layers[name_of(child)](what_comes(below)[0]).shape[-1]
     return Momentum({child: layers[child] for child in children}, width, method.momentum_decay)
 
@@ -170,7 +171,7 @@ def tally_of(config: Config, component: Component, place: Place) -> Tally:
     sizes = {name_of(index): size for index, size in enumerate(sizes_of(graph))}
     below = {child: sizes[child] if config.model.join == "mean" else 1 for child in place.children}
     total = 1 + sum(below.values()) if config.model.join == "mean" else 1
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(component.modules()):
         a = component.activation(*what_comes(place))
         width = component.embed(a, component.imitate(a)).shape[-1]
     return Tally(place.classes, 1 / total, {child: size / total for child, size in below.items()}, width)

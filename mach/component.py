@@ -13,11 +13,14 @@ gradient for is then [e, z] as a whole, and its head adds to z.
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from mach.below import Below
+from mach.modes import evaluating, minding
 from mach.momentum import Momentum
 
 
@@ -100,6 +103,15 @@ class Component(nn.Module):
         """The children, in the order in which the joiner takes their targets."""
         return tuple(self.students)
 
+    @cached_property
+    def minding(self) -> tuple[nn.Module, ...]:
+        """Of our modules those that may look at their mode; looked up once, when all are there. A copy has its own."""
+        return minding(self)
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """In evaluation mode meanwhile (`mach/modes.py`)."""
+        return evaluating(self.minding)
+
     def takes(self, x: Tensor) -> bool:
         """Whether x are numbers of the encoder's kind."""
         return x.is_floating_point() != self.tokens
@@ -120,7 +132,7 @@ class Component(nn.Module):
 
     def target_shape(self, child: str, *come: Tensor) -> torch.Size:
         """What a target of `child` for such an input must look like: our student's imitation of it, [B, E]."""
-        with torch.no_grad():
+        with torch.no_grad(), self.evaluating():
             imitation = self.imitation(child, self.activation(*(each[:1] for each in come)))
         return torch.Size((len(come[0]), *imitation.shape[1:]))
 

@@ -26,6 +26,7 @@ from mach.data import Batches, Dataset
 from mach.effort import Effort
 from mach.graph import children_of, name_of
 from mach.losses import cross_entropy
+from mach.modes import evaluating
 from mach.optimisers import optimiser_of, schedule_of
 from mach.seeds import seed_of
 from mach.whole import Reading, Whole, averaged, reading
@@ -175,7 +176,8 @@ def train(name: str, config: Config, dataset: Dataset) -> Trained:
             else:
                 each.descend(None if rate is None else rate(step))
         if (step + 1) % config.evaluate.every_steps == 0 or step + 1 == config.train.steps:
-            curve.append((step + 1, reading(read, dataset, config.train.batch_size)))
+            with evaluating(module for each in loops for module in each.forward.modules()):
+                curve.append((step + 1, reading(read, dataset, config.train.batch_size)))
     parameters = sum(learned(each.forward) for each in loops)
     return Trained(curve[-1][1], tuple(curve), effort / config.train.batch_size, parameters)
 
@@ -221,7 +223,8 @@ def widened(config: Config, dataset: Dataset) -> Config:
 
 def size_of(network: nn.Module, dataset: Dataset) -> int:
     """Parameters that one backward pass reaches."""
-    cross_entropy(network(dataset.train_inputs[:2]), dataset.train_labels[:2]).backward()  # type: ignore[no-untyped-call]
+    with evaluating(network.modules()):
+        cross_entropy(network(dataset.train_inputs[:2]), dataset.train_labels[:2]).backward()  # type: ignore[no-untyped-call]
     return learned(network)
 
 

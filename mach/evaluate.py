@@ -2,7 +2,8 @@
 
 An `Exam` computes the accuracy with the student at once. Where there are children it then asks them about the
 test set, part by part through the ordinary windows, while training goes on; a part whose answer never came is
-asked again. These questions owe no gradient, and their ids lie in a range of their own.
+asked again. These questions owe no gradient, and their ids lie in a range of their own. All of it is in evaluation
+mode, as the network that ships, and changes nothing of the component.
 
 Shapes: N samples of the test set, B batch, K classes. Of a sequence every place counts: labels [B, T].
 """
@@ -160,7 +161,7 @@ class Exam:
 
     def _judge(self, x: Tensor, y: Tensor, targets: dict[str, Tensor]) -> Score:
         """Of a part; students stand in for children without a target."""
-        with torch.no_grad():
+        with torch.no_grad(), self.component.evaluating():
             a = self.component.activation(x)
             e = self.component.embed(a, {**self.component.imitate(a), **targets})
             return score(self.component.classify(e), y)

@@ -4,6 +4,9 @@
     stash       the graph of the old computation is kept, on a copy of the weights of its time; what the gradient
                 comes to there is added to today's (PipeDream, arXiv 1806.03377)
 
+Either way a gradient is pulled through training mode. What a parent is told of a batch in skip wiring is computed in
+evaluation mode, and apart from that where the two differ (`mach/modes.py`).
+
 A `Held` is a batch that something was computed of and that is owed a gradient. Laws: one copy of the weights a version,
 however many graphs stand on it, alive as long as one of them; the window bounds both. An optimiser changes weights in
 place, so a graph is used across a step only on such a copy. Knows no message and no loss.
@@ -77,10 +80,10 @@ class Recompute:
         """A batch that nobody remembers any more takes its graph along, even if no backward pass is ever made."""
 
     def answer(self, held: Held) -> tuple[Component, Tensor]:
-        """(network, e) of a batch that only a parent shall get something of: e [B, E] over our students."""
-        with torch.no_grad():
-            net = self._future() or self.component
-            return net, held.join(net, net.activation(*held.come))
+        """(network, e) of a batch that only a parent shall get something of: e [B, E] over our students, in evaluation
+        mode (`mach/modes.py`); what a late gradient of it is pulled through is not.
+        """
+        return self._said(self._future() or self.component, held)
 
     def forward(self, held: Held) -> tuple[Component, Tensor]:
         """(network, a) of a batch that a child shall get; by `predict` with weights of the future."""
@@ -129,6 +132,11 @@ class Recompute:
         """It has stepped to this version."""
         self.version = version
 
+    def _said(self, net: Component, held: Held) -> tuple[Component, Tensor]:
+        """A network's answer, without a graph."""
+        with torch.no_grad(), net.evaluating():
+            return net, held.join(net, net.activation(*held.come))
+
     def _future(self) -> Component | None:
         """A copy with weights E[τ] steps on; None where those are today's."""
         lag = self.staleness.expected_lag
@@ -163,7 +171,10 @@ class Stash(Recompute):
         return len(self._copies)
 
     def answer(self, held: Held) -> tuple[Component, Tensor]:
-        """The same, and the graph is kept."""
+        """The same, and the graph is kept; where modes matter, it is made on the same weights when it is wanted."""
+        if self.component.minding:
+            held.net = self._copy(held)
+            return self._said(held.net, held)
         net, a = self.forward(held)
         with torch.enable_grad():
             held.e = held.join(net, a)
@@ -175,9 +186,10 @@ class Stash(Recompute):
 
     def forward(self, held: Held) -> tuple[Component, Tensor]:
         """On a copy of today's weights, or on predicted ones; the graph is kept."""
-        if held.net is None or held.a is None:
+        if held.net is None:
+            held.net = self._copy(held)
+        if held.a is None:
             with torch.enable_grad():
-                held.net = self._copy(held)
                 held.a = held.net.activation(*held.come)
         return held.net, held.a
 
@@ -189,7 +201,7 @@ class Stash(Recompute):
 
     def then(self, held: Held) -> tuple[Component, Tensor]:
         """The kept graph; of a batch that nothing was computed of, as today."""
-        return self.now(held) if held.net is None or held.a is None else (held.net, held.a)
+        return self.now(held) if held.net is None else self.forward(held)
 
     def gather(self) -> None:
         """Add what old weights got to today's gradients."""
@@ -214,6 +226,7 @@ class Stash(Recompute):
         key = self.version if future is None else -1 - self.version
         if key not in self._copies:
             self._copies[key] = future or self._fresh()
+            share_statistics(self._copies[key], self.component)
         self._holders[key] += 1
         weakref.finalize(held, self._let_go, key).atexit = False
         return self._copies[key]
@@ -224,9 +237,10 @@ class Stash(Recompute):
             return copy.deepcopy(self.component)
         twin = self._spare.pop()
         with torch.no_grad():
-            rows = zip(twin.state_dict().values(), self.component.state_dict().values(), strict=True)
-            for to, value in rows:
-                to.copy_(value)
+            rows = (of.state_dict(keep_vars=True).values() for of in (twin, self.component))
+            for to, value in zip(*rows, strict=True):
+                if to is not value:
+                    to.copy_(value)
         return twin
 
     def _let_go(self, key: int) -> None:
@@ -243,6 +257,16 @@ class Stash(Recompute):
         """Copies that a backward pass came to, the oldest first."""
         rows = sorted(self._copies.items(), key=lambda row: row[0])
         return [twin for _, twin in rows if any(each.grad is not None for each in twin.parameters())]
+
+
+def share_statistics(twin: Component, component: Component) -> None:
+    """Let a copy write down what it sees of batches in training mode where the component does: else what ships would
+    know nothing of them. Weights that children have shown (`Component.copies`) are those of the copy's time.
+    """
+    shown = frozenset(()) if component.copies is None else frozenset(component.copies.modules())
+    for to, own in zip(twin.minding, component.minding, strict=True):
+        if own not in shown:
+            to._buffers = own._buffers
 
 
 def taken(component: Component) -> list[Tensor]:

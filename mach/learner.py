@@ -304,7 +304,7 @@ class Learner:
     def _answer(self, asked: Activation, held: Held) -> Target | None:
         """Our embedding, today; None, and counted, if numbers so large come in that our networks make infinities."""
         net, e = self.late.answer(held)
-        with torch.no_grad():
+        with torch.no_grad(), net.evaluating():
             e = e.detach()
             z = net.classify(e) if self.method.targets == "logits" else None
         if not finite(e):

@@ -13,7 +13,8 @@
 
 What a neighbour would say today is not known here: `fresh` is about our own weights alone. Laws: every probe works on
 copies of the weights and leaves generators as they were, so that training is the same to the last bit with and
-without; what is not defined (no variance, a gradient of zero) is left out, and nothing else is ever made up.
+without; what is not defined (no variance, a gradient of zero) is left out, and nothing else is ever made up. Gradients
+are those of training mode, all that is asked of a child's answer is asked in evaluation mode (`mach/modes.py`).
 
 Shapes: B batch, E embedding, K classes; for sequences every place counts like a sample.
 """
@@ -168,7 +169,8 @@ class Probes:
             told = next((each for each in lessons if self.component.students and targets(each)), None)
             for name, probe in ON_CHILDREN.items():
                 if told is not None and self._is_due(name, version):
-                    found |= self._told(name, probe(today(), told, self.teacher_of(today())), version)
+                    with today().evaluating():
+                        found |= self._told(name, probe(today(), told, self.teacher_of(today())), version)
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
     def teacher_of(self, net: Component) -> Teacher:

@@ -175,7 +175,7 @@ class Relay:
 
     def _alone(self, a: Tensor) -> Tensor:
         """Logits over the students' imitations."""
-        with torch.no_grad():
+        with torch.no_grad(), self.component.evaluating():
             return self.component.alone(a)
 
     def _question(self, part: int, round: int, parent: str | None, a: Tensor, id: int | None = None) -> _Question:
@@ -196,13 +196,13 @@ class Relay:
         weight = next(self.component.parameters())
         x = self.inputs[part].to(weight.device)
         come = (x,) if inputs is None else (inputs.to(weight.device, weight.dtype), x)[: 1 + self.context]
-        with torch.no_grad():
+        with torch.no_grad(), self.component.evaluating():
             return self.component.activation(*come)
 
     def _answer(self, question: _Question) -> Target:
         """With the true children's answers, judged."""
         component, a = self.component, question.a
-        with torch.no_grad():
+        with torch.no_grad(), component.evaluating():
             s = component.imitate(a)
             d = {name: question.answers[name].embedding.to(a.device, a.dtype) for name in s}
             e = component.embed(a, {**s, **d})
@@ -265,6 +265,6 @@ class Relay:
             return False
         if child not in self.component.students:
             return True
-        with torch.no_grad():
+        with torch.no_grad(), self.component.evaluating():
             s = self.component.imitation(child, question.a)
         return fits(target.embedding, s.shape)

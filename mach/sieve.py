@@ -72,6 +72,6 @@ class Sieve:
 
     def _logits(self, embedding: Tensor) -> torch.Size:
         """Of the logits that go with an embedding: as our own head's."""
-        with torch.no_grad():
+        with torch.no_grad(), self.component.evaluating():
             one = self.component.classify(embedding[:1].to(self.device, self.dtype))
         return torch.Size((len(embedding), *one.shape[1:]))

@@ -21,6 +21,7 @@ from mach.component import Component
 from mach.data.dataset import Dataset
 from mach.graph import Adjacency, name_of
 from mach.losses import cross_entropy
+from mach.modes import evaluating
 
 Wiring = Literal["skip", "stream"]
 
@@ -160,7 +161,8 @@ def readings(whole: Whole, dataset: Dataset, batch_size: int, *, heads: bool = T
         kinds["student"] = lambda x: whole.read(0, (x,), depth=0)
         if zero.children_names:
             kinds["child"] = lambda x: whole.read(0, (x,), depth=1)
-    return {kind: reading(logits, dataset, batch_size) for kind, logits in kinds.items()}
+    with evaluating(whole.modules()):
+        return {kind: reading(logits, dataset, batch_size) for kind, logits in kinds.items()}
 
 
 def reading(logits: Callable[[Tensor], Tensor], dataset: Dataset, batch_size: int) -> Reading:

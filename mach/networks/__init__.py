@@ -30,6 +30,8 @@ sentence. A family of one's own in thirty lines, in a file `mine.py` on PYTHONPA
 
 Where `place.context` is true (`method.context`, which mach-stream and mach-hop turn on) x comes along, and an encoder
 that does not read the data is called with (activation, x); with `--set method.context=false` this one does for it too.
+Dropout and batch normalisation work as in any training: batches are trained on in the modes in which the factory left
+its modules, and whatever else is computed is in evaluation mode (`mach/modes.py`).
 For `method.momentum_head` an encoder shows its first layer (`opening`, see `mach/momentum.py`), and the joiner is as
 wide as `place.joined(a)` says.
 """

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from configs.errors import ConfigError
 from mach.component import Component
+from mach.modes import evaluating
 from mach.networks.place import Place
 
 ROWS = 2
@@ -26,9 +27,7 @@ def check_fit(component: Component, place: Place) -> None:
     come = what_comes(place)
     if not component.takes(come[0]):
         raise wrong(place, f"tokens={component.tokens}, and the encoder gets {come[0].dtype}: set tokens to match")
-    training = component.training
-    with torch.no_grad():
-        component.train(mode=False)
+    with torch.no_grad(), evaluating(component.modules()):
         a = ran(place, "encoder", lambda: component.encoder(*come), *come)
         s = {
             name: ran(place, f"student of {name}", partial(student, a), a)
@@ -36,7 +35,6 @@ def check_fit(component: Component, place: Place) -> None:
         }
         e = ran(place, "joiner", lambda: component.embed(a, s), a, *s.values())
         z = ran(place, "head", lambda: component.classify(e), e)
-    component.train(training)
     for name, each in s.items():
         if each.shape != e.shape:
             raise wrong(
@@ -58,7 +56,7 @@ def what_comes(place: Place) -> list[Tensor]:
 
 def activation_shape(component: Component, place: Place) -> tuple[int, ...]:
     """Of one sample's activation: what comes to a child in stream wiring."""
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(component.modules()):
         a: Tensor = component.encoder(*what_comes(place))
     return tuple(a.shape[1:])
 
