@@ -1,8 +1,9 @@
 """Families of networks: one a file. A factory makes a whole `Component`; users' own join by `package.module:factory`.
 
 factory(place: Place) -> Component: `Place` says where in a run the component stands, and `mach/component.py` what it is
-made of. Before the first step `made` runs a few samples through what a factory made: shapes that do not fit are one
-sentence. A family of one's own in thirty lines, in a file `mine.py` on PYTHONPATH:
+made of. Before the first step `made` runs a few samples through what a factory made: shapes that do not fit, and parts
+that change what they get (inplace=True), are one sentence. A family of one's own in thirty lines, in a file `mine.py`
+on PYTHONPATH:
 
     from torch import nn
 

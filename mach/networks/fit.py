@@ -1,5 +1,6 @@
 """A dry run of a component that was just built: do its parts fit together, and into its place? Trains nothing."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -16,11 +17,12 @@ ROWS = 2
 
 
 def check_fit(component: Component, place: Place) -> None:
-    """Run zeros through every part, without gradients; draws nothing from any generator but what the parts draw.
+    """Run zeros through every part, as in an examination and as in training, and nothing back; draws nothing from any
+    generator but what the parts draw.
 
     Raises:
-        ConfigError: a part that does not take what it gets, or gives something of a wrong shape; names the part, what
-            it got and what it must give.
+        ConfigError: a part that does not take what it gets, changes it, or gives something of a wrong shape; names the
+            part, what it got and what it must give.
     """
     if component.children_names != place.children:
         raise wrong(place, f"it has students for {list(component.children_names)}, and needs {list(place.children)}")
@@ -28,13 +30,7 @@ def check_fit(component: Component, place: Place) -> None:
     if not component.takes(come[0]):
         raise wrong(place, f"tokens={component.tokens}, and the encoder gets {come[0].dtype}: set tokens to match")
     with torch.no_grad(), evaluating(component.modules()):
-        a = ran(place, "encoder", lambda: component.encoder(*come), *come)
-        s = {
-            name: ran(place, f"student of {name}", partial(student, a), a)
-            for name, student in component.students.items()
-        }
-        e = ran(place, "joiner", lambda: component.embed(a, s), a, *s.values())
-        z = ran(place, "head", lambda: component.classify(e), e)
+        s, e, z = through(component, place)
     for name, each in s.items():
         if each.shape != e.shape:
             raise wrong(
@@ -44,6 +40,31 @@ def check_fit(component: Component, place: Place) -> None:
             )
     if z.shape != (*e.shape[:-1], place.classes):
         raise wrong(place, f"the head gives {shape(z)} for an embedding {shape(e)} and {place.classes} classes")
+    as_in_training(component, place)
+
+
+def through(component: Component, place: Place, when: str = "") -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """What every student, the joiner and the head make of zeros; `when`: for an error."""
+    come = what_comes(place)
+    a = ran(place, f"{when}the encoder", lambda: component.encoder(*come), *come)
+    s = {
+        name: ran(place, f"{when}the student of {name}", partial(student, a), a)
+        for name, student in component.students.items()
+    }
+    e = ran(place, f"{when}the joiner", lambda: component.embed(a, s), a, *s.values())
+    return s, e, ran(place, f"{when}the head", lambda: component.classify(e), e)
+
+
+def as_in_training(component: Component, place: Place) -> None:
+    """The same once more in the mode in which it trains, where dropout and batch normalisation do more; on a copy, for
+    they keep statistics.
+    """
+    try:
+        twin = copy.deepcopy(component)
+    except Exception:  # torch's old weight_norm, or anybody's code: it may train, so long as nobody copies it
+        return
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        through(twin, place, "in training ")
 
 
 def what_comes(place: Place) -> list[Tensor]:
@@ -62,23 +83,30 @@ def activation_shape(component: Component, place: Place) -> tuple[int, ...]:
 
 
 def ran(place: Place, part: str, run: Callable[[], Tensor], *got: Tensor) -> Tensor:
-    """What a part gives for what it got: a batch of something."""
+    """What a part gives for what it got: a batch of something, and what it got is as it was."""
     shapes = ", ".join(map(shape, got))
     try:
+        before = [each._version for each in got]  # torch counts changes: zeros would hide most of them
         given = run()
     except Exception as error:  # it may be anybody's code
         kind = "" if isinstance(error, RuntimeError | ValueError | TypeError) else f"{type(error).__name__}: "
         told = kind + " ".join(str(error).split())
-        if part == "encoder" and len(got) > 1:
+        if part.endswith("encoder") and len(got) > 1:
             told += (
                 "; with method.context, as mach-stream and mach-hop have it, x comes along with a parent's activation, "
                 "and where place.context is true an encoder is called with (activation, x): give it both, or set "
                 "method.context=false"
             )
-        raise wrong(place, f"the {part} does not take {shapes}: {told}") from error
+        raise wrong(place, f"{part} does not take {shapes}: {told}") from error
     if not isinstance(given, Tensor) or given.dim() < 2 or len(given) != ROWS:
         what = shape(given) if isinstance(given, Tensor) else f"a {type(given).__name__}"
-        raise wrong(place, f"the {part} gives {what} for {shapes}, where a batch of {ROWS} vectors is needed")
+        raise wrong(place, f"{part} gives {what} for {shapes}, where a batch of {ROWS} vectors is needed")
+    if [each._version for each in got] != before:
+        raise wrong(
+            place,
+            f"{part} changes {shapes}, which it gets, in place, and others get the same (an encoder the data "
+            "themselves): set inplace=False in its layers, and write x = x - 1 for x -= 1 or x.sub_(1)",
+        )
     return given
 
 

@@ -249,6 +249,62 @@ def test_a_factory_whose_parts_do_not_fit_is_one_sentence(
     assert "\n" not in str(error.value)
 
 
+class Shifted(nn.Module):
+    """x ← (x − 0.3) / 1.1, as somebody may scale his data."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sub_(0.3).div_(1.1)
+
+
+RELU, DROPOUT = nn.ReLU(inplace=True), nn.Dropout(0.5, inplace=True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"encoder": Shifted()}, r"the encoder changes \[2, 4\]"),
+        ({"encoder": nn.Sequential(nn.Flatten(), RELU)}, r"the encoder changes \[2, 4\]"),  # a view of x
+        ({"student": nn.Sequential(RELU, nn.Linear(4, E))}, r"the student of c1 changes \[2, 4\]"),
+        ({"head": nn.Sequential(RELU, nn.Linear(E, K))}, r"the head changes \[2, 8\]"),
+        ({"head": nn.Sequential(DROPOUT, nn.Linear(E, K))}, r"in training the head changes \[2, 8\]"),
+    ],
+)
+def test_a_part_that_changes_what_it_gets_is_refused(
+    own: types.ModuleType, wrong: dict[str, nn.Module], said: str
+) -> None:
+    """It would change the test set, or what other parts get. What a joiner gets is its own."""
+    parts = {**{name: part() for name, part in PARTS.items()}, **wrong}
+    joiner = nn.Sequential(nn.ReLU(inplace=True), parts["joiner"])
+    own.__dict__["make"] = lambda place: Component(parts["encoder"], joiner, parts["head"], {"c1": parts["student"]})
+    with pytest.raises(ConfigError, match=said) as error:
+        build(model("own:make"), (4,), K, ("c1",))
+    assert "set inplace=False in its layers" in str(error.value)
+
+
+class Frail(nn.Linear):
+    """Works in an examination alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            raise ValueError("not so")
+        return super().forward(x)
+
+
+def test_a_part_that_breaks_in_training_alone_is_refused(own: types.ModuleType) -> None:
+    own.__dict__["make"] = lambda place: Component(nn.Flatten(), Frail(4, E), nn.Linear(E, K), {})
+    with pytest.raises(ConfigError, match=r"works: in training the joiner does not take \[2, 4\]: not so$"):
+        build(model("own:make"), (4,), K)
+
+
+def test_a_network_that_cannot_be_copied_is_tried_out_all_the_same(own: types.ModuleType) -> None:
+    class Single(nn.Linear):
+        def __deepcopy__(self, memo: object) -> "Single":
+            raise RuntimeError("there is but one")
+
+    own.__dict__["make"] = lambda place: Component(nn.Flatten(), Single(4, E), nn.Linear(E, K), {})
+    assert build(model("own:make"), (4,), K).training
+
+
 def test_a_dry_run_leaves_statistics_and_the_generator_alone(own: types.ModuleType) -> None:
     def make(place: Place) -> Component:
         joiner = nn.Sequential(nn.Linear(4, E), nn.BatchNorm1d(E), nn.Dropout(0.5))
