@@ -184,7 +184,8 @@ def component_place(config: Config, index: int, children: Sequence[str], dataset
         ConfigError: stream wiring on a graph that is no tree from component 0.
     """
     stream = config.wiring == "stream"
-    path = path_to(index, children_of(config.graph, config.n_components)) if stream else ()
+    graph = children_of(config.graph, config.n_components)
+    path = path_to(index, graph) if stream else ()
     return place_of(
         config.model,
         dataset.sample_shape,
@@ -195,6 +196,8 @@ def component_place(config: Config, index: int, children: Sequence[str], dataset
         index=index,
         context=stream and config.method.context,
         symbols=dataset.symbols,
+        labels=tuple(dataset.train_labels.shape[1:]) if dataset.train_labels.numel() else None,
+        judged=config.method.heads == "every" or not graph[index],
     )
 
 

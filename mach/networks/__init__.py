@@ -68,6 +68,8 @@ def place_of(
     index: int = 0,
     context: bool = False,
     symbols: int = 0,
+    labels: tuple[int, ...] | None = None,
+    judged: bool = True,
 ) -> Place:
     """Where component `index` stands.
 
@@ -77,12 +79,12 @@ def place_of(
     Raises:
         ConfigError: as `made`, of an ancestor.
     """
-    place = Place(model, tuple(sample_shape), classes, wiring=wiring, context=context, symbols=symbols)
+    place = Place(model, tuple(sample_shape), classes, wiring=wiring, context=context, symbols=symbols, labels=labels)
     with torch.random.fork_rng(devices=[]):
         for ancestor in ancestors:
-            place = replace(place, index=ancestor)
+            place = replace(place, index=ancestor, judged=False)
             place = replace(place, incoming=activation_shape(made(place), place))
-    return replace(place, index=index, children=tuple(children))
+    return replace(place, index=index, children=tuple(children), judged=judged)
 
 
 def made(place: Place, momentum: Momentum | None = None) -> Component:

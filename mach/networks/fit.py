@@ -40,6 +40,13 @@ def check_fit(component: Component, place: Place) -> None:
             )
     if z.shape != (*e.shape[:-1], place.classes):
         raise wrong(place, f"the head gives {shape(z)} for an embedding {shape(e)} and {place.classes} classes")
+    if place.judged and place.labels is not None and z.shape[1:-1] != place.labels:
+        labels, of = [ROWS, *place.labels], "for every place" if place.labels else "a sample"
+        raise wrong(
+            place,
+            f"the head gives {shape(z)}, and the data have one label {of}, {labels}: logits must be "
+            f"{[*labels, place.classes]}; choose a family that gives these, or data with a label for each answer",
+        )
     as_in_training(component, place)
 
 

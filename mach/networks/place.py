@@ -33,6 +33,11 @@ class Place:
     ahead: int | None = None
     """How many numbers the child's first layer makes of our activation, which the joiner gets in its place where the
     method wants that (`method.momentum_head`); None: it gets the activation."""
+    labels: tuple[int, ...] | None = None
+    """Of a sample's labels: () where it has one, (T,) where every place of a sequence has; None: they are not known, as
+    when a network is read back from a file. Nothing may be built by it."""
+    judged: bool = True
+    """Whether the head has a loss, and so must give logits for every label."""
 
     @property
     def reads_data(self) -> bool:

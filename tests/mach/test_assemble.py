@@ -1,9 +1,13 @@
 """From a configuration to a learner: its own weights, on its own device."""
 
+from contextlib import nullcontext
+from dataclasses import replace
+
+import msgspec
 import pytest
 import torch
-from msgspec.structs import replace
 
+from configs.errors import ConfigError
 from configs.load import load
 from configs.tree import Config
 from mach.assemble import component_of, learner_of
@@ -48,6 +52,19 @@ def test_a_learner_is_on_its_device_with_a_student_per_child() -> None:
     assert {parameter.device for parameter in learner.component.parameters()} == {CPU}
 
 
+@pytest.mark.parametrize(("recipe", "judged"), [("mach", {0, 1}), ("mach-stream", {0, 1}), ("backprop", {1})])
+def test_labels_that_a_head_would_be_judged_by_fit_what_it_gives(recipe: str, judged: set[int]) -> None:
+    settings = ("graph=chain", "n_components=2", "data.train_samples=16", "data.test_samples=4")
+    small = load("bytes-lm", (f"recipe={recipe}", *settings), RECIPES)
+    dataset = load_data(small.data)
+    one = replace(dataset, train_labels=dataset.train_labels[:, 0], test_labels=dataset.test_labels[:, 0])
+    for index, children in enumerate([("c1",), ()]):
+        learner_of(small, index, children, dataset, CPU)
+        refused = pytest.raises(ConfigError, match="the data have one label a sample")
+        with refused if index in judged else nullcontext():
+            learner_of(small, index, children, one, CPU)
+
+
 @pytest.mark.parametrize("context", [False, True])
 @pytest.mark.parametrize("name", ["digits", "mnist1d", "bytes-lm"])
 def test_what_a_parent_sends_in_a_stream_is_what_its_child_must_get(name: str, context: bool) -> None:
@@ -59,5 +76,5 @@ def test_what_a_parent_sends_in_a_stream_is_what_its_child_must_get(name: str, c
     assert child.stream is not None
     assert child.stream.incoming is not None
     assert child.stream.incoming.fits(asked)
-    wrong = replace(asked, labels=torch.full_like(asked.labels, dataset.classes))
+    wrong = msgspec.structs.replace(asked, labels=torch.full_like(asked.labels, dataset.classes))
     assert not child.stream.incoming.fits(wrong)

@@ -281,6 +281,21 @@ def test_a_part_that_changes_what_it_gets_is_refused(
     assert "set inplace=False in its layers" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("family", "shape", "symbols", "labels", "said"),
+    [
+        ("transformer", (T,), V, (), rf"gives \[2, {T}, 5\], .* one label a sample, \[2\]: logits must be \[2, 5\];"),
+        ("mlp", (T,), 0, (T,), rf"gives \[2, 5\], .* every place, \[2, {T}\]: logits must be \[2, {T}, 5\];"),
+    ],
+)
+def test_a_head_answers_as_often_as_there_are_labels(
+    family: str, shape: tuple[int, ...], symbols: int, labels: tuple[int, ...], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        build(model(family), shape, K, ("c1",), symbols=symbols, labels=labels)
+    build(model(family), shape, K, ("c1",), symbols=symbols, labels=(T,) if not labels else ())
+
+
 class Frail(nn.Linear):
     """Works in an examination alone."""
 
