@@ -79,7 +79,7 @@ class Descent:
             self._update()
 
     def _back(self, total: Tensor) -> None:
-        torch.autograd.backward(total, retain_graph=self.late.keeps_graphs)
+        back(total, keep=self.late.keeps_graphs)
 
     def _correct(self, own: Tensor | None, late: Tensor) -> None:
         """A pass for either kind: policies on the weights see late gradients alone, and the own one beside them.
@@ -89,7 +89,7 @@ class Descent:
         carried = taken(self.component) if any(each.grad is not None for each in self.component.parameters()) else []
         mine: list[Tensor] = []
         if own is not None:
-            torch.autograd.backward(own, retain_graph=True)
+            back(own, keep=True)
             self.late.gather()
             mine = taken(self.component)
         self._back(late)
@@ -100,7 +100,7 @@ class Descent:
             total, self.late_gathered = added(carried, mine), added(self.late_gathered, *corrected)
         if total:
             for parameter, gradient in zip(self.component.parameters(), total, strict=True):
-                parameter.grad = gradient
+                parameter.grad = gradient if parameter.requires_grad else None  # what is frozen does not decay either
 
     def _update(self) -> None:
         """The optimiser's step, down the mean of what was gathered."""
@@ -112,7 +112,7 @@ class Descent:
         self.optimiser.step()
         if self.apart is not None and self.late_gathered:
             for parameter, gradient in zip(self.component.parameters(), self.late_gathered, strict=True):
-                parameter.grad = gradient / self.gathered
+                parameter.grad = gradient / self.gathered if parameter.requires_grad else None
             self.apart.step()
             self.late_gathered = []
         if self.average is not None:
@@ -120,6 +120,12 @@ class Descent:
         self.gathered = 0
         self.version += 1
         self.late.stepped(self.version)
+
+
+def back(total: Tensor, *, keep: bool) -> None:
+    """A backward pass, which keeps the graph or not; there is none where all that the terms went through is frozen."""
+    if total.requires_grad:
+        torch.autograd.backward(total, retain_graph=keep)
 
 
 def added(*parts: list[Tensor]) -> list[Tensor]:

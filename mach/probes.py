@@ -275,11 +275,13 @@ def anew(lesson: Lesson) -> Lesson:
 
 
 def gradients(term: Tensor | None, net: Component) -> list[Tensor | None]:
-    """Of every parameter of `net`; none reaches any where there is no term."""
+    """Of every parameter of `net`; none reaches any where there is no term, or one that is frozen."""
     parameters = list(net.parameters())
-    if term is None:
+    learning = [each for each in parameters if each.requires_grad]
+    if term is None or not term.requires_grad or not learning:
         return [None] * len(parameters)
-    return list(torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True))
+    found = iter(torch.autograd.grad(term, learning, retain_graph=True, allow_unused=True))
+    return [next(found) if each.requires_grad else None for each in parameters]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,6 +1,7 @@
 """Two optimisers on one component: equal to a plain loop that steps them by hand, own loss first, then late ones."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -140,6 +141,22 @@ def test_without_an_own_loss_only_the_late_gradients_step(name: str) -> None:
     assert learner.version == 1
     assert not learner.optimiser.state_dict()["state"]
     assert not torch.equal(next(net.joiner.parameters()), next(before.joiner.parameters()))
+
+
+@pytest.mark.parametrize("settings", [{}, {"late": "stash", "policies": ("predict", "compensate", "clip")}])
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("part", ["joiner", ""])
+def test_what_is_frozen_is_left_alone_and_the_rest_learns(part: str, apart: bool, settings: dict[str, Any]) -> None:
+    """Late gradients then have nowhere to go, and where all is frozen the own ones neither; nor does it decay."""
+    learner = learner_of(
+        Optimiser(lr=0.05, weight_decay=0.1, separate_late=apart), Method(update_every=2), Staleness(**settings)
+    )
+    net, before = learner.component, copy.deepcopy(learner.component)
+    net.get_submodule(part).requires_grad_(requires_grad=False)
+    house(learner)
+    assert learner.version == STEPS // 2
+    assert_same(net.joiner, before.joiner)
+    assert torch.equal(net.head.weight, before.head.weight) != bool(part)
 
 
 def test_the_rate_of_both_follows_the_schedule() -> None:

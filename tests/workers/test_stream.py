@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.utils import parameters_to_vector
 
 import reference_stream
 from bus.mailbox import Counts
@@ -153,6 +154,24 @@ def test_with_a_window_of_one_late_end_to_end_recipes_are_backpropagation() -> N
         found[recipe] = [trainer.learner.component for trainer in chain.trainers]
     assert gap(found["ddg"], found["backprop"]) <= 1e-12
     assert gap(found["ampnet"], found["backprop"]) == 0.0
+
+
+@pytest.mark.parametrize("recipe", ["mach-stream", "mach-hop", "dni", "dgl", "ddg"])
+@pytest.mark.parametrize("part", ["encoder", ""])
+def test_a_chain_of_which_much_is_frozen_makes_its_steps(recipe: str, part: str) -> None:
+    """What nothing learns from has no graph to be pulled along; what passes through it goes on to the parent."""
+    config = configuration(recipe, "graph=chain", *(f"probes.{name}=true" for name in ("agreement", "fresh")))
+    dataset = load_data(config.data)
+    chain = Chain(config, dataset)
+    learners = [trainer.learner for trainer in chain.trainers]
+    for learner in learners[:2]:
+        learner.component.get_submodule(part).requires_grad_(requires_grad=False)
+    for _ in chain.run(12):
+        pass
+    assert min(learner.version for learner in learners) >= 10
+    for learner, before in zip(learners, networks(config, dataset), strict=True):
+        now, then = (parameters_to_vector(net.encoder.parameters()) for net in (learner.component, before))
+        assert torch.equal(now, then) == (learner is not learners[2])
 
 
 class Turns:
