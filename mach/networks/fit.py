@@ -47,6 +47,13 @@ def check_fit(component: Component, place: Place) -> None:
             f"the head gives {shape(z)}, and the data have one label {of}, {labels}: logits must be "
             f"{[*labels, place.classes]}; choose a family that gives these, or data with a label for each answer",
         )
+    for name, value in component.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise wrong(
+                place,
+                f"its state holds a {type(value).__name__}, {name}, and no checkpoint keeps what is no tensor, which "
+                "takes pickle: register_buffer what must last, and leave get_extra_state out",
+            )
     as_in_training(component, place)
 
 

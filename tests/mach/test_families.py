@@ -311,6 +311,19 @@ def test_a_part_that_breaks_in_training_alone_is_refused(own: types.ModuleType) 
         build(model("own:make"), (4,), K)
 
 
+def test_a_state_that_no_checkpoint_could_keep_is_refused(own: types.ModuleType) -> None:
+    class Counting(nn.Flatten):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"seen": 3}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            raise AssertionError("nothing is ever restored")
+
+    own.__dict__["make"] = lambda place: Component(Counting(), nn.Linear(4, E), nn.Linear(E, K), {})
+    with pytest.raises(ConfigError, match=r"its state holds a dict, encoder\._extra_state, .*: register_buffer"):
+        build(model("own:make"), (4,), K)
+
+
 def test_a_network_that_cannot_be_copied_is_tried_out_all_the_same(own: types.ModuleType) -> None:
     class Single(nn.Linear):
         def __deepcopy__(self, memo: object) -> "Single":
