@@ -29,6 +29,13 @@ def check_fit(component: Component, place: Place) -> None:
     come = what_comes(place)
     if not component.takes(come[0]):
         raise wrong(place, f"tokens={component.tokens}, and the encoder gets {come[0].dtype}: set tokens to match")
+    for name, weight in component.named_parameters():
+        if weight.dtype != torch.float32 and (weight.is_floating_point() or weight.is_complex()):
+            raise wrong(
+                place,
+                f"its weight {name} is {kind(weight)}, and components are float32: leave out .double(), .bfloat16() "
+                "and the like",
+            )
     with torch.no_grad(), evaluating(component.modules()):
         s, e, z = through(component, place)
     for name, each in s.items():
@@ -115,6 +122,9 @@ def ran(place: Place, part: str, run: Callable[[], Tensor], *got: Tensor) -> Ten
     if not isinstance(given, Tensor) or given.dim() < 2 or len(given) != ROWS:
         what = shape(given) if isinstance(given, Tensor) else f"a {type(given).__name__}"
         raise wrong(place, f"{part} gives {what} for {shapes}, where a batch of {ROWS} vectors is needed")
+    passes_symbols = part.endswith("encoder") and place.tokens and place.wiring == "skip"  # to nobody but its own parts
+    if not given.is_floating_point() and not passes_symbols:
+        raise wrong(place, f"{part} gives {shape(given)} for {shapes}, where quantities are needed: make them float32")
     if [each._version for each in got] != before:
         raise wrong(
             place,
@@ -125,8 +135,13 @@ def ran(place: Place, part: str, run: Callable[[], Tensor], *got: Tensor) -> Ten
 
 
 def shape(tensor: Tensor) -> str:
-    """As people write it, the batch first."""
-    return str(list(tensor.shape))
+    """As people write it, the batch first; what is not float32 has its kind before it."""
+    return f"{'' if tensor.dtype == torch.float32 else kind(tensor) + ' '}{list(tensor.shape)}"
+
+
+def kind(tensor: Tensor) -> str:
+    """Its dtype, as people write it."""
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def wrong(place: Place, what: str) -> ConfigError:

@@ -203,6 +203,15 @@ class Broken(nn.Module):
         raise KeyError("layer")
 
 
+class Cast(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype)
+
+
 PARTS: dict[str, Any] = {
     "encoder": lambda: nn.Flatten(),
     "joiner": lambda: nn.Linear(4 + E, E),
@@ -228,6 +237,11 @@ PARTS: dict[str, Any] = {
         ),
         ({"head": nn.Linear(E, K - 1)}, r"the head gives \[2, 4\] for an embedding \[2, 8\] and 5 classes"),
         ({"children": ("c7",)}, r"students for \['c7'\], and needs \['c1'\]"),
+        ({"head": nn.Linear(E, K).double()}, r"its weight head.weight is float64, and components are float32"),
+        ({"head": nn.Linear(E, K, dtype=torch.complex64)}, r"its weight head.weight is complex64"),
+        ({"joiner": nn.Linear(4 + E, E).bfloat16()}, r"its weight joiner.weight is bfloat16"),
+        ({"encoder": Cast(torch.int64)}, r"the encoder gives int64 \[2, 4\] for \[2, 4\], where quantities are needed"),
+        ({"encoder": Cast(torch.float64)}, r"the student of c1 does not take float64 \[2, 4\]: mat1 and mat2"),
         ({"tokens": True}, "tokens=True, and the encoder gets torch.float32"),
     ],
 )
@@ -309,6 +323,17 @@ def test_a_part_that_breaks_in_training_alone_is_refused(own: types.ModuleType) 
     own.__dict__["make"] = lambda place: Component(nn.Flatten(), Frail(4, E), nn.Linear(E, K), {})
     with pytest.raises(ConfigError, match=r"works: in training the joiner does not take \[2, 4\]: not so$"):
         build(model("own:make"), (4,), K)
+
+
+def test_symbols_may_be_passed_on_to_parts_of_their_own_and_to_no_child(own: types.ModuleType) -> None:
+    def make(place: Place) -> Component:
+        read = nn.Sequential(nn.Embedding(V, E), nn.Flatten(), nn.Linear(T * E, E))
+        return Component(nn.Identity(), read, nn.Linear(E, K), {}, tokens=place.tokens)
+
+    own.__dict__["make"] = make
+    build(model("own:make"), (T,), K, symbols=V)
+    with pytest.raises(ConfigError, match=rf"the encoder gives int64 \[2, {T}\]"):
+        build(model("own:make"), (T,), K, symbols=V, wiring="stream")
 
 
 def test_a_state_that_no_checkpoint_could_keep_is_refused(own: types.ModuleType) -> None:
