@@ -5,7 +5,8 @@
 
 So what a process does (a life of training, a lock-step that waits for every letter, an examination at the end) runs
 unchanged, and exactly one thread runs at any moment: the order of things is that of `VirtualBus.run`, never the
-operating system's. Laws: an error in a body comes out of `VirtualBus.run`; after `close` no thread is left.
+operating system's. Laws: an error in a body comes out of `VirtualBus.run`, noting whose it is; after `close` no thread
+is left.
 """
 
 import math
@@ -87,6 +88,7 @@ class Fibre:
         except Closed:
             self._closing = True
         except BaseException as error:
+            error.add_note(self.name)
             self._error = error
         finally:
             self.ended = True

@@ -331,6 +331,23 @@ def test_chaos_without_a_run_is_one_sentence_and_exit_code_3(tmp_path: Path) -> 
     assert len(output.strip().splitlines()) == 1
 
 
+def test_what_a_network_of_ones_own_raises_in_a_simulation_is_told_with_whose_step_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "crowded.py").write_text(
+        "from mach.networks import FAMILIES\n\ndef make(place):\n    made = FAMILIES['mlp'](place)\n"
+        "    made.encoder.register_forward_pre_hook(few)\n    return made\n\n"
+        "def few(encoder, given):\n    if len(given[0]) > 2:\n        raise ValueError('too many')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code, output = invoke("simulate", "--components", "2", "--steps", "4", "--set", "model.family=crowded:make")
+    (log,) = tmp_path.glob("mach-*.traceback")
+    assert (code, output.startswith("mach: c0: ValueError: too many; the traceback is in")) == (2, True), output
+    assert "unless it comes from a network or data of your own" in output
+    assert "in few" in log.read_text()
+
+
 @pytest.mark.parametrize("target", ["2", "0", "-1", "nan"])
 @pytest.mark.parametrize("words", [("simulate",), ("compare", "mach", "--simulate")], ids=" ".join)
 def test_a_target_that_cannot_be_reached_is_refused(words: tuple[str, ...], target: str) -> None:

@@ -20,6 +20,7 @@ from mach.recipes import RECIPES
 from workers.background import tell_begun
 from workers.complete import config_names, run_names
 from workers.output import interrupted
+from workers.process import sentence
 from workers.rundir import USUAL, ground
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -168,6 +169,8 @@ class Group(click.Group):
             with tempfile.NamedTemporaryFile("w", prefix="mach-", suffix=".traceback", delete=False) as file:
                 traceback.print_exc(file=file)
             click.echo(
-                f"mach: {type(error).__name__}: {error}; the traceback is in {file.name}, please report it", err=True
+                f"mach: {sentence(error)}; the traceback is in {file.name}: please report it, unless it comes from a "
+                "network or data of your own",
+                err=True,
             )
             ctx.exit(2)

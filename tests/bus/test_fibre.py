@@ -75,8 +75,9 @@ def test_an_error_in_a_body_comes_out_of_the_run() -> None:
         raise ZeroDivisionError("in the body")
 
     fibre = Fibre(bus, "a", fail)
-    with pytest.raises(ZeroDivisionError, match="in the body"):
+    with pytest.raises(ZeroDivisionError, match="in the body") as error:
         bus.run([fibre])
+    assert error.value.__notes__ == ["a"], "whose it was"
     assert fibre.ended
     assert bus.clock.now == 1.0
     fibre.close()
