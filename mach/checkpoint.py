@@ -91,7 +91,7 @@ def save_weights(component: Component, path: Path, about: Mapping[str, str]) -> 
         Diverged: their numbers are ruined; what was there still is.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in component.state_dict().items()}
+    weights = _apart(component.state_dict())
     _judge(path, weights)
     try:
         save_file(weights, draft, metadata=dict(about))
@@ -141,6 +141,18 @@ def _judge(path: Path, tensors: Mapping[str, Tensor]) -> None:
             raise Diverged(f"{path}: {name} holds numbers that are not finite, or beyond {LARGEST**2:g}")
 
 
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, each in memory of its own: tied weights are written under each of their names."""
+    apart: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        apart[name] = own.clone() if place in taken else own
+        taken.add(place)
+    return apart
+
+
 def _of_the_disk(path: Path, error: SafetensorError) -> OSError:
     """The same as an error of the system, which safetensors has put into words: so nobody says the path twice."""
     said = re.search(r"\(os error (\d+)\)", str(error))
@@ -151,7 +163,7 @@ def _of_the_disk(path: Path, error: SafetensorError) -> OSError:
 def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> FileFacts:
     """Down to the disk; what the file is now."""
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
+        save_file(_apart(tensors), file)
     except SafetensorError as error:
         raise _of_the_disk(file, error) from error
     to_disk(file)
