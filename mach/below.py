@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.tree import Method
-from mach.momentum import Showing, approach, first_layer, frozen, share_of
+from mach.momentum import Showing, approach, first_layer, frozen, names_of, share_of, tie
 
 
 class Below(nn.Module):
@@ -58,7 +58,7 @@ class Below(nn.Module):
         self.head = frozen(head) if ends else head
         parts = [*((f"sections.{name}", section) for name, section in sections.items())]
         parts += [("joiner", joiner), ("head", head)] if ends else []
-        self.names = [[f"{part}.{own}" for own, _ in module.named_parameters()] for part, module in parts]
+        self.names = [[[f"{part}.{own}" for own in each] for each in names_of(module)] for part, module in parts]
         self.register_buffer("shown", torch.full((1,), -1))  # the child's version when it last showed; −1: never
 
     def forward(self, a: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,14 +84,14 @@ class Below(nn.Module):
 
     def weights(self) -> list[Tensor]:
         """All copies, nearest section first, the head last."""
-        return [self.get_buffer(name) for names in self.names for name in names]
+        return [self.get_buffer(name) for names in self.names for name, *_ in names]
 
     def within(self, reach: int) -> list[Tensor]:
         """Those of them that a parent has as well: of one section fewer, if it looks down no further than `reach`
         sections, of which the nearest is ours; 0: to the end.
         """
         near = self.names if reach == 0 or len(self.sections) < reach else self.names[: reach - 1]
-        return [self.get_buffer(name) for names in near for name in names]
+        return [self.get_buffer(name) for names in near for name, *_ in names]
 
     def shape(self, child: str) -> torch.Size | None:
         """What `child` must show, [P]; None: it is no child of ours."""
@@ -104,6 +104,8 @@ class Below(nn.Module):
         """
         assert child == self.child, "of another child nothing fits"
         approach(self.weights(), shown, share_of(int(self.shown[0]), version, self.decay))
+        for names in self.names:
+            tie(self, names)
         self.shown[0] = version
 
 

@@ -19,7 +19,7 @@ from configs.errors import DataError, Diverged
 from mach.component import Component
 from mach.shelf import STATE, FileFacts, Manifest, Shelf, measure, to_disk, verify, write_manifest
 from mach.sound import LARGEST, bounded
-from mach.state import State
+from mach.state import State, buffers_of
 
 
 def save_state(
@@ -39,7 +39,7 @@ def save_state(
         OSError: the disk is full or the directory cannot be written; nothing partial is left, what was there still is.
         Diverged: its numbers are ruined; it is not written, since it would push out a good one.
     """
-    _judge(shelf.path(version), state.tensors)
+    _judge(shelf.path(version), state.tensors, state.buffers)
     draft, replaced = shelf.draft(version), shelf.folder / f".{version}.old"
     try:
         _make(shelf.folder)
@@ -79,7 +79,7 @@ def load_state(shelf: Shelf, version: int, component: str) -> tuple[Manifest, St
         state = State(load_file(path / STATE), manifest.values)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path / STATE}: holds no tensors ({error})") from error
-    _judge(path, state.tensors)
+    _judge(path, state.tensors, state.buffers)
     return manifest, state
 
 
@@ -91,8 +91,8 @@ def save_weights(component: Component, path: Path, about: Mapping[str, str]) -> 
         Diverged: their numbers are ruined; what was there still is.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in component.state_dict().items()}
-    _judge(path, weights)
+    weights = _apart(component.state_dict())
+    _judge(path, weights, buffers_of(component))
     try:
         save_file(weights, draft, metadata=dict(about))
         os.replace(draft, path)
@@ -132,13 +132,32 @@ def unreadable(path: Path, error: Exception) -> DataError:
     return DataError(f"{path}: holds no weights ({error}); train the run to its end first")
 
 
-def _judge(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _judge(path: Path, tensors: Mapping[str, Tensor], buffers: Collection[str]) -> None:
     """Raise `Diverged` if a number is NaN, infinite, or larger than the square of what neighbours may send: moments
     hold squares. Nothing good comes of going on from there, whatever the checksums say.
+
+    In `buffers` an infinity may be meant, as in the mask of an attention.
     """
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and tensor.numel() and not bounded(tensor, LARGEST**2):
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        if name in buffers:
+            if bool(tensor.isnan().any()):
+                raise Diverged(f"{path}: {name} holds numbers that are none (NaN)")
+        elif not bounded(tensor, LARGEST**2):
             raise Diverged(f"{path}: {name} holds numbers that are not finite, or beyond {LARGEST**2:g}")
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, each in memory of its own: tied weights are written under each of their names."""
+    apart: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        apart[name] = own.clone() if place in taken else own
+        taken.add(place)
+    return apart
 
 
 def _of_the_disk(path: Path, error: SafetensorError) -> OSError:
@@ -151,7 +170,7 @@ def _of_the_disk(path: Path, error: SafetensorError) -> OSError:
 def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> FileFacts:
     """Down to the disk; what the file is now."""
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
+        save_file(_apart(tensors), file)
     except SafetensorError as error:
         raise _of_the_disk(file, error) from error
     to_disk(file)

@@ -23,6 +23,7 @@ from configs.tree import Config, Model
 from mach.assemble import component_of
 from mach.component import Component
 from mach.data import Batches, Dataset
+from mach.draws import Draws
 from mach.effort import Effort
 from mach.graph import children_of, name_of
 from mach.losses import cross_entropy
@@ -162,7 +163,13 @@ def train(name: str, config: Config, dataset: Dataset) -> Trained:
     if config.train.minutes is not None:
         raise ConfigError("train.minutes: controls take as many steps as a component; use train.steps (--steps)")
     config = msgspec.structs.replace(config, method=msgspec.structs.replace(config.method, momentum_head="none"))
-    loops = [loop(member, dataset, network) for member, network in CONTROLS[name](config, dataset)]
+    with Draws(config.seed, 0):
+        return trained(CONTROLS[name](config, dataset), config, dataset)
+
+
+def trained(members: Sequence[Member], config: Config, dataset: Dataset) -> Trained:
+    """Train these networks side by side, and examine them as one."""
+    loops = [loop(member, dataset, network) for member, network in members]
     rate = schedule_of(config)
     read = averaged([each.forward for each in loops]) if len(loops) > 1 else loops[0].forward
     curve: list[tuple[int, Reading]] = []

@@ -117,6 +117,9 @@ class Descent:
             self.late_gathered = []
         if self.average is not None:
             self.average.update_parameters(self.component)
+            for mean, now in zip(self.average.module.buffers(), self.component.buffers(), strict=True):
+                if mean.is_floating_point():  # infinities, as in a mask, have no mean
+                    mean.copy_(torch.where(mean.isfinite(), mean, now))
         self.gathered = 0
         self.version += 1
         self.late.stepped(self.version)

@@ -16,7 +16,7 @@ Shapes: B batch, D numbers of an activation, H of what the layer makes of it, P 
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -43,7 +43,7 @@ class Momentum(nn.Module):
         """`layers`: by child, its first layer as it is in the beginning. `width`: H. `decay`: μ."""
         super().__init__()
         self.decay = decay
-        self.names = {child: tuple(name for name, _ in layer.named_parameters()) for child, layer in layers.items()}
+        self.names = {child: names_of(layer) for child, layer in layers.items()}
         self.layers = nn.ModuleDict({child: frozen(layer) for child, layer in layers.items()})
         self.bias = nn.Parameter(torch.zeros(width))
         self.register_buffer("shown", torch.full((len(layers),), -1))  # [children] versions; −1: nothing yet
@@ -70,11 +70,12 @@ class Momentum(nn.Module):
         """
         place = list(self.names).index(child)
         approach(self._weights(child), layer, share_of(int(self.shown[place]), version, self.decay))
+        tie(self.layers[child], self.names[child])
         self.shown[place] = version
 
     def _weights(self, child: str) -> list[Tensor]:
         layer = self.layers[child]
-        return [layer.get_buffer(name) for name in self.names[child]]
+        return [layer.get_buffer(name) for name, *_ in self.names[child]]
 
 
 class Showing:
@@ -119,6 +120,23 @@ def approach(weights: Sequence[Tensor], shown: Tensor, share: float) -> None:
 def flat(weights: Sequence[Tensor]) -> Tensor:
     """[P] a copy of all, one after the other, without graphs."""
     return torch.cat([each.detach().flatten() for each in weights])
+
+
+def names_of(layer: nn.Module) -> list[list[str]]:
+    """Of every parameter, in the order of `parameters()`, its names: of a tied one each, of which a copy of the layer
+    (`frozen`) has as many buffers.
+    """
+    names: dict[int, list[str]] = {}
+    for name, weight in layer.named_parameters(remove_duplicate=False):
+        names.setdefault(id(weight), []).append(name)
+    return list(names.values())
+
+
+def tie(layer: nn.Module, names: Iterable[Sequence[str]]) -> None:
+    """Make all buffers of a tied weight what its first one is, the only one that is shown."""
+    for first, *others in names:
+        for other in others:
+            layer.get_buffer(other).copy_(layer.get_buffer(first))
 
 
 def frozen(layer: nn.Module) -> nn.Module:

@@ -67,7 +67,9 @@ class Sieve:
     def embedding(self, child: str, held: Held, target: Target) -> bool:
         """Whether the embedding is one that `child` may have of this batch: as our student's imitation of it."""
         if child not in self._shapes:
-            self._shapes[child] = self.component.target_shape(child, *held.come)[1:]
+            devices = [self.device] if self.device.type == "cuda" else []
+            with torch.random.fork_rng(devices):  # asked once a life: one that goes on draws what it would have drawn
+                self._shapes[child] = self.component.target_shape(child, *held.come)[1:]
         return fits(target.embedding, torch.Size((len(held.come[0]), *self._shapes[child])))
 
     def _logits(self, embedding: Tensor) -> torch.Size:

@@ -34,6 +34,11 @@ class State:
         self.tensors.update({f"{prefix}/{name}": tensor for name, tensor in part.tensors.items()})
         self.values[prefix] = part.values
 
+    @property
+    def buffers(self) -> set[str]:
+        """The names of those tensors that are a module's and not learnt (`of_module`)."""
+        return set(_buffers(self.values))
+
 
 class Copies:
     """Buffers that a state is copied into, used again and again: pinned for what lies on a CUDA device.
@@ -68,9 +73,26 @@ class Copies:
         return buffer.copy_(tensor, non_blocking=True)
 
 
+BUFFERS = "buffers"
+"""The key in a module's values of the names of its buffers."""
+
+
+def _buffers(values: Mapping[str, Any]) -> Iterator[str]:
+    yield from values.get(BUFFERS, ())
+    for prefix, part in values.items():
+        if isinstance(part, dict):
+            yield from (f"{prefix}/{name}" for name in _buffers(part))
+
+
 def of_module(module: nn.Module) -> State:
     """Every parameter and buffer, named as in the module."""
-    return State(dict(module.state_dict()))
+    tensors = dict(module.state_dict())
+    return State(tensors, {BUFFERS: sorted(tensors.keys() & buffers_of(module))})
+
+
+def buffers_of(module: nn.Module) -> set[str]:
+    """The names of its buffers, each under all that it has."""
+    return {name for name, _ in module.named_buffers(remove_duplicate=False)}
 
 
 def into_module(module: nn.Module, state: State) -> None:

@@ -22,6 +22,7 @@ from mach import controls
 from mach.checkpoint import load_weights
 from mach.controls import CEILING, CONTROLS, FLOOR, Trained, whole_of
 from mach.data import Dataset, load
+from mach.draws import Draws
 from mach.graph import name_of
 from mach.whole import Reading, readings
 from workers.commands import run_quietly
@@ -182,9 +183,11 @@ def recipe(
     whole = whole_of(config, dataset)
     for index in range(config.n_components):
         whole.part(index).load_state_dict(load_weights(RunDir(directory).weights(name_of(index))))
+    with Draws(config.seed, 0):
+        read = readings(whole, dataset, config.train.batch_size, heads=config.method.heads == "every")
     return Result(
         seed=config.seed,
-        readings=readings(whole, dataset, config.train.batch_size, heads=config.method.heads == "every"),
+        readings=read,
         curve=curve_of(config, curves, whole.path[-1]),
         staleness_p50=staleness(status),
         multiply_adds=multiply_adds or effort_of(config, runner.timing_of(status), directory),

@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 
 import msgspec
@@ -31,9 +31,10 @@ def simulation(config: Config, timing: Timing, *, lockstep: bool, target: float 
     Raises:
         ConfigError: a target that nobody can reach.
     """
-    check_target(target, bits=target is not None and load(config.data).symbols > 0)
+    with aside(on=as_json):
+        check_target(target, bits=target is not None and load(config.data).symbols > 0)
     began = time.monotonic()
-    with scratch() as folder:
+    with scratch() as folder, aside(on=as_json):
         directory = folder / "run"
         if sys.stderr.isatty():
             terminal = screen.console(stderr=True)
@@ -55,6 +56,11 @@ def simulation(config: Config, timing: Timing, *, lockstep: bool, target: float 
         print_outcome(outcome, times)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"simulated in {time.monotonic() - began:.1f} s of real time, {peak_mb:.0f} MB at most", file=sys.stderr)
+
+
+def aside(*, on: bool) -> AbstractContextManager[object]:
+    """Where stdout is one JSON document, what a user's own data and networks print meanwhile goes to stderr."""
+    return redirect_stdout(sys.stderr) if on else nullcontext()
 
 
 def check_target(target: float | None, *, bits: bool) -> None:
@@ -102,8 +108,9 @@ def comparison(
     other = next((each[0].recipe for name, each in named if each[0].recipe != name), None)
     if other is not None:
         raise ConfigError(f"--set recipe={other}: recipes that are compared stand before the options; leave it out")
-    check_target(target, bits=target is not None and load(configs[recipes[0]][0].data).symbols > 0)
-    with scratch() if runs is None else nullcontext(runs) as folder:
+    with aside(on=as_json):
+        check_target(target, bits=target is not None and load(configs[recipes[0]][0].data).symbols > 0)
+    with scratch() if runs is None else nullcontext(runs) as folder, aside(on=as_json):
         found = compare(configs, base, runner, folder, say)
     target = default_target(found) if target is None else target
     if as_json:

@@ -23,6 +23,7 @@ from configs.errors import ConfigError
 from configs.tree import Config
 from mach.assemble import learner_of, samples_of
 from mach.data import load
+from mach.draws import Draws
 from mach.learner import Step
 from workers.part import part_of
 from workers.plan import ProcessPlan, bus_of, make_plan
@@ -44,6 +45,19 @@ class Paced(Trainer):
         """Let the step's time pass, then pay."""
         self.spend()
         super().pay(step)
+
+
+class Drawing(Fibre):
+    """A body that draws by itself, as in a process of its own, whoever draws between its turns."""
+
+    def __init__(self, bus: VirtualBus, name: str, body: Callable[[], None], draws: Draws) -> None:
+        super().__init__(bus, name, body)
+        self._draws = draws
+
+    def turn(self, now: float) -> float:
+        """Run the body on to its next wait."""
+        with self._draws:
+            return super().turn(now)
 
 
 class Stage:
@@ -70,7 +84,8 @@ class Stage:
             self.fibres[process.name].spend(start_s)
             body()
 
-        self.fibres[process.name] = Fibre(self.bus, process.name, in_time)
+        draws = Draws(self.config.seed, process.index)
+        self.fibres[process.name] = Drawing(self.bus, process.name, in_time, draws)
 
     def close(self) -> None:
         """End every body where it waits."""

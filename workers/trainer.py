@@ -16,6 +16,7 @@ from bus.mailbox import EdgeView, Mailbox
 from bus.sockets import ZmqMailbox
 from configs.errors import Diverged, Unsaved
 from configs.tree import Config
+from mach import draws
 from mach.assemble import exam_of, learner_of, samples_of
 from mach.checkpoint import save_weights
 from mach.data import Batches, Dataset, load
@@ -366,6 +367,7 @@ def run(plan: Plan, name: str, control: Control) -> None:
         directory=Path(plan.sockets),
         samples=samples_of(config, dataset),
     )
+    draws.begin(config.seed, process.index)  # not before: data of one's own that are drawn are alike in all processes
     try:
         trainer = assemble(plan, process, learner, mailbox, dataset)
         journal = Journal(plan, name, incarnation=control.incarnation)
@@ -390,11 +392,7 @@ def assemble(
 ) -> Trainer:
     """A trainer, made by `kind`, with its own data order and examination, on any mailbox."""
     config = plan.config
-    batches = Batches(
-        dataset,
-        config.train.batch_size,
-        seed=seed_of(config.seed, process.index, "data"),
-        noise=config.data.noise,
-    )
+    seed = seed_of(config.seed, process.index, "data")
+    batches = Batches(dataset, config.train.batch_size, seed=seed, noise=config.data.noise)
     exam = exam_of(config, learner, dataset)
     return kind(learner, mailbox, batches, children=process.children, parents=process.parents, exam=exam)

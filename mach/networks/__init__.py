@@ -34,7 +34,8 @@ that does not read the data is called with (activation, x); with `--set method.c
 Dropout and batch normalisation work as in any training: batches are trained on in the modes in which the factory left
 its modules, and whatever else is computed is in evaluation mode (`mach/modes.py`).
 For `method.momentum_head` an encoder shows its first layer (`opening`, see `mach/momentum.py`), and the joiner is as
-wide as `place.joined(a)` says.
+wide as `place.joined(a)` says. What networks learn beside parameters has to be in buffers that torch saves: one with
+`persistent=False` begins anew in every restart, resume and export.
 """
 
 from collections.abc import Callable, Mapping, Sequence

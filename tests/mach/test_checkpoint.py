@@ -1,5 +1,6 @@
 """Weights on disk: the same back, whole or not at all."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,10 @@ from safetensors import SafetensorError, safe_open
 from built import build
 from configs.errors import DataError, Diverged
 from configs.tree import Model
-from mach.checkpoint import load_weights, save_weights
+from mach.checkpoint import load_state, load_weights, save_state, save_weights
+from mach.component import Component
+from mach.shelf import Shelf
+from mach.state import Copies, State, check_module, of_module
 
 
 def test_weights_come_back_bit_for_bit_with_what_was_said_about_them(tmp_path: Path) -> None:
@@ -42,6 +46,46 @@ def test_weights_that_are_not_finite_are_not_written_and_good_ones_stay(tmp_path
         save_weights(component, path, {"version": "2"})
     assert path.read_bytes() == good
     assert [entry.name for entry in tmp_path.iterdir()] == ["c0.safetensors"]
+
+
+def masked(number: float) -> Component:
+    component = build(Model(embedding=4), (5,), 3, ())
+    component.joiner.register_buffer("mask", torch.full((3, 3), number).triu(1))
+    return component
+
+
+@pytest.mark.parametrize("number", [-math.inf, math.inf, torch.finfo(torch.float32).min])
+def test_an_infinity_in_a_buffer_is_meant_and_comes_back(tmp_path: Path, number: float) -> None:
+    component, shelf = masked(number), Shelf(tmp_path / "checkpoints")
+    save_weights(component, tmp_path / "c0.safetensors", {})
+    assert torch.equal(load_weights(tmp_path / "c0.safetensors")["joiner.mask"], component.joiner.mask)
+    state = whole(component)
+    save_state(shelf, Copies().take(state), component="c0", version=1, incarnation=1, config="", keep=1)
+    found = load_state(shelf, 1, "c0")[1]
+    assert torch.equal(found.tensors["learner/component/joiner.mask"], component.joiner.mask)
+    check_module(component, found.under("learner").under("component"))
+
+
+@pytest.mark.parametrize(("where", "number"), [("buffer", math.nan), ("parameter", -math.inf)])
+def test_of_a_network_with_a_mask_ruined_numbers_are_still_not_written(
+    tmp_path: Path, where: str, number: float
+) -> None:
+    component, shelf = masked(number if where == "buffer" else -math.inf), Shelf(tmp_path / "checkpoints")
+    if where == "parameter":
+        next(component.parameters()).data[0] = number
+    with pytest.raises(Diverged, match=r"c0\.safetensors: joiner.* holds numbers that are"):
+        save_weights(component, tmp_path / "c0.safetensors", {})
+    with pytest.raises(Diverged, match=r"1: learner/component/joiner.* holds numbers that are"):
+        save_state(shelf, whole(component), component="c0", version=1, incarnation=1, config="", keep=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def whole(component: Component) -> State:
+    """As a trainer's state is made: a part within a part."""
+    learner, state = State(), State()
+    learner.add("component", of_module(component))
+    state.add("learner", learner)
+    return state
 
 
 def test_a_full_disk_is_an_error_of_the_system_that_names_the_file_once(

@@ -179,7 +179,7 @@ def test_ruined_numbers_are_no_checkpoint_whatever_their_checksums(
         write(**told)
     assert names(c0) == ["4"]
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_judge", lambda path, state: None)
+        patch.setattr(checkpoint, "_judge", lambda *_: None)
         write(**told)
     assert c0.sound("c0") == [5, 4]
     with pytest.raises(DataError, match="c0/5: moments holds numbers"):

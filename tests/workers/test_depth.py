@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from bus.virtual import VirtualBus
 from configs.load import load
@@ -42,7 +43,7 @@ def run(depth: int, *, until_s: float = 2.0, dead: str = "", graph: str = "chain
     actors: dict[str, Turns] = {}
     for process in make_plan(config, run="r", directory=Path(), sockets=Path()).processes:
         door = bus.mailbox(process.name, children=process.children, parents=process.parents, bus=config.bus)
-        learner = learner_of(config, process.index, process.children, dataset, "cpu")  # type: ignore[arg-type]
+        learner = learner_of(config, process.index, process.children, dataset, torch.device("cpu"))
         plan = make_plan(config, run="r", directory=Path(), sockets=Path())
         actors[process.name] = Turns(process.name, assemble(plan, process, learner, door, dataset))
     if dead:

@@ -277,7 +277,7 @@ def test_one_that_was_written_with_ruined_numbers_is_named_and_the_older_used(
     first = keepers()
     save(first, 10, state_of(10), 0.0)
     with monkeypatch.context() as patch:
-        patch.setattr("mach.checkpoint._judge", lambda path, state: None)
+        patch.setattr("mach.checkpoint._judge", lambda *_: None)
         save(first, 20, state_of(math.nan), 0.0)
     first.close()
     assert first.shelf.versions() == [20, 10], "its checksums are right"

@@ -59,21 +59,24 @@ def test_two_runs_give_identical_weights_messages_and_reports(tmp_path: Path) ->
 
 
 def normed(place: Place) -> Component:
-    """Networks whose state is more than weights: a count of batches, and a buffer that lies in memory with steps."""
+    """Networks whose state is more than weights: a count of batches, a buffer with steps in memory, and a mask."""
     component = mlp(place)
     component.joiner = torch.nn.Sequential(component.joiner, torch.nn.BatchNorm1d(place.model.embedding))
     component.register_buffer("every_other", torch.arange(10)[::2])
+    component.register_buffer("mask", torch.full((3, 3), -math.inf).triu(1))
     return component
 
 
+@pytest.mark.parametrize("average", [0.0, 0.9])
 def test_networks_with_batch_normalisation_and_other_buffers_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: float
 ) -> None:
     monkeypatch.setitem(sys.modules, "theirs", ModuleType("theirs"))
     monkeypatch.setattr(sys.modules["theirs"], "normed", normed, raising=False)
-    outcome = run(tmp_path, config("model.family=theirs:normed"), timing())
+    settings = ("model.family=theirs:normed", f"evaluate.average={average}")
+    outcome = run(tmp_path, config(*settings), timing())
     assert weights(tmp_path / "run")["c0.joiner.1.num_batches_tracked"] > 0
-    assert outcome.digest != run(tmp_path, config("model.family=theirs:normed", "seed=6"), timing(), "other").digest
+    assert outcome.digest != run(tmp_path, config(*settings, "seed=6"), timing(), "other").digest
 
 
 @pytest.mark.parametrize("change", ["seed", "latency"])
