@@ -26,6 +26,24 @@ def own() -> Iterator[types.ModuleType]:
     del sys.modules["own_data"]
 
 
+def test_what_a_source_draws_is_the_same_whoever_loads_it_and_goes_by_the_seed_of_the_split(
+    own: types.ModuleType,
+) -> None:
+    def drawn(data: Data) -> Dataset:
+        return Dataset(torch.randn(N, 4), torch.arange(N) % K, torch.randn(20, 4), FEW % K, classes=K)
+
+    own.make = drawn  # type: ignore[attr-defined]
+    torch.manual_seed(1)
+    first, before = load(Data(source="own_data:make")), torch.get_rng_state()
+    torch.manual_seed(2)
+    again = load(Data(source="own_data:make"))
+    other = load(Data(source="own_data:make", split_seed=1))
+    assert torch.equal(first.train_inputs, again.train_inputs)
+    assert not torch.equal(first.train_inputs, other.train_inputs)
+    torch.manual_seed(1)
+    assert torch.equal(before, torch.get_rng_state()), "what others draw is left as it was"
+
+
 def loaded(own: types.ModuleType, **other: Any) -> Dataset:
     """What `data.source=own_data:make` loads: a sound data set but for `other`."""
     good = {
