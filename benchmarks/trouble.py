@@ -60,11 +60,12 @@ class Run:
         return time.monotonic() - start
 
     def rates(self, seconds: float) -> dict[str, float]:
-        """Steps per second of every trainer, over this time."""
+        """Steps per second of every trainer, over this time, or as long as it takes everybody to make one."""
         before = self.status()
-        time.sleep(seconds)
-        after = self.status()
         steps = {row.component: row.step for row in before.components if row.kind == "trainer"}
+        time.sleep(seconds)
+        self.until(lambda status: all(row.step > steps.get(row.component, -1) for row in status.components))
+        after = self.status()
         elapsed = after.elapsed_s - before.elapsed_s
         return {
             row.component: (row.step - steps[row.component]) / elapsed

@@ -21,7 +21,11 @@ def begun(place: Path) -> "subprocess.Popen[str]":
     """A comparison that has done its first run, and has many to go."""
     env = {name: value for name, value in os.environ.items() if name != "XDG_RUNTIME_DIR"} | {"TMPDIR": str(place)}
     words = [sys.executable, "-m", "mach", *ENDLESS]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as in a terminal, where these tests run under nohup too
+    try:
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
     assert process.stderr is not None
     assert process.stderr.readline().startswith("mach, seed 0")
     return process
