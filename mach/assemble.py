@@ -237,9 +237,11 @@ def exam_of(config: Config, learner: Learner, dataset: Dataset) -> Exam | Relay:
     stream = learner.stream
     if stream is None:
         return Exam(*common, retry_s)
+    retry_s = min(retry_s, RELAY_RETRY_S)  # of which a question may wait a half, at all components together
     return Relay(
         *common,
-        min(retry_s, RELAY_RETRY_S),
+        retry_s,
+        retry_s / (2 * config.n_components),
         draws=stream.draws,
         judges=learner.teacher.judges,
         context=config.method.context,

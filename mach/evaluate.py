@@ -35,7 +35,7 @@ class Accuracy:
     child: float | None
     """With the children's true answers; None without children, or while they have not answered all parts."""
     step: int
-    """The component's version when `student` was measured."""
+    """The component's version when `student` was measured; in stream wiring component 0's, of every component."""
     student_bits: float | None = None
     """Cross-entropy in bits a label, which for bytes is bits a byte; as `student`."""
     child_bits: float | None = None

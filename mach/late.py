@@ -83,7 +83,7 @@ class Recompute:
         """(network, e) of a batch that only a parent shall get something of: e [B, E] over our students, in evaluation
         mode (`mach/modes.py`); what a late gradient of it is pulled through is not.
         """
-        return self._said(self._future() or self.component, held)
+        return self.said(self._future() or self.component, held)
 
     def forward(self, held: Held) -> tuple[Component, Tensor]:
         """(network, a) of a batch that a child shall get; by `predict` with weights of the future."""
@@ -132,7 +132,7 @@ class Recompute:
         """It has stepped to this version."""
         self.version = version
 
-    def _said(self, net: Component, held: Held) -> tuple[Component, Tensor]:
+    def said(self, net: Component, held: Held) -> tuple[Component, Tensor]:
         """A network's answer, without a graph."""
         with torch.no_grad(), net.evaluating():
             return net, held.join(net, net.activation(*held.come))
@@ -174,7 +174,7 @@ class Stash(Recompute):
         """The same, and the graph is kept; where modes matter, it is made on the same weights when it is wanted."""
         if self.component.minding:
             held.net = self._copy(held)
-            return self._said(held.net, held)
+            return self.said(held.net, held)
         net, a = self.forward(held)
         with torch.enable_grad():
             held.e = held.join(net, a)

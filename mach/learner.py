@@ -303,7 +303,7 @@ class Learner:
 
     def _answer(self, asked: Activation, held: Held) -> Target | None:
         """Our embedding, today; None, and counted, if numbers so large come in that our networks make infinities."""
-        net, e = self.late.answer(held)
+        net, e = self.late.answer(held) if asked.owes else self.late.said(self.examined, held)
         with torch.no_grad(), net.evaluating():
             e = e.detach()
             z = net.classify(e) if self.method.targets == "logits" else None

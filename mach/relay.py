@@ -60,18 +60,21 @@ class Relay:
         children: Sequence[str],
         batch_size: int,
         retry_s: float,
+        patience_s: float,
         *,
         draws: bool,
         judges: bool,
         context: bool,
         incoming: tuple[int, ...] | None,
     ) -> None:
-        """`draws`: whether we are component 0. `judges`: whether our head is trained. `context`: whether encoders get
-        x. `incoming`: shape of what a parent sends, without the batch.
+        """`patience_s`: longest that a parent's question may wait for the batches that came before it, so that what is
+        said is of weights that have learnt from them. `draws`: whether we are component 0. `judges`: whether our head
+        is trained. `context`: whether encoders get x. `incoming`: shape of what a parent sends, without the batch.
         """
         self.component = component
         self.children = tuple(children)
         self.retry_s = retry_s
+        self.patience_s = patience_s
         self.draws = draws
         self.judges = judges
         self.context = context

@@ -67,6 +67,8 @@ class Stream:
         """`incoming`: None for the component that draws the data itself. `capacity`: most batches that wait."""
         self.incoming = incoming
         self.capacity = capacity
+        self.came = 0
+        """Batches that were admitted so far."""
         self._waiting: deque[Batch] = deque()
 
     @property
@@ -84,6 +86,7 @@ class Stream:
         if self.incoming is None or not self.incoming.fits(asked) or asked.labels is None:
             return "unfit"
         context = asked.context if self.incoming.context is not None else None
+        self.came += 1
         self._waiting.append(Batch(asked.id, asked.inputs, asked.labels.long(), asked.indices, context, parent))
         if len(self._waiting) > self.capacity:
             self._waiting.popleft()

@@ -39,7 +39,7 @@ class Accuracies(Record):
     child: float | None = None
     """With the true children's answers, asked over the bus. None without children, or before the first answer."""
     step: int | None = None
-    """The step at which `student` was measured."""
+    """The step at which `student` was measured; in stream wiring component 0's then, of every component."""
     student_bits: float | None = None
     """Cross-entropy on the test set, in bits a label (of bytes: bits a byte), with the student."""
     child_bits: float | None = None

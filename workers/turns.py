@@ -5,6 +5,7 @@ every message. Both call the same ask, answer, keep and step: there is no second
 Knows no socket and no file, and also runs on the virtual bus.
 """
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import assert_never
 
@@ -39,6 +40,8 @@ class Trainer:
         self.children = tuple(children)
         self.parents = tuple(parents)
         self.exam = exam
+        self.questions: deque[tuple[float, int, str, Activation]] = deque()
+        """Of parents' examinations in stream wiring, with the time at the latest, and how many batches came before."""
         self.early: list[Letter] = []
         """Lock-step only: letters of the next turn, from peers that are one step ahead."""
         self.passed: set[str] = set()
@@ -194,8 +197,11 @@ class Trainer:
         answers: list[tuple[str, Target]] = []
         for letter in letters:
             match letter.message:
-                case Activation(owes=False) as asked if isinstance(self.exam, Relay):
-                    answers += self.exam.take(letter.sender, asked)
+                case Activation(owes=False) as asked if (
+                    isinstance(self.exam, Relay) and self.learner.stream is not None
+                ):
+                    latest = self.mailbox.now() + self.exam.patience_s
+                    self.questions.append((latest, self.learner.stream.came, letter.sender, asked))
                 case Activation() as asked:  # law 2: the student answers for our own child
                     answer = self.learner.answer(letter.sender, asked, self.mailbox.now())
                     if answer is not None:
@@ -208,6 +214,19 @@ class Trainer:
                     assert_never(letter.message)
         if self.learner.deep.on:
             answers += self.learner.due(self.mailbox.now())
+        return [*answers, *self.examined()] if self.questions else answers
+
+    def examined(self) -> list[tuple[str, Target]]:
+        """Answers to parents' examinations whose turn it is: in line with the batches, so that the last examination,
+        after the last batch, is of the weights that are left; but not for long, for who asks does not wait for ever.
+        """
+        answers: list[tuple[str, Target]] = []
+        stream, exam, now = self.learner.stream, self.exam, self.mailbox.now()
+        assert stream is not None
+        assert isinstance(exam, Relay)
+        while self.questions and (self.questions[0][1] <= stream.came - stream.waiting or self.questions[0][0] <= now):
+            _, _, parent, asked = self.questions.popleft()
+            answers += exam.take(parent, asked)
         return answers
 
     def dropped(self) -> dict[str, int]:
