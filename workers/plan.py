@@ -157,6 +157,10 @@ def check_settings(config: Config, *, lockstep: bool) -> None:
             f"bus.activation=indices: with data.noise={config.data.noise:g} every sample is drawn anew, so no index "
             "tells which it is; set data.noise=0, or bus.activation=inputs"
         )
+    policies = config.staleness.policies
+    twice = next((each for each in policies if policies.count(each) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"staleness.policies: {twice} stands there more than once; name each policy once")
     check_head(config)
     if config.method.targets_every > 1 and config.wiring == "skip":
         raise ConfigError(

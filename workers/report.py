@@ -43,9 +43,10 @@ class Accuracies(Record):
     student_bits: float | None = None
     """Cross-entropy on the test set, in bits a label (of bytes: bits a byte), with the student."""
     child_bits: float | None = None
-    """The same, with the true children's answers."""
+    """The same, with the true children's answers; in stream wiring they have those of their own true children."""
     full: float | None = None
-    """In stream wiring, of what the deepest component says: the whole network."""
+    """In stream wiring, of what the deepest component says: the whole network; where a component has several children,
+    down the first of each."""
     full_bits: float | None = None
     """The same, in bits."""
 

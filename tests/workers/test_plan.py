@@ -110,6 +110,7 @@ def test_a_plan_survives_json() -> None:
         (("recipe=mach-stream", "staleness.late=stash"), False, "here none does"),
         (("recipe=mach-stream", "bus.codec.target=int8"), False, "one scale"),
         (("method.targets_every=2",), False, "method.targets_every: is of stream"),
+        (("staleness.policies=[clip,shrink,clip]",), False, "staleness.policies: clip stands there more than once"),
         (("bus.activation=indices",), False, "with data.noise=0.6 every sample is drawn anew, .* set data.noise=0, or"),
         (("recipe=ddg", "method.momentum_head=layer"), False, "heads=every"),
         (("recipe=dgl", "method.momentum_head=layer", "method.reach=2"), False, "method.reach: is for heads"),
