@@ -1,6 +1,7 @@
 """All that a learner's next step depends on, into a `State` and back. Knows no file: `mach/checkpoint.py` writes it.
 
-Weights, moments, version, late gradients at hand, gradients gathered for a step that is not taken yet. Batches asked
+Weights, moments, version, what `predict` predicts from, late gradients at hand, gradients gathered for a step that is
+not taken yet. Batches asked
 and answers given are left out, and so is what children answered: their edges begin anew with the life that goes on.
 """
 
@@ -21,6 +22,8 @@ from mach.state import State, tensor_of
 
 APART = "gathered_late"
 """Where late gradients are kept that an optimiser of their own has not stepped along yet."""
+BEFORE = "before"
+"""Where the weights before the last step are kept."""
 
 
 def state_of(descent: Descent, memory: Memory, now: float) -> State:
@@ -38,15 +41,16 @@ def state_of(descent: Descent, memory: Memory, now: float) -> State:
         state.tensors[f"late/{number}/gradient"] = each.gradient
     state.values["late"] = [[each.parent, each.held.version, now - each.held.at] for each in late]
     state.values["version"] = descent.version
+    state.values["lags"] = list(descent.staleness.lags)
+    names = [name for name, _ in descent.component.named_parameters()]
+    state.tensors.update({f"{BEFORE}/{name}": each for name, each in zip(names, descent.late.before, strict=False)})
     state.values["gathered"] = {"count": descent.gathered}
     if descent.gathered:
         for name, parameter in descent.component.named_parameters():
             if parameter.grad is not None:
                 state.tensors[f"gathered/{name}"] = parameter.grad
-        names = (name for name, _ in descent.component.named_parameters())
-        state.tensors.update(
-            {f"{APART}/{name}": each for name, each in zip(names, descent.late_gathered, strict=False)}
-        )
+        rows = zip(names, descent.late_gathered, strict=False)
+        state.tensors.update({f"{APART}/{name}": each for name, each in rows})
     return state
 
 
@@ -66,9 +70,9 @@ def restore(descent: Descent, memory: Memory, state: State, now: float, input_sh
         _late(descent.component, state, number, now, input_shape) for number in range(len(state.values["late"]))
     )
     parameters = dict(descent.component.named_parameters())
-    gathered, late_gathered = state.under("gathered"), state.under(APART)
-    _check_gradients("gathered", gathered, parameters)
-    _check_gradients(APART, late_gathered, parameters)
+    gathered, late_gathered, before = state.under("gathered"), state.under(APART), state.under(BEFORE)
+    for what, part in (("gathered", gathered), (APART, late_gathered), (BEFORE, before)):
+        _check_by_weight(what, part, parameters)
     average = state.under("average")
     if descent.average is not None and average.tensors:
         pack.check_module(descent.average, average)
@@ -83,15 +87,18 @@ def restore(descent: Descent, memory: Memory, state: State, now: float, input_sh
     if descent.apart is not None and late_gathered.tensors.keys() == parameters.keys():
         there = late_gathered.tensors
         descent.late_gathered = [there[name].to(each.device, copy=True) for name, each in parameters.items()]
+    if descent.staleness.predicts and before.tensors.keys() == parameters.keys():
+        descent.late.before = [before.tensors[name].to(each.device, copy=True) for name, each in parameters.items()]
+    descent.staleness.lags = tuple(state.values.get("lags", descent.staleness.lags))
     memory.late = late
     descent.go_on(state.values["version"], gathered.values.get("count", 0))
 
 
-def _check_gradients(what: str, gathered: State, parameters: Mapping[str, Tensor]) -> None:
+def _check_by_weight(what: str, gathered: State, parameters: Mapping[str, Tensor]) -> None:
     """Raise a DataError unless every one belongs to a parameter, of its shape and dtype."""
     for name, tensor in gathered.tensors.items():
         if name not in parameters or parameters[name].shape != tensor.shape or parameters[name].dtype != tensor.dtype:
-            raise DataError(f"{what}/{name}: is the gradient of no weight of the configuration's")
+            raise DataError(f"{what}/{name}: belongs to no weight of the configuration's")
 
 
 def _late(component: Component, state: State, number: int, now: float, input_shape: torch.Size) -> Late:

@@ -74,7 +74,8 @@ class Recompute:
         self.component = component
         self.staleness = staleness
         self.version = 0
-        self._before: list[Tensor] | None = None
+        self.before: list[Tensor] = []
+        """Of every parameter, by `predict`, what it was before the last step; [] before the first."""
         self._ahead: tuple[int, Component] | None = None
         self._cached: weakref.WeakSet[Held] = weakref.WeakSet()
         """A batch that nobody remembers any more takes its graph along, even if no backward pass is ever made."""
@@ -126,7 +127,7 @@ class Recompute:
     def stepping(self) -> None:
         """The optimiser is about to step."""
         if self.staleness.predicts:
-            self._before = [parameter.detach().clone() for parameter in self.component.parameters()]
+            self.before = [parameter.detach().clone() for parameter in self.component.parameters()]
 
     def stepped(self, version: int) -> None:
         """It has stepped to this version."""
@@ -140,13 +141,13 @@ class Recompute:
     def _future(self) -> Component | None:
         """A copy with weights E[τ] steps on; None where those are today's."""
         lag = self.staleness.expected_lag
-        if not self.staleness.predicts or self._before is None or lag == 0.0:
+        if not self.staleness.predicts or not self.before or lag == 0.0:
             return None
         self.staleness.counts["predict"] += 1
         if self._ahead is None or self._ahead[0] != self.version:
             twin = copy.deepcopy(self.component)
             with torch.no_grad():
-                rows = zip(twin.parameters(), self.component.parameters(), self._before, strict=True)
+                rows = zip(twin.parameters(), self.component.parameters(), self.before, strict=True)
                 for to, weight, before in rows:
                     to.copy_(ahead(weight, before, lag))
             self._ahead = (self.version, twin)

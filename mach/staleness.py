@@ -127,7 +127,8 @@ class Staleness:
         """Whether answers are given with weights of the future."""
         self.together = settings.accumulate if "accumulate" in names else 1
         """Late gradients of one kind that are averaged before they are used."""
-        self._lags: tuple[float, int] = (0.0, 0)
+        self.lags: tuple[float, int] = (0.0, 0)
+        """Sum and count of the lags of all gradients so far."""
 
     @property
     def corrects(self) -> bool:
@@ -137,12 +138,12 @@ class Staleness:
     @property
     def expected_lag(self) -> float:
         """E[τ]: mean of the lags of all gradients so far, 0 before the first."""
-        total, count = self._lags
+        total, count = self.lags
         return total / count if count else 0.0
 
     def scale(self, lag: int, version: int) -> float | None:
         """The factor of a late gradient of lag τ that is used in the step to `version` + 1; None: it is refused."""
-        self._lags = (self._lags[0] + lag, self._lags[1] + 1)
+        self.lags = (self.lags[0] + lag, self.lags[1] + 1)
         factor = 1.0
         for name, policy in self._scales:
             part = policy(self.settings, lag, version)

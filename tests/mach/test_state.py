@@ -113,6 +113,26 @@ def test_moments_apart_and_late_gradients_gathered_for_them_go_on(
     assert any(name.startswith("learner/gathered_late/") for name in ours) == (every == 2)
 
 
+def test_what_predict_predicts_from_goes_on(make: Callable[..., Alone]) -> None:
+    settings = ("staleness.policies=[predict]",)
+    whole, first, second = make(*settings), make(*settings), make(*settings)
+    expected, found = whole.steps(24), first.steps(12)
+    state = Copies().take(first.state())
+    second.restore(state)
+    asked = Activation(99, 0, torch.ones(8, *first.shape))
+    ours, theirs = (each.learner.answer("c0", asked, 0.0) for each in (first, second))
+    assert ours is not None
+    assert theirs is not None
+    assert torch.equal(ours.embedding, theirs.embedding)
+    assert second.learner.staleness.counts["predict"] == 1
+    found += second.steps(12)
+    assert torch.equal(torch.stack(found), torch.stack(expected))
+    plain = make()
+    plain.restore(state)
+    plain.steps(1)
+    assert not any(name.startswith("learner/before/") for name in plain.state().tensors)
+
+
 def test_moments_apart_begin_anew_where_there_were_none(make: Callable[..., Alone]) -> None:
     first, second, third = make(), make("optimiser.separate_late=true"), make()
     first.steps(3)
@@ -161,6 +181,7 @@ SPOILERS: dict[str, Callable[[State], None]] = {
     "belongs to no parameter": lambda state: _map(state, "learner/optimiser/0/exp_avg", lambda tensor: tensor[:2]),
     "optimiser/99/x": lambda state: state.tensors.update({"learner/optimiser/99/x": torch.zeros(())}),
     "apart/99/x": lambda state: state.tensors.update({"learner/apart/99/x": torch.zeros(())}),
+    "before/x": lambda state: state.tensors.update({"learner/before/x": torch.zeros(())}),
     "gathered_late/x": lambda state: state.tensors.update({"learner/gathered_late/x": torch.zeros(())}),
     "late/0/gradient is missing": lambda state: state.tensors.__delitem__("learner/late/0/gradient"),
     "late/0: inputs": lambda state: _map(state, "learner/late/0/inputs", lambda tensor: tensor[:, :3]),
