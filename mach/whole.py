@@ -154,13 +154,17 @@ def first_children(children: Adjacency) -> list[int]:
 
 
 def readings(whole: Whole, dataset: Dataset, batch_size: int, *, heads: bool = True) -> dict[str, Reading]:
-    """`student`, `child` and `full` on the test set; without heads of its own, component 0 has only `full`."""
-    zero = whole.part(0)
+    """`student`, `child` and `full` on the test set; without heads of its own, component 0 has only `full`.
+
+    As in examinations, children answer with their students in `skip` wiring (law 2), and with their own true children
+    in `stream` (`mach/relay.py`).
+    """
+    zero, depth = whole.part(0), 1 if whole.wiring == "skip" else len(whole.components)
     kinds: dict[str, Callable[[Tensor], Tensor]] = {"full": whole}
     if heads or len(whole.components) == 1:
         kinds["student"] = lambda x: whole.read(0, (x,), depth=0)
         if zero.children_names:
-            kinds["child"] = lambda x: whole.read(0, (x,), depth=1)
+            kinds["child"] = lambda x: whole.read(0, (x,), depth=depth)
     with evaluating(whole.modules()):
         return {kind: reading(logits, dataset, batch_size) for kind, logits in kinds.items()}
 

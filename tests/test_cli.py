@@ -16,7 +16,7 @@ from mach.recipes import RECIPES
 from workers.rundir import RunDir
 from workers.status import ComponentStatus, write
 from workers.verdict import EXITS
-from workers.words import fresh_name
+from workers.words import fresh_name, lengths
 
 COMMANDS = ("launch", "status", "stop", "chaos", "restart", "logs", "runs", "doctor", "simulate", "compare")
 
@@ -56,6 +56,11 @@ def test_the_help_of_mach_lists_the_commands_and_its_version_is_known() -> None:
 def test_the_exit_codes_of_launch_stand_in_its_help() -> None:
     _, output = invoke("launch", "--help")
     assert all(f"{code} " in output and meaning.split(";")[0][:40] in output for code, meaning in EXITS.items())
+
+
+def test_no_length_beside_another_is_none() -> None:
+    assert lengths(5, None, ("train.minutes=null",)) == ["train.steps=5", "train.minutes=null"]
+    assert lengths(None, None, ("train.minutes=1", "train.steps=2")) == []
 
 
 def test_status_documents_its_json() -> None:

@@ -30,7 +30,8 @@ def lengths(steps: int | None, minutes: float | None, settings: tuple[str, ...])
     if steps is not None and minutes is not None:
         raise ConfigError("--steps and --minutes: give one of them")
     option, other = ("--steps", "train.minutes") if steps is not None else ("--minutes", "train.steps")
-    told = [text for text in settings if text.partition("=")[0].strip() == other]
+    said = (text.partition("=") for text in settings)
+    told = [f"{key}={value}" for key, _, value in said if key.strip() == other and value.strip() != "null"]
     if told and (steps is not None or minutes is not None):
         raise ConfigError(f"{option} and --set {told[0]}: give one of them")
     if steps is not None:
