@@ -40,8 +40,9 @@ class Trainer:
         self.children = tuple(children)
         self.parents = tuple(parents)
         self.exam = exam
-        self.questions: deque[tuple[float, int, str, Activation]] = deque()
-        """Of parents' examinations in stream wiring, with the time at the latest, and how many batches came before."""
+        self.questions: deque[tuple[float, int, str, Activation]] = deque(maxlen=learner.window * max(1, len(parents)))
+        """Of parents' examinations in stream wiring, with the time at the latest, and how many batches came before; as
+        many as can be in flight: when more come, parents have given up on the oldest."""
         self.early: list[Letter] = []
         """Lock-step only: letters of the next turn, from peers that are one step ahead."""
         self.passed: set[str] = set()
