@@ -45,6 +45,11 @@ class Memory:
         answered[held.id] = held
         self._trim(answered)
 
+    @property
+    def under_way(self) -> int:
+        """Batches that children were asked about and that nothing was learnt from since."""
+        return len({each.held.id for each in self.arrived}.union(*self._asked.values()))
+
     def asked(self, child: str, target: Target) -> Held | None:
         """The batch that an answer is for, which is then remembered no more; None, and counted, if there is none."""
         self.hear(child, target)

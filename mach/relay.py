@@ -6,13 +6,16 @@ examination, unlike training, goes all the way: an answer holds the embedding ov
 of the deepest component, which are what the whole network says. Every component holds the test set, so labels and x
 need not travel: a question's id says which part it is, and its version which examination it belongs to.
 
-Laws: nothing here waits; a question that is never answered is asked again by component 0, under another id. Bounded by
+A parent's question waits in line with the batches that came before it, so that the last examination, after the last
+batch, is of the weights that are left; but not for long, for who asks does not wait for ever.
+
+Laws: nobody waits here; a question that is never answered is asked again by component 0, under another id. Bounded by
 the number of parts. With several children the first one's logits are the deepest.
 
 Shapes: N samples of the test set, B batch, K classes. Of a sequence every place counts.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -39,6 +42,18 @@ class _Question:
     """Children that were not asked yet."""
     answers: dict[str, Target] = field(default_factory=dict)
     asked_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    """A parent's question that is yet to be taken up."""
+
+    parent: str
+    asked: Activation
+    behind: int
+    """How many batches came before it."""
+    latest: float
+    """When it is taken up in any case."""
 
 
 @dataclass(slots=True, eq=False)
@@ -87,6 +102,8 @@ class Relay:
         alone, whether or not anybody answers."""
         self._rounds: OrderedDict[int, _Round] = OrderedDict()
         self._questions: OrderedDict[int, _Question] = OrderedDict()
+        self.line: deque[_Waiting] = deque(maxlen=2 * len(self.inputs))
+        """Questions that wait for their turn."""
         self._todo: list[int] = []
         """Of the component that draws: parts not asked about yet."""
         self._round = -1
@@ -135,6 +152,18 @@ class Relay:
     def owns(self, target: Target) -> bool:
         """Whether a target answers an examination, this one or an earlier."""
         return target.id >= EXAM_IDS
+
+    def wait(self, parent: str, asked: Activation, behind: int, now: float) -> None:
+        """A parent's question gets in line, behind as many batches as have come so far."""
+        self.line.append(_Waiting(parent, asked, behind, now + self.patience_s))
+
+    def due(self, learnt: int, now: float) -> list[tuple[str, Target]]:
+        """Take up the questions whose turn it is, since so many batches are learnt from; answers, as of `take`."""
+        answers: list[tuple[str, Target]] = []
+        while self.line and (self.line[0].behind <= learnt or self.line[0].latest <= now):
+            first = self.line.popleft()
+            answers += self.take(first.parent, first.asked)
+        return answers
 
     def take(self, parent: str, asked: Activation) -> list[tuple[str, Target]]:
         """A parent's question; what it gets at once, if we have no children to ask."""

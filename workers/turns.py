@@ -5,7 +5,6 @@ every message. Both call the same ask, answer, keep and step: there is no second
 Knows no socket and no file, and also runs on the virtual bus.
 """
 
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import assert_never
 
@@ -40,9 +39,6 @@ class Trainer:
         self.children = tuple(children)
         self.parents = tuple(parents)
         self.exam = exam
-        self.questions: deque[tuple[float, int, str, Activation]] = deque(maxlen=learner.window * max(1, len(parents)))
-        """Of parents' examinations in stream wiring, with the time at the latest, and how many batches came before; as
-        many as can be in flight: when more come, parents have given up on the oldest."""
         self.early: list[Letter] = []
         """Lock-step only: letters of the next turn, from peers that are one step ahead."""
         self.passed: set[str] = set()
@@ -53,18 +49,19 @@ class Trainer:
         """Spent waiting for letters with nothing to train on."""
 
     def turn(self) -> Step | None:
-        """One optimiser step with what is at hand. Waits for nobody (law 1), and asks before it pays: the other order
-        costs every round trip a step (`tests/workers/test_order.py`).
+        """One optimiser step with what is at hand. Waits for nobody (law 1), but for room where it learns by what comes
+        back (`Learner.sends_all`); and asks before it pays: the other order costs every round trip a step
+        (`tests/workers/test_order.py`).
 
         None, after a wait at the mailbox, if there is nothing to train on yet: in stream wiring nothing has come, or
-        one that learns by what comes back (`Learner.sends_all`) has no room to send more.
+        there is no such room.
         """
         post: list[tuple[str, Message]] = [*self.answers(self.mailbox.receive())]  # 1 read what has come, if anything
-        examined = {child for child in self.children if self.examine(child)}
-        batch = self.next_batch(examined)
+        taken = {child for child in self.children if self.examine(child)}
+        batch = self.next_batch(taken)
         if batch is not None:
             for child in self.children:  # 2 ask ahead, while the window has room
-                if child not in examined and self.mailbox.room(child):
+                if child not in taken and self.mailbox.room(child):
                     if self.learner.deep.on:
                         self.ask_by_turns(batch, child)
                     else:
@@ -111,13 +108,13 @@ class Trainer:
         self.mailbox.bye()
         self.learner.deep.close()
 
-    def next_batch(self, examined: Collection[str]) -> Batch | None:
-        """Drawn, or in stream wiring what came from a parent.
+    def next_batch(self, taken: Collection[str]) -> Batch | None:
+        """Drawn, or in stream wiring what came from a parent. `taken`: children whose turn went to an examination.
 
         None if nothing came, or if a learner that has to send it on could not.
         """
         if self.learner.sends_all and (
-            self.learner.full or any(child in examined or not self.mailbox.room(child) for child in self.children)
+            self.learner.full or any(child in taken or not self.mailbox.room(child) for child in self.children)
         ):
             return None
         stream = self.learner.stream
@@ -195,14 +192,11 @@ class Trainer:
 
     def answers(self, letters: Iterable[Letter]) -> list[tuple[str, Target]]:
         """The answers to what was asked, yet to be sent; keep what was answered."""
-        answers: list[tuple[str, Target]] = []
+        stream, answers = self.learner.stream, list[tuple[str, Target]]()
         for letter in letters:
             match letter.message:
-                case Activation(owes=False) as asked if (
-                    isinstance(self.exam, Relay) and self.learner.stream is not None
-                ):
-                    latest = self.mailbox.now() + self.exam.patience_s
-                    self.questions.append((latest, self.learner.stream.came, letter.sender, asked))
+                case Activation(owes=False) as asked if isinstance(self.exam, Relay) and stream is not None:
+                    self.exam.wait(letter.sender, asked, stream.came, self.mailbox.now())
                 case Activation() as asked:  # law 2: the student answers for our own child
                     answer = self.learner.answer(letter.sender, asked, self.mailbox.now())
                     if answer is not None:
@@ -215,19 +209,9 @@ class Trainer:
                     assert_never(letter.message)
         if self.learner.deep.on:
             answers += self.learner.due(self.mailbox.now())
-        return [*answers, *self.examined()] if self.questions else answers
-
-    def examined(self) -> list[tuple[str, Target]]:
-        """Answers to parents' examinations whose turn it is: in line with the batches, so that the last examination,
-        after the last batch, is of the weights that are left; but not for long, for who asks does not wait for ever.
-        """
-        answers: list[tuple[str, Target]] = []
-        stream, exam, now = self.learner.stream, self.exam, self.mailbox.now()
-        assert stream is not None
-        assert isinstance(exam, Relay)
-        while self.questions and (self.questions[0][1] <= stream.came - stream.waiting or self.questions[0][0] <= now):
-            _, _, parent, asked = self.questions.popleft()
-            answers += exam.take(parent, asked)
+        if isinstance(self.exam, Relay) and self.exam.line and stream is not None:
+            under_way = self.learner.memory.under_way if self.learner.waits_for_answers else 0
+            answers += self.exam.due(stream.came - stream.waiting - under_way, self.mailbox.now())
         return answers
 
     def dropped(self) -> dict[str, int]:

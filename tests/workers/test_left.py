@@ -32,18 +32,24 @@ def left_by(of: Config, run: Path) -> Whole:
     return whole
 
 
-@pytest.mark.parametrize("recipe", ["dgl", "mach-hop"])
-def test_the_last_examination_of_a_stream_is_of_the_weights_that_are_left(tmp_path: Path, recipe: str) -> None:
-    of = configured(f"recipe={recipe}", "bus.window=16")
+@pytest.mark.parametrize("window", [4, 16])
+@pytest.mark.parametrize("recipe", ["dgl", "mach-hop", "ddg", "ampnet"])
+def test_the_last_examination_of_a_stream_is_of_the_weights_that_are_left(
+    tmp_path: Path, recipe: str, window: int
+) -> None:
+    of = configured(f"recipe={recipe}", f"bus.window={window}")
     outcome = simulate(of, timing_of("1ms", "0", "5ms", ["c1=2x", "c2=3x"], 3), tmp_path / "run")
     dataset = load_data(of.data)
     for index, row in enumerate(outcome.status.components):
+        if of.method.heads == "last" and index < 2:
+            continue  # it is judged by what the last says, below
         z = shipped(tmp_path / "run" / "weights", index)(dataset.test_inputs)
         bits = float(cross_entropy(z, dataset.test_labels)) / math.log(2)
         assert row.accuracy.student_bits == pytest.approx(bits, rel=1e-5), row.component
+    read = readings(left_by(of, tmp_path / "run"), dataset, of.train.batch_size, heads=of.method.heads == "every")
+    for row in outcome.status.components:
+        assert row.accuracy.full_bits == pytest.approx(read["full"].bits, rel=1e-5), row.component
     first = outcome.status.components[0].accuracy
-    read = readings(left_by(of, tmp_path / "run"), dataset, of.train.batch_size)
-    assert first.full_bits == pytest.approx(read["full"].bits, rel=1e-5)
     if recipe == "mach-hop":
         assert first.child_bits == pytest.approx(read["child"].bits, rel=1e-5)
 
