@@ -342,10 +342,11 @@ class Watchdog:
 
     def __init__(self, simulation: Simulation) -> None:
         self.simulation = simulation
+        self.still_s = max(STILL_S, 2 * simulation.stage.timing.quiet_s)
         self.before: list[int] = []
 
     def turn(self, now: float) -> float:
-        """Compare with STILL_S ago.
+        """Compare with `still_s` ago.
 
         Raises:
             RunError: nobody has made a step or got an answer since; names who waits for what.
@@ -353,8 +354,7 @@ class Watchdog:
         simulation = self.simulation
         if simulation.over():
             return math.inf
-        trainers = simulation.trainers.values()
-        done = [each.learner.version + each.mailbox.counts.received["target"] for each in trainers]
+        done = [one.learner.version + one.mailbox.counts.received["target"] for one in simulation.trainers.values()]
         if done == self.before:
             rows = [row for row in simulation.status().components if row.state != "finished" or row.reason]
             waiting = "; ".join(f"{row.component} at step {row.step}: {row.state} {row.reason}".strip() for row in rows)
@@ -362,9 +362,9 @@ class Watchdog:
             why = "this combination of recipe, graph and window waits for itself: change one of them"
             if mute:
                 why = f"by script nothing more comes from {', '.join(mute)}: change components.N.stub"
-            raise RunError(f"the simulated run stands still since {now - STILL_S:.0f} s of its time ({waiting}); {why}")
+            raise RunError(f"the run stands still since {now - self.still_s:.0f} s of its time ({waiting}); {why}")
         self.before = done
-        return STILL_S
+        return self.still_s
 
 
 class Observer:

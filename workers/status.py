@@ -218,12 +218,17 @@ def boot() -> str:
 
 def every_run(runs: Path) -> list[RunDir]:
     """Runs in a directory, newest first; also those whose status.json found no room, or is not written yet."""
-    found = [run for run in map(RunDir, runs.glob("*")) if os.path.exists(run.status) or os.path.exists(run.plan)]
+    found = [run for run in map(RunDir, runs.glob("*")) if is_run(run)]
     return sorted(found, key=lambda run: run.plan.stat().st_mtime if run.plan.exists() else 0.0, reverse=True)
 
 
+def is_run(run: RunDir) -> bool:
+    """Whether there is one."""
+    return os.path.exists(run.status) or os.path.exists(run.plan)
+
+
 def find_run(runs: Path, name: str | None) -> RunDir:
-    """The run called `name`, or the newest.
+    """The run called `name`, which may be a path, or the newest.
 
     Raises:
         NoSuchRun: there is none.
@@ -235,7 +240,7 @@ def find_run(runs: Path, name: str | None) -> RunDir:
                 f"there is no run in {runs}/; start one with mach launch, or name another place with --runs"
             )
         return found[0]
-    if RunDir(runs / name) in found:
+    if is_run(RunDir(runs / name)):
         return RunDir(runs / name)
     near = difflib.get_close_matches(name, [run.name for run in found], 1)
     hint = f"; did you mean {near[0]!r}?" if near else "; mach runs lists those that there are"

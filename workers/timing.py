@@ -31,6 +31,12 @@ class Timing:
     start_s: tuple[float, ...] = ()
     """By component: when it begins; all at once without."""
 
+    @property
+    def quiet_s(self) -> float:
+        """So long nothing may happen where all is well: until the last begins, in a step, on the way there and back."""
+        step_s = max(max(each) for each in self.compute_s)
+        return max(self.start_s, default=0.0) + step_s + 2 * (self.latency_s + self.jitter_s)
+
 
 def timing_of(latency: str, jitter: str, compute: str, stragglers: Iterable[str], n_components: int) -> Timing:
     """The timing that options describe.

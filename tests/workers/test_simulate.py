@@ -248,6 +248,11 @@ def test_a_run_that_waits_for_itself_is_given_up(tmp_path: Path, monkeypatch: py
         run(tmp_path, config("bus.timeout_ms=1000000"), timing())
 
 
+def test_a_step_that_takes_an_hour_is_no_standstill(tmp_path: Path) -> None:
+    slow = run(tmp_path, config("train.steps=2", "evaluate.every_steps=2"), timing(straggler="c1=800000x"))
+    assert [row.step for row in slow.status.components] == [2, 2, 2]
+
+
 @pytest.mark.parametrize(
     ("settings", "step"),
     [
