@@ -21,6 +21,7 @@ from mach.messages import Activation, Batch, Gradient, Letter, Target
 from mach.modes import evaluating
 from mach.networks.fit import activation_shape, check_fit
 from mach.networks.place import Place
+from mach.probes import r_squared
 from mach.recipes import RECIPES
 from mach.whole import readings
 from normed import normed
@@ -220,6 +221,25 @@ def test_probes_change_no_bit_of_networks_with_modes() -> None:
         assert all(modes(learner.component))
     assert {"r2/c1", "cka/c1", "reliance/zeroed/c1"} <= set(found)
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def test_what_is_said_of_a_child_is_of_the_network_that_ships_whatever_else_is_measured() -> None:
+    names, told = ("fresh", "agreement", "r2"), {}
+    learner = learner_of_ours(network("c1"), probes=Probes(every_steps=1, **dict.fromkeys(names, True)))  # type: ignore[arg-type]
+    for id in range(3):
+        learner.ask(batch(id))
+        learner.answer("c0", Activation(id, id, batch(id).inputs), 0.0)
+        d = torch.randn(B, E)
+        learner.keep(Letter("c1", Target(id, id, d)), 0.0)
+        if id:
+            learner.keep(Letter("c0", Gradient(id - 1, id, torch.ones(B, E))), 0.0)
+        ships = copy.deepcopy(learner.component).train(mode=False)
+        step = learner.step(batch(id), 0.0)
+        assert step is not None
+        told |= step.probes
+        s = ships.imitate(ships.activation(batch(id).inputs))["c1"]
+        assert told["r2/c1"] == pytest.approx(r_squared(s.detach(), d))
+    assert {"fresh/cosine", "agreement/parent"} <= set(told)
 
 
 @pytest.mark.parametrize("recipe", ["mach", "dgl", "mach-stream"])
