@@ -17,8 +17,7 @@ ROWS = 2
 
 
 def check_fit(component: Component, place: Place) -> None:
-    """Run zeros through every part, as in an examination and as in training, and nothing back; draws nothing from any
-    generator but what the parts draw.
+    """Run zeros through every part, as in an examination; draws nothing from any generator but what the parts draw.
 
     Raises:
         ConfigError: a part that does not take what it gets, changes it, or gives something of a wrong shape; names the
@@ -61,7 +60,6 @@ def check_fit(component: Component, place: Place) -> None:
                 f"its state holds a {type(value).__name__}, {name}, and no checkpoint keeps what is no tensor, which "
                 "takes pickle: register_buffer what must last, and leave get_extra_state out",
             )
-    as_in_training(component, place)
 
 
 def through(component: Component, place: Place, when: str = "") -> tuple[dict[str, Tensor], Tensor, Tensor]:

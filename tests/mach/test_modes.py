@@ -19,7 +19,7 @@ from mach.graph import children_of, name_of
 from mach.learner import Learner
 from mach.messages import Activation, Batch, Gradient, Letter, Target
 from mach.modes import evaluating
-from mach.networks.fit import activation_shape, check_fit
+from mach.networks.fit import activation_shape, as_in_training, check_fit
 from mach.networks.place import Place
 from mach.probes import r_squared
 from mach.recipes import RECIPES
@@ -121,6 +121,7 @@ def test_a_dry_run_moves_no_statistics_and_thaws_nothing() -> None:
     component.encoder[1].train(mode=False)  # type: ignore[index]
     before, then = modes(component), state(component)
     check_fit(component, place("c1"))
+    as_in_training(component, place("c1"))
     activation_shape(component, place("c1"))
     assert modes(component) == before
     assert same(component, then)
