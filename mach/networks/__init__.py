@@ -35,7 +35,8 @@ Dropout and batch normalisation work as in any training: batches are trained on 
 its modules, and whatever else is computed is in evaluation mode (`mach/modes.py`).
 For `method.momentum_head` an encoder shows its first layer (`opening`, see `mach/momentum.py`), and the joiner is as
 wide as `place.joined(a)` says. What networks learn beside parameters has to be in buffers that torch saves: one with
-`persistent=False` begins anew in every restart, resume and export.
+`persistent=False` begins anew in every restart, resume and export. One that is changed in place is to be cloned where a
+graph goes through it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
