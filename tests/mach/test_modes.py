@@ -1,6 +1,7 @@
 """Evaluation mode for all but training: no statistics move, nothing is dropped, and every mode is as it was."""
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from mach.evaluate import Exam
 from mach.graph import children_of, name_of
 from mach.learner import Learner
 from mach.messages import Activation, Batch, Gradient, Letter, Target
-from mach.modes import evaluating
+from mach.modes import MINDING, MODELESS, evaluating
 from mach.networks.fit import activation_shape, as_in_training, check_fit
 from mach.networks.place import Place
 from mach.probes import r_squared
@@ -96,6 +97,18 @@ def test_a_module_minds_its_mode_if_it_is_not_known_not_to_or_has_a_hook() -> No
         assert other.minding == tuple(dict(other.named_modules())[name] for name in NAMES)
         with other.evaluating():
             assert modes(component) == [True] * len(modes(component))
+
+
+def test_what_torch_has_and_is_known_to_do_the_same_in_either_mode_does_not_look_at_it() -> None:
+    kinds = {kind for kind in vars(nn).values() if inspect.isclass(kind) and kind.__module__ in MODELESS}
+    assert {nn.Linear, nn.LeakyReLU, nn.LogSoftmax, nn.MaxPool2d, nn.AvgPool1d, nn.Upsample, nn.RMSNorm} <= kinds
+    assert not {nn.BatchNorm1d, nn.InstanceNorm1d, nn.Dropout, nn.LSTM, nn.TransformerEncoderLayer} & kinds
+    looks = set()
+    for kind in kinds:
+        owns = [own for each in kind.__mro__ if each not in nn.Module.__mro__ for own in vars(each).values()]
+        if any("training" in own.__code__.co_names for own in owns if inspect.isfunction(own)):
+            looks.add(kind)
+    assert looks == set(MINDING)
 
 
 NAMES = ("encoder.0", "encoder.1", "students.c1.0", "students.c2")
