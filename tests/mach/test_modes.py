@@ -10,13 +10,14 @@ from torch.nn.utils import spectral_norm
 
 from built import build
 from configs.load import load
-from configs.tree import Loss, Model, Probes, Staleness
+from configs.tree import Loss, Method, Model, Probes, Staleness
 from mach import controls
 from mach.assemble import component_of, exam_of, learner_of
 from mach.component import Component
 from mach.data import Dataset
 from mach.evaluate import Exam
 from mach.graph import children_of, name_of
+from mach.late import Held
 from mach.learner import Learner
 from mach.messages import Activation, Batch, Gradient, Letter, Target
 from mach.modes import MINDING, MODELESS, evaluating
@@ -24,6 +25,7 @@ from mach.networks.fit import activation_shape, as_in_training, check_fit
 from mach.networks.place import Place
 from mach.probes import r_squared
 from mach.recipes import RECIPES
+from mach.sieve import Sieve
 from mach.whole import readings
 from normed import normed
 
@@ -144,6 +146,18 @@ def test_what_a_target_looks_like_is_known_without_training() -> None:
     component = network("c1")
     before = state(component)
     assert component.target_shape("c1", torch.randn(B, D)) == (B, E)
+    assert same(component, before)
+
+
+def test_what_a_child_s_logits_look_like_is_known_without_training_also_of_one_sample() -> None:
+    component = network("c1")
+    component.head = nn.Sequential(nn.BatchNorm1d(E), component.head)
+    before = state(component)
+    sieve = Sieve(component, Method(targets="logits"), CPU, (D,), 0)
+    held = Held(0, (torch.randn(B, D),), None, None, 0, 0.0)
+    for classes in (K, K + 1):
+        told = Target(0, 0, torch.randn(B, E), logits=torch.randn(B, classes))
+        assert sieve.answer("c1", held, told) == (classes == K)
     assert same(component, before)
 
 
