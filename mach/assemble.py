@@ -108,7 +108,7 @@ def momentum_of(config: Config, index: int, children: Sequence[str], dataset: Da
     for child in graph[index]:
         below = component_place(config, child, [name_of(each) for each in graph[child]], dataset)
         torch.manual_seed(seed_of(config.seed, child, "weights"))
-        encoder = made(below).encoder
+        encoder = made(below, trains=False).encoder
         if not isinstance(encoder, Opens):
             raise ConfigError(
                 f"method.momentum_head: the encoder that model.family {config.model.family!r} makes has no first layer "
@@ -148,7 +148,7 @@ def begun(config: Config, index: int, children: Sequence[str], dataset: Dataset,
     with torch.random.fork_rng(devices=[]):
         place = component_place(config, index, children, dataset)
         torch.manual_seed(seed)
-        return made(place)
+        return made(place, trains=False)
 
 
 def runs_up(config: Config) -> bool:

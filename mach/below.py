@@ -82,13 +82,9 @@ class Below(nn.Module):
         """The one child."""
         return (self.child,)
 
-    def weights(self) -> list[Tensor]:
-        """All copies, nearest section first, the head last."""
-        return [self.get_buffer(name) for names in self.names for name, *_ in names]
-
-    def within(self, reach: int) -> list[Tensor]:
-        """Those of them that a parent has as well: of one section fewer, if it looks down no further than `reach`
-        sections, of which the nearest is ours; 0: to the end.
+    def weights(self, reach: int = 0) -> list[Tensor]:
+        """The copies, nearest section first, the head last: those that a parent has as well, which looks down no
+        further than `reach` sections, of which the nearest is ours; 0: to the end, all.
         """
         near = self.names if reach == 0 or len(self.sections) < reach else self.names[: reach - 1]
         return [self.get_buffer(name) for names in near for name, *_ in names]
@@ -114,7 +110,7 @@ def chain(component: nn.Module, reach: int = 0) -> list[Tensor]:
     below = getattr(component, "below", None)
     own = list(component.get_submodule("encoder").parameters())
     if isinstance(below, Below):
-        return [*own, *below.within(reach)]
+        return [*own, *below.weights(reach)]
     return [*own, *(each for part in ("joiner", "head") for each in component.get_submodule(part).parameters())]
 
 

@@ -19,7 +19,7 @@ from configs.errors import DataError, Diverged
 from mach.component import Component
 from mach.shelf import STATE, FileFacts, Manifest, Shelf, measure, to_disk, verify, write_manifest
 from mach.sound import LARGEST, bounded
-from mach.state import State, buffers_of
+from mach.state import State
 
 
 def save_state(
@@ -39,7 +39,7 @@ def save_state(
         OSError: the disk is full or the directory cannot be written; nothing partial is left, what was there still is.
         Diverged: its numbers are ruined; it is not written, since it would push out a good one.
     """
-    _judge(shelf.path(version), state.tensors, state.buffers)
+    _judge(shelf.path(version), state.tensors, state.unbounded)
     draft, replaced = shelf.draft(version), shelf.folder / f".{version}.old"
     try:
         _make(shelf.folder)
@@ -79,12 +79,14 @@ def load_state(shelf: Shelf, version: int, component: str) -> tuple[Manifest, St
         state = State(load_file(path / STATE), manifest.values)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path / STATE}: holds no tensors ({error})") from error
-    _judge(path, state.tensors, state.buffers)
+    _judge(path, state.tensors, state.unbounded)
     return manifest, state
 
 
-def save_weights(component: Component, path: Path, about: Mapping[str, str]) -> None:
-    """Write every parameter, named as in the module, with `about` as the file's metadata.
+def save_weights(component: Component, path: Path, about: Mapping[str, str], unbounded: Collection[str] = ()) -> None:
+    """Write every parameter and buffer, named as in the module, with `about` as the file's metadata.
+
+    `unbounded`: buffers in which an infinity may be (`mach/state.py`).
 
     Raises:
         OSError: the disk is full or the directory cannot be written; no partial file is left.
@@ -92,7 +94,7 @@ def save_weights(component: Component, path: Path, about: Mapping[str, str]) -> 
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     weights = _apart(component.state_dict())
-    _judge(path, weights, buffers_of(component))
+    _judge(path, weights, unbounded)
     try:
         save_file(weights, draft, metadata=dict(about))
         os.replace(draft, path)
@@ -132,16 +134,16 @@ def unreadable(path: Path, error: Exception) -> DataError:
     return DataError(f"{path}: holds no weights ({error}); train the run to its end first")
 
 
-def _judge(path: Path, tensors: Mapping[str, Tensor], buffers: Collection[str]) -> None:
+def _judge(path: Path, tensors: Mapping[str, Tensor], unbounded: Collection[str]) -> None:
     """Raise `Diverged` if a number is NaN, infinite, or larger than the square of what neighbours may send: moments
     hold squares. Nothing good comes of going on from there, whatever the checksums say.
 
-    In `buffers` an infinity may be meant, as in the mask of an attention.
+    In those `unbounded` an infinity is meant, as in the mask of an attention.
     """
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not tensor.numel():
             continue
-        if name in buffers:
+        if name in unbounded:
             if bool(tensor.isnan().any()):
                 raise Diverged(f"{path}: {name} holds numbers that are none (NaN)")
         elif not bounded(tensor, LARGEST**2):

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from mach.component import Component
 from mach.late import Recompute, taken
 from mach.staleness import Staleness
+from mach.state import unbounded_of
 
 
 class Descent:
@@ -42,6 +43,8 @@ class Descent:
         self.apart = apart
         self.late_gathered: list[Tensor] = []
         """Of every parameter, what `apart` will step along; [] for nothing."""
+        self.unbounded = unbounded_of(component)
+        """Buffers in which an infinity is meant, since it was there from the beginning."""
         self.average: AveragedModel | None = None
         """The moving average of the weights, for examinations."""
         if average > 0.0:
@@ -117,9 +120,9 @@ class Descent:
             self.late_gathered = []
         if self.average is not None:
             self.average.update_parameters(self.component)
-            for mean, now in zip(self.average.module.buffers(), self.component.buffers(), strict=True):
-                if mean.is_floating_point():  # infinities, as in a mask, have no mean
-                    mean.copy_(torch.where(mean.isfinite(), mean, now))
+            for name in self.unbounded:  # infinities, as in a mask, have no mean
+                mean, now = (each.get_buffer(name) for each in (self.average.module, self.component))
+                mean.copy_(torch.where(mean.isfinite(), mean, now))
         self.gathered = 0
         self.version += 1
         self.late.stepped(self.version)

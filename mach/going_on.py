@@ -29,12 +29,13 @@ BEFORE = "before"
 def state_of(descent: Descent, memory: Memory, now: float) -> State:
     """By reference: training goes on to change these tensors."""
     state = State()
-    state.add("component", pack.of_module(descent.component))
+    state.add("component", pack.of_module(descent.component, descent.unbounded))
     state.add("optimiser", pack.of_optimiser(descent.optimiser))
     if descent.apart is not None:
         state.add("apart", pack.of_optimiser(descent.apart))
     if descent.average is not None:
-        state.add("average", pack.of_module(descent.average))
+        unbounded = [f"module.{name}" for name in descent.unbounded]
+        state.add("average", pack.of_module(descent.average, unbounded))
     late = list(memory.late)
     for number, each in enumerate(late):
         state.tensors.update(zip(_inputs(number), each.held.come, strict=False))

@@ -21,14 +21,16 @@ from contextlib import contextmanager
 from torch import nn
 
 MODELESS = frozenset(
-    {
-        *(nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity, nn.Flatten, nn.Unflatten),
-        *(nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d),
-        *(nn.LayerNorm, nn.GroupNorm),
-        *(nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softmax),
-    }
+    f"torch.nn.modules.{name}"
+    for name in (
+        *("activation", "container", "conv", "flatten", "fold", "linear", "normalization"),
+        *("padding", "pixelshuffle", "pooling", "sparse", "upsampling"),
+    )
 )
-"""Modules of torch that do the same in either mode; one that is not here costs a moment, and no more."""
+"""Where modules of torch are that do the same in either mode, but for `MINDING`. A network of others costs more where
+`staleness.late` is stash: what a parent is told, and the graph that is kept of it, are then computed apart.
+"""
+MINDING = (nn.MultiheadAttention, nn.RReLU)
 
 
 def minding(network: nn.Module) -> tuple[nn.Module, ...]:
@@ -41,7 +43,7 @@ def minds(module: nn.Module) -> bool:
     (`torch.nn.utils.spectral_norm`).
     """
     kind = type(module)
-    known = kind in MODELESS or kind.__module__.partition(".")[0] == "mach"
+    known = (kind.__module__ in MODELESS and kind not in MINDING) or kind.__module__.partition(".")[0] == "mach"
     return not known or bool(module._forward_pre_hooks or module._forward_hooks) or "forward" in vars(module)
 
 

@@ -162,15 +162,16 @@ class Probes:
                     net.append(copy.deepcopy(self.component))
                 return net[0]
 
-            found |= self._of_old_weights(today, lessons, late, version)
-            come = bool(late) or any(each.target.gradient is not None for lesson in lessons for each in lesson.arrived)
-            if come and self._is_due("agreement", version):
-                found |= self._told("agreement", self._agreement(today(), lessons, late, version), version)
+            # of a child first: what others compute in training mode moves the copy's statistics
             told = next((each for each in lessons if self.component.students and targets(each)), None)
             for name, probe in ON_CHILDREN.items():
                 if told is not None and self._is_due(name, version):
                     with today().evaluating():
                         found |= self._told(name, probe(today(), told, self.teacher_of(today())), version)
+            found |= self._of_old_weights(today, lessons, late, version)
+            come = bool(late) or any(each.target.gradient is not None for lesson in lessons for each in lesson.arrived)
+            if come and self._is_due("agreement", version):
+                found |= self._told("agreement", self._agreement(today(), lessons, late, version), version)
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
     def teacher_of(self, net: Component) -> Teacher:

@@ -6,7 +6,7 @@ comes back is checked before anything is changed: names, shapes and dtypes must 
 Laws: bit for bit; a state that does not fit is a `DataError` and leaves everything as it was.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import DataError
+from mach.sound import LARGEST, bounded
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,9 +36,9 @@ class State:
         self.values[prefix] = part.values
 
     @property
-    def buffers(self) -> set[str]:
-        """The names of those tensors that are a module's and not learnt (`of_module`)."""
-        return set(_buffers(self.values))
+    def unbounded(self) -> set[str]:
+        """The names of those tensors in which an infinity may be (`of_module`)."""
+        return set(_unbounded(self.values))
 
 
 class Copies:
@@ -73,26 +74,28 @@ class Copies:
         return buffer.copy_(tensor, non_blocking=True)
 
 
-BUFFERS = "buffers"
-"""The key in a module's values of the names of its buffers."""
+UNBOUNDED = "unbounded"
+"""The key in a module's values of the names of buffers in which an infinity may be."""
 
 
-def _buffers(values: Mapping[str, Any]) -> Iterator[str]:
-    yield from values.get(BUFFERS, ())
+def _unbounded(values: Mapping[str, Any]) -> Iterator[str]:
+    yield from values.get(UNBOUNDED, ())
     for prefix, part in values.items():
         if isinstance(part, dict):
-            yield from (f"{prefix}/{name}" for name in _buffers(part))
+            yield from (f"{prefix}/{name}" for name in _unbounded(part))
 
 
-def of_module(module: nn.Module) -> State:
-    """Every parameter and buffer, named as in the module."""
-    tensors = dict(module.state_dict())
-    return State(tensors, {BUFFERS: sorted(tensors.keys() & buffers_of(module))})
+def of_module(module: nn.Module, unbounded: Collection[str] = ()) -> State:
+    """Every parameter and buffer, named as in the module; `unbounded` as it was made, see `unbounded_of`."""
+    return State(dict(module.state_dict()), {UNBOUNDED: list(unbounded)})
 
 
-def buffers_of(module: nn.Module) -> set[str]:
-    """The names of its buffers, each under all that it has."""
-    return {name for name, _ in module.named_buffers(remove_duplicate=False)}
+def unbounded_of(module: nn.Module) -> tuple[str, ...]:
+    """The buffers with an infinity or a number nearly as large in them, as in the mask of an attention: each under all
+    its names. To be asked before the first step: a statistic that has come to it since is ruined.
+    """
+    buffers = module.named_buffers(remove_duplicate=False)
+    return tuple(name for name, each in buffers if each.is_floating_point() and not bounded(each, LARGEST**2))
 
 
 def into_module(module: nn.Module, state: State) -> None:

@@ -104,7 +104,7 @@ class Life:
         try:
             if self.keeper.failing:
                 self.checkpoint(last=True)
-            save_weights(learner.examined, weights, said)
+            save_weights(learner.examined, weights, said, learner.descent.unbounded)
             self.unsaved, self.diverged = self.keeper.failing, self.keeper.diverged
         except Diverged as error:
             self.unsaved, self.diverged = self.keeper.failing or f"training has diverged: {error}", True

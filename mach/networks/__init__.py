@@ -35,7 +35,8 @@ Dropout and batch normalisation work as in any training: batches are trained on 
 its modules, and whatever else is computed is in evaluation mode (`mach/modes.py`).
 For `method.momentum_head` an encoder shows its first layer (`opening`, see `mach/momentum.py`), and the joiner is as
 wide as `place.joined(a)` says. What networks learn beside parameters has to be in buffers that torch saves: one with
-`persistent=False` begins anew in every restart, resume and export.
+`persistent=False` begins anew in every restart, resume and export. One that is changed in place is to be cloned where a
+graph goes through it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +49,7 @@ from configs.tree import Model
 from mach.component import Component
 from mach.momentum import Momentum
 from mach.networks.conv import conv
-from mach.networks.fit import activation_shape, check_fit
+from mach.networks.fit import activation_shape, as_in_training, check_fit
 from mach.networks.mlp import mlp
 from mach.networks.place import Place, Wiring
 from mach.networks.transformer import transformer
@@ -84,12 +85,15 @@ def place_of(
     with torch.random.fork_rng(devices=[]):
         for ancestor in ancestors:
             place = replace(place, index=ancestor, judged=False)
-            place = replace(place, incoming=activation_shape(made(place), place))
+            place = replace(place, incoming=activation_shape(made(place, trains=False), place))
     return replace(place, index=index, children=tuple(children), judged=judged)
 
 
-def made(place: Place, momentum: Momentum | None = None) -> Component:
+def made(place: Place, momentum: Momentum | None = None, *, trains: bool = True) -> Component:
     """What the factory that the model names makes of a place, tried out; `momentum` goes in front of its joiner.
+
+    `trains`: whether it is one to be trained, which is tried out in training, too. Others are built for what they send
+    on or for the weights that they begin with, and are tried where they are trained.
 
     Raises:
         ConfigError: an unknown family, one that does not serve such data, a factory that raised or returned something
@@ -101,4 +105,6 @@ def made(place: Place, momentum: Momentum | None = None) -> Component:
         raise ConfigError(f"model.family: {family!r} made a {type(component).__name__}, not a mach Component")
     component.momentum = momentum
     check_fit(component, place)
+    if trains:
+        as_in_training(component, place)
     return component

@@ -1,7 +1,7 @@
 """A dry run of a component that was just built: do its parts fit together, and into its place? Trains nothing."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -17,8 +17,7 @@ ROWS = 2
 
 
 def check_fit(component: Component, place: Place) -> None:
-    """Run zeros through every part, as in an examination and as in training, and nothing back; draws nothing from any
-    generator but what the parts draw.
+    """Run zeros through every part, as in an examination; draws nothing from any generator but what the parts draw.
 
     Raises:
         ConfigError: a part that does not take what it gets, changes it, or gives something of a wrong shape; names the
@@ -37,7 +36,7 @@ def check_fit(component: Component, place: Place) -> None:
                 "and the like",
             )
     with torch.no_grad(), evaluating(component.modules()):
-        s, e, z = through(component, place)
+        s, e, z = through(component, place, come)
     for name, each in s.items():
         if each.shape != e.shape:
             raise wrong(
@@ -61,13 +60,13 @@ def check_fit(component: Component, place: Place) -> None:
                 f"its state holds a {type(value).__name__}, {name}, and no checkpoint keeps what is no tensor, which "
                 "takes pickle: register_buffer what must last, and leave get_extra_state out",
             )
-    as_in_training(component, place)
 
 
-def through(component: Component, place: Place, when: str = "") -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """What every student, the joiner and the head make of zeros; `when`: for an error."""
-    come = what_comes(place)
-    a = ran(place, f"{when}the encoder", lambda: component.encoder(*come), *come)
+def through(
+    component: Component, place: Place, come: Sequence[Tensor], when: str = ""
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """What every student, the joiner and the head make of what comes; `when`: for an error."""
+    a = ran(place, f"{when}the encoder", lambda: component.encoder(*come), *come, encodes=True)
     s = {
         name: ran(place, f"{when}the student of {name}", partial(student, a), a)
         for name, student in component.students.items()
@@ -77,15 +76,31 @@ def through(component: Component, place: Place, when: str = "") -> tuple[dict[st
 
 
 def as_in_training(component: Component, place: Place) -> None:
-    """The same once more in the mode in which it trains, where dropout and batch normalisation do more; on a copy, for
-    they keep statistics.
+    """The same in the mode in which it trains, where dropout and batch normalisation do more; on a copy, for they keep
+    statistics. Two batches, then a backward pass: most recipes step down the terms of several.
+
+    Raises:
+        ConfigError: as `check_fit`, or of a part that changes what its graphs need.
     """
     try:
         twin = copy.deepcopy(component)
     except Exception:  # torch's old weight_norm, or anybody's code: it may train, so long as nobody copies it
         return
+    come = what_comes(place)
+    come[0].requires_grad_(not place.reads_data)  # a parent's activation may be owed its gradient
+    ends: list[Tensor] = []
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        through(twin, place, "in training ")
+        for _ in range(2):
+            s, e, z = through(twin, place, come, "in training ")
+            ends += [*s.values(), e, z]
+        try:
+            torch.autograd.backward([each.sum() for each in ends if each.requires_grad])
+        except Exception as error:
+            raise wrong(
+                place,
+                f"in training no gradients come of two batches: {told_of(error)}; a buffer that is changed in place "
+                "cannot stand in a graph as well: clone the buffer there (x / self.scale.clone())",
+            ) from error
 
 
 def what_comes(place: Place) -> list[Tensor]:
@@ -103,16 +118,17 @@ def activation_shape(component: Component, place: Place) -> tuple[int, ...]:
     return tuple(a.shape[1:])
 
 
-def ran(place: Place, part: str, run: Callable[[], Tensor], *got: Tensor) -> Tensor:
-    """What a part gives for what it got: a batch of something, and what it got is as it was."""
+def ran(place: Place, part: str, run: Callable[[], Tensor], *got: Tensor, encodes: bool = False) -> Tensor:
+    """What a part gives for what it got: a batch of something, and what it got is as it was. `encodes`: it is an
+    encoder.
+    """
     shapes = ", ".join(map(shape, got))
     try:
         before = [each._version for each in got]  # torch counts changes: zeros would hide most of them
         given = run()
     except Exception as error:  # it may be anybody's code
-        kind = "" if isinstance(error, RuntimeError | ValueError | TypeError) else f"{type(error).__name__}: "
-        told = kind + " ".join(str(error).split())
-        if part.endswith("encoder") and len(got) > 1:
+        told = told_of(error)
+        if encodes and len(got) > 1:
             told += (
                 "; with method.context, as mach-stream and mach-hop have it, x comes along with a parent's activation, "
                 "and where place.context is true an encoder is called with (activation, x): give it both, or set "
@@ -122,7 +138,7 @@ def ran(place: Place, part: str, run: Callable[[], Tensor], *got: Tensor) -> Ten
     if not isinstance(given, Tensor) or given.dim() < 2 or len(given) != ROWS:
         what = shape(given) if isinstance(given, Tensor) else f"a {type(given).__name__}"
         raise wrong(place, f"{part} gives {what} for {shapes}, where a batch of {ROWS} vectors is needed")
-    passes_symbols = part.endswith("encoder") and place.tokens and place.wiring == "skip"  # to nobody but its own parts
+    passes_symbols = encodes and place.tokens and place.wiring == "skip"  # to nobody but its own parts
     if not given.is_floating_point() and not passes_symbols:
         raise wrong(place, f"{part} gives {shape(given)} for {shapes}, where quantities are needed: make them float32")
     if [each._version for each in got] != before:
@@ -132,6 +148,12 @@ def ran(place: Place, part: str, run: Callable[[], Tensor], *got: Tensor) -> Ten
             "themselves): set inplace=False in its layers, and write x = x - 1 for x -= 1 or x.sub_(1)",
         )
     return given
+
+
+def told_of(error: Exception) -> str:
+    """What it says, on one line; which error it is, where that says more."""
+    which = "" if isinstance(error, RuntimeError | ValueError | TypeError) else f"{type(error).__name__}: "
+    return which + " ".join(str(error).split()).rstrip(".")
 
 
 def shape(tensor: Tensor) -> str:

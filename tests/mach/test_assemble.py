@@ -10,6 +10,7 @@ import torch
 from configs.errors import ConfigError
 from configs.load import load
 from configs.tree import Config
+from mach import networks
 from mach.assemble import component_of, learner_of
 from mach.data import Batches
 from mach.data import load as load_data
@@ -63,6 +64,18 @@ def test_labels_that_a_head_would_be_judged_by_fit_what_it_gives(recipe: str, ju
         refused = pytest.raises(ConfigError, match="the data have one label a sample")
         with refused if index in judged else nullcontext():
             learner_of(small, index, children, one, CPU)
+
+
+@pytest.mark.parametrize("settings", [(), ("method.reach=1",), ("method.momentum_head=layer",)])
+def test_in_training_a_component_is_tried_once_and_those_about_it_never(
+    monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
+) -> None:
+    tried: list[int] = []
+    monkeypatch.setattr(networks, "as_in_training", lambda _, place: tried.append(place.index))
+    small = config("recipe=mach-stream", "n_components=4", *settings)
+    for index in range(4):
+        learner_of(small, index, (f"c{index + 1}",) if index < 3 else (), DATASET, CPU)
+    assert tried == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("context", [False, True])

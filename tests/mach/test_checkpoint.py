@@ -1,6 +1,7 @@
 """Weights on disk: the same back, whole or not at all."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,15 @@ from safetensors import SafetensorError, safe_open
 
 from built import build
 from configs.errors import DataError, Diverged
-from configs.tree import Model
+from configs.tree import Loss, Model
 from mach.checkpoint import load_state, load_weights, save_state, save_weights
 from mach.component import Component
+from mach.learner import Learner
+from mach.messages import Batch
+from mach.networks.place import Place
 from mach.shelf import Shelf
-from mach.state import Copies, State, check_module, of_module
+from mach.state import Copies, State, check_module, of_module, unbounded_of
+from normed import normed
 
 
 def test_weights_come_back_bit_for_bit_with_what_was_said_about_them(tmp_path: Path) -> None:
@@ -57,7 +62,7 @@ def masked(number: float) -> Component:
 @pytest.mark.parametrize("number", [-math.inf, math.inf, torch.finfo(torch.float32).min])
 def test_an_infinity_in_a_buffer_is_meant_and_comes_back(tmp_path: Path, number: float) -> None:
     component, shelf = masked(number), Shelf(tmp_path / "checkpoints")
-    save_weights(component, tmp_path / "c0.safetensors", {})
+    save_weights(component, tmp_path / "c0.safetensors", {}, unbounded_of(component))
     assert torch.equal(load_weights(tmp_path / "c0.safetensors")["joiner.mask"], component.joiner.mask)
     state = whole(component)
     save_state(shelf, Copies().take(state), component="c0", version=1, incarnation=1, config="", keep=1)
@@ -74,16 +79,33 @@ def test_of_a_network_with_a_mask_ruined_numbers_are_still_not_written(
     if where == "parameter":
         next(component.parameters()).data[0] = number
     with pytest.raises(Diverged, match=r"c0\.safetensors: joiner.* holds numbers that are"):
-        save_weights(component, tmp_path / "c0.safetensors", {})
+        save_weights(component, tmp_path / "c0.safetensors", {}, unbounded_of(component))
     with pytest.raises(Diverged, match=r"1: learner/component/joiner.* holds numbers that are"):
         save_state(shelf, whole(component), component="c0", version=1, incarnation=1, config="", keep=1)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_a_statistic_that_overflows_is_not_written_though_masks_have_infinities(tmp_path: Path, average: float) -> None:
+    component, shelf = normed(Place(Model(embedding=4), (5,), 3)), Shelf(tmp_path / "checkpoints")
+    component.head.register_buffer("mask", torch.full((3, 3), -math.inf).triu(1))
+    sgd, cpu = torch.optim.SGD(component.parameters(), lr=0.1), torch.device("cpu")
+    learner = Learner(component, sgd, Loss(), window=2, device=cpu, sample_shape=(5,), average=average)
+    said = {"component": "c0", "incarnation": 1, "config": "", "keep": 2}
+    for version, factor in ((1, 1.0), (2, 3e19)):
+        with nullcontext() if factor == 1.0 else pytest.raises(Diverged, match="running_mean holds numbers"):
+            learner.step(Batch(version, factor * torch.randn(4, 5), torch.arange(4) % 3), 0.0)
+            save_weights(learner.examined, tmp_path / "c0.safetensors", {}, learner.descent.unbounded)
+        with nullcontext() if factor == 1.0 else pytest.raises(Diverged, match="running_mean holds numbers"):
+            save_state(shelf, learner.state(0.0), version=version, **said)  # type: ignore[arg-type]
+    assert all(bool(each.isfinite().all()) for each in component.parameters())
+    load_state(shelf, 1, "c0")
+
+
 def whole(component: Component) -> State:
     """As a trainer's state is made: a part within a part."""
     learner, state = State(), State()
-    learner.add("component", of_module(component))
+    learner.add("component", of_module(component, unbounded_of(component)))
     state.add("learner", learner)
     return state
 

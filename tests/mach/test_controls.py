@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from configs.errors import ConfigError
@@ -113,6 +114,18 @@ def test_the_wide_one_is_about_as_large_as_the_chain(dataset: Dataset) -> None:
     wide, chain = (controls.train(name, settings, dataset) for name in ("wide", "backprop"))
     assert wide.parameters == pytest.approx(chain.parameters, rel=0.15)
     assert controls.widened(config("n_components=1"), dataset).model == config().model
+
+
+class Skipping(nn.Linear):
+    """A layer that is passed by in training, as some are at random."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :10] if self.training else super().forward(x)
+
+
+def test_the_size_of_a_network_is_of_all_that_ships(dataset: Dataset) -> None:
+    network = nn.Sequential(nn.Linear(64, 64), Skipping(64, 10))
+    assert controls.size_of(network, dataset) == 64 * 64 + 64 + 64 * 10 + 10
 
 
 def test_widening_keeps_what_divides() -> None:

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from configs.load import load
 from mach import controls
@@ -57,11 +59,19 @@ def test_a_control_of_networks_that_draw_is_the_same_for_its_seed_and_leaves_the
     assert found[0] == found[1] != found[2]
 
 
+class Always(nn.Module):
+    """Draws in evaluation mode, too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.dropout(x, 0.3, training=True)
+
+
 def test_what_an_answer_must_look_like_is_found_without_drawing() -> None:
     """It is asked once a life: one that goes on from a checkpoint would draw once more than one that did not end."""
     config = load("digits", DROPPING, RECIPES)
     dataset = load_data(config.data)
     component = component_of(config, 0, ["c1"], dataset)
+    component.students["c1"] = nn.Sequential(component.students["c1"], Always())
     sieve = Sieve(component, config.method, torch.device("cpu"), dataset.sample_shape, dataset.symbols)
     held = Held(0, (dataset.train_inputs[:3],), None, "", 0, 0.0, torch.Size())
     before = torch.get_rng_state()

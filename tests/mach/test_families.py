@@ -3,6 +3,7 @@
 import inspect
 import sys
 import types
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from built import build
 from configs.errors import ConfigError
 from configs.tree import Model
 from mach.component import Component
+from mach.networks import made
 from mach.networks.conv import picture_of
 from mach.networks.place import Place
 
@@ -323,6 +325,43 @@ def test_a_part_that_breaks_in_training_alone_is_refused(own: types.ModuleType) 
     own.__dict__["make"] = lambda place: Component(nn.Flatten(), Frail(4, E), nn.Linear(E, K), {})
     with pytest.raises(ConfigError, match=r"works: in training the joiner does not take \[2, 4\]: not so$"):
         build(model("own:make"), (4,), K)
+
+
+class Scaled(nn.Module):
+    """Divides by a running mean of sizes, which it changes in place."""
+
+    def __init__(self, *, clones: bool) -> None:
+        super().__init__()
+        self.clones = clones
+        self.register_buffer("scale", torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.scale.mul_(0.9).add_(0.1 * x.detach().abs().mean())
+        return x / (self.scale.clone() if self.clones else self.scale)
+
+
+@pytest.mark.parametrize("clones", [False, True])
+@pytest.mark.parametrize("where", ["joiner", "encoder", "student"])
+def test_a_buffer_that_changes_under_a_graph_is_refused_before_the_first_step(
+    own: types.ModuleType, where: str, *, clones: bool
+) -> None:
+    def make(place: Place) -> Component:
+        parts = {name: part() for name, part in PARTS.items()}
+        parts[where] = nn.Sequential(parts[where], Scaled(clones=clones))
+        return Component(parts["encoder"], parts["joiner"], parts["head"], {"c1": parts["student"]})
+
+    own.__dict__["make"] = make
+    place = Place(model("own:make"), (4,), K, ("c1",), wiring="stream", index=1, incoming=(4,))
+    with nullcontext() if clones else pytest.raises(ConfigError, match=r"modified by an inplace .*: clone the buffer"):
+        made(place)
+
+
+def test_a_network_without_gradients_is_tried_out_all_the_same(own: types.ModuleType) -> None:
+    own.__dict__["make"] = lambda place: Component(nn.Flatten(), nn.Linear(4, E), nn.Linear(E, K), {}).requires_grad_(
+        requires_grad=False
+    )
+    assert build(model("own:make"), (4,), K).training
 
 
 def test_symbols_may_be_passed_on_to_parts_of_their_own_and_to_no_child(own: types.ModuleType) -> None:

@@ -1,6 +1,7 @@
 """Evaluation mode for all but training: no statistics move, nothing is dropped, and every mode is as it was."""
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -9,19 +10,22 @@ from torch.nn.utils import spectral_norm
 
 from built import build
 from configs.load import load
-from configs.tree import Loss, Model, Probes, Staleness
+from configs.tree import Loss, Method, Model, Probes, Staleness
 from mach import controls
 from mach.assemble import component_of, exam_of, learner_of
 from mach.component import Component
 from mach.data import Dataset
 from mach.evaluate import Exam
 from mach.graph import children_of, name_of
+from mach.late import Held
 from mach.learner import Learner
 from mach.messages import Activation, Batch, Gradient, Letter, Target
-from mach.modes import evaluating
-from mach.networks.fit import activation_shape, check_fit
+from mach.modes import MINDING, MODELESS, evaluating
+from mach.networks.fit import activation_shape, as_in_training, check_fit
 from mach.networks.place import Place
+from mach.probes import r_squared
 from mach.recipes import RECIPES
+from mach.sieve import Sieve
 from mach.whole import readings
 from normed import normed
 
@@ -97,6 +101,18 @@ def test_a_module_minds_its_mode_if_it_is_not_known_not_to_or_has_a_hook() -> No
             assert modes(component) == [True] * len(modes(component))
 
 
+def test_what_torch_has_and_is_known_to_do_the_same_in_either_mode_does_not_look_at_it() -> None:
+    kinds = {kind for kind in vars(nn).values() if inspect.isclass(kind) and kind.__module__ in MODELESS}
+    assert {nn.Linear, nn.LeakyReLU, nn.LogSoftmax, nn.MaxPool2d, nn.AvgPool1d, nn.Upsample, nn.RMSNorm} <= kinds
+    assert not {nn.BatchNorm1d, nn.InstanceNorm1d, nn.Dropout, nn.LSTM, nn.TransformerEncoderLayer} & kinds
+    looks = set()
+    for kind in kinds:
+        owns = [own for each in kind.__mro__ if each not in nn.Module.__mro__ for own in vars(each).values()]
+        if any("training" in own.__code__.co_names for own in owns if inspect.isfunction(own)):
+            looks.add(kind)
+    assert looks == set(MINDING)
+
+
 NAMES = ("encoder.0", "encoder.1", "students.c1.0", "students.c2")
 
 
@@ -120,6 +136,7 @@ def test_a_dry_run_moves_no_statistics_and_thaws_nothing() -> None:
     component.encoder[1].train(mode=False)  # type: ignore[index]
     before, then = modes(component), state(component)
     check_fit(component, place("c1"))
+    as_in_training(component, place("c1"))
     activation_shape(component, place("c1"))
     assert modes(component) == before
     assert same(component, then)
@@ -129,6 +146,18 @@ def test_what_a_target_looks_like_is_known_without_training() -> None:
     component = network("c1")
     before = state(component)
     assert component.target_shape("c1", torch.randn(B, D)) == (B, E)
+    assert same(component, before)
+
+
+def test_what_a_child_s_logits_look_like_is_known_without_training_also_of_one_sample() -> None:
+    component = network("c1")
+    component.head = nn.Sequential(nn.BatchNorm1d(E), component.head)
+    before = state(component)
+    sieve = Sieve(component, Method(targets="logits"), CPU, (D,), 0)
+    held = Held(0, (torch.randn(B, D),), None, None, 0, 0.0)
+    for classes in (K, K + 1):
+        told = Target(0, 0, torch.randn(B, E), logits=torch.randn(B, classes))
+        assert sieve.answer("c1", held, told) == (classes == K)
     assert same(component, before)
 
 
@@ -220,6 +249,25 @@ def test_probes_change_no_bit_of_networks_with_modes() -> None:
         assert all(modes(learner.component))
     assert {"r2/c1", "cka/c1", "reliance/zeroed/c1"} <= set(found)
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def test_what_is_said_of_a_child_is_of_the_network_that_ships_whatever_else_is_measured() -> None:
+    names, told = ("fresh", "agreement", "r2"), {}
+    learner = learner_of_ours(network("c1"), probes=Probes(every_steps=1, **dict.fromkeys(names, True)))  # type: ignore[arg-type]
+    for id in range(3):
+        learner.ask(batch(id))
+        learner.answer("c0", Activation(id, id, batch(id).inputs), 0.0)
+        d = torch.randn(B, E)
+        learner.keep(Letter("c1", Target(id, id, d)), 0.0)
+        if id:
+            learner.keep(Letter("c0", Gradient(id - 1, id, torch.ones(B, E))), 0.0)
+        ships = copy.deepcopy(learner.component).train(mode=False)
+        step = learner.step(batch(id), 0.0)
+        assert step is not None
+        told |= step.probes
+        s = ships.imitate(ships.activation(batch(id).inputs))["c1"]
+        assert told["r2/c1"] == pytest.approx(r_squared(s.detach(), d))
+    assert {"fresh/cosine", "agreement/parent"} <= set(told)
 
 
 @pytest.mark.parametrize("recipe", ["mach", "dgl", "mach-stream"])

@@ -298,6 +298,22 @@ def test_it_goes_with_targets_gradients_and_every_way_of_late_ones(late: str) ->
     assert int(child.component.momentum.shown[0]) == -1, "its own child never answered"
 
 
+def test_what_is_kept_of_another_time_keeps_the_layer_of_its_time() -> None:
+    class Own(nn.Linear):
+        """May look at its mode, for all that is known."""
+
+    component = component_of(config(), 0, ["c1"], DATASET)
+    weight = head_of(learner_at(0, config())).layers["c1"].get_buffer("0.weight")
+    component.momentum = Momentum({"c1": Own(*reversed(weight.shape))}, len(weight), 0.9)
+    learner = learner_at(0, config("staleness.late=stash"), component)
+    asked = learner.ask(batch(), "c1")
+    (kept,) = learner.late._copies.values()  # type: ignore[attr-defined]
+    before = flat(list(kept.momentum.layers.buffers()))
+    learner.keep(answer(asked.id, layer_like(learner), version=3), 0.0)
+    assert torch.equal(flat(list(head_of(learner).layers.buffers())), layer_like(learner))
+    assert torch.equal(flat(list(kept.momentum.layers.buffers())), before)
+
+
 def test_on_the_wire_a_layer_costs_less_than_four_percent() -> None:
     settings = config("train.batch_size=128")
     first, second = (component_of(settings, i, children_at(i), DATASET) for i in (0, 1))
