@@ -11,6 +11,7 @@ from configs.tree import Config
 from mach.below import Below
 from mach.component import Component, Tally
 from mach.data.dataset import Dataset
+from mach.draws import aside, sow
 from mach.evaluate import Exam
 from mach.graph import children_of, name_of, path_to, sizes_of
 from mach.learner import Learner
@@ -74,13 +75,13 @@ def samples_of(config: Config, dataset: Dataset) -> Tensor | None:
 
 
 def component_of(config: Config, index: int, children: Sequence[str], dataset: Dataset) -> Component:
-    """Networks on the CPU with initial weights of their own seed; the global generator is left as it was."""
+    """Networks on the CPU with initial weights of their own seed; the global generators are left as they were."""
     place = component_place(config, index, children, dataset)
-    with torch.random.fork_rng(devices=[]):
+    with aside():
         momentum = momentum_of(config, index, children, dataset)
         if momentum is not None:
             place = replace(place, ahead=len(momentum.bias))
-        torch.manual_seed(seed_of(config.seed, index, "weights"))
+        sow(seed_of(config.seed, index, "weights"))
         component = made(place, momentum)
         component.below = below_of(config, index, dataset)
         component.residual = config.model.join == "residual"
@@ -95,7 +96,7 @@ def momentum_of(config: Config, index: int, children: Sequence[str], dataset: Da
     """What stands in front of the joiner of component `index`, with the layers that its children begin with; None where
     the method wants none, or there is nobody below.
 
-    Draws from the global generator.
+    Draws from the global generators.
 
     Raises:
         ConfigError: a family whose encoder has no first layer to show.
@@ -107,7 +108,7 @@ def momentum_of(config: Config, index: int, children: Sequence[str], dataset: Da
     graph = children_of(config.graph, config.n_components)
     for child in graph[index]:
         below = component_place(config, child, [name_of(each) for each in graph[child]], dataset)
-        torch.manual_seed(seed_of(config.seed, child, "weights"))
+        sow(seed_of(config.seed, child, "weights"))
         encoder = made(below, trains=False).encoder
         if not isinstance(encoder, Opens):
             raise ConfigError(
@@ -124,7 +125,7 @@ def below_of(config: Config, index: int, dataset: Dataset) -> Below | None:
     """What the head of component `index` looks down through, with the weights that each begins with; None where the
     method wants none, or there is nobody below.
 
-    Leaves the global generator as it was.
+    Leaves the global generators as they were.
     """
     graph = children_of(config.graph, config.n_components)
     if config.method.momentum_head != "chain" or config.wiring == "skip" or not graph[index]:
@@ -144,10 +145,9 @@ def below_of(config: Config, index: int, dataset: Dataset) -> Below | None:
 
 
 def begun(config: Config, index: int, children: Sequence[str], dataset: Dataset, seed: int) -> Component:
-    """The networks of component `index` with the initial weights that a seed gives; leaves the global generator."""
-    with torch.random.fork_rng(devices=[]):
-        place = component_place(config, index, children, dataset)
-        torch.manual_seed(seed)
+    """The networks of component `index` with the initial weights that a seed gives; leaves the global generators."""
+    place = component_place(config, index, children, dataset)
+    with aside(seed):
         return made(place, trains=False)
 
 

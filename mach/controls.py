@@ -23,6 +23,7 @@ from configs.tree import Config, Model
 from mach.assemble import component_of
 from mach.component import Component
 from mach.data import Batches, Dataset
+from mach.descent import back
 from mach.draws import Draws
 from mach.effort import Effort
 from mach.graph import children_of, name_of
@@ -70,7 +71,7 @@ class Loop:
             for group in optimiser.param_groups:
                 group["lr"] = group["lr"] if rate is None else rate
             optimiser.zero_grad(set_to_none=True)
-        self.objective(x, y).backward()  # type: ignore[no-untyped-call]
+        back(self.objective(x, y), keep=False)
         for optimiser in self.optimisers:
             optimiser.step()
 
@@ -231,7 +232,7 @@ def widened(config: Config, dataset: Dataset) -> Config:
 def size_of(network: nn.Module, dataset: Dataset) -> int:
     """Parameters that one backward pass reaches."""
     with evaluating(network.modules()):
-        cross_entropy(network(dataset.train_inputs[:2]), dataset.train_labels[:2]).backward()  # type: ignore[no-untyped-call]
+        back(cross_entropy(network(dataset.train_inputs[:2]), dataset.train_labels[:2]), keep=False)
     return learned(network)
 
 

@@ -31,6 +31,7 @@ from configs.tree import Probes as Settings
 from configs.tree import Staleness as StalenessSettings
 from mach import salience
 from mach.component import Component
+from mach.draws import aside
 from mach.late import Held, Recompute
 from mach.lesson import Arrived, Late, Learnt, Lesson, Teacher
 from mach.losses import cross_entropy
@@ -154,7 +155,7 @@ class Probes:
         if not self.on:
             return found
         device = next(self.component.parameters()).device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), aside():
             net: list[Component] = []
 
             def today() -> Component:  # one copy, if any

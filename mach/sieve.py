@@ -11,6 +11,7 @@ from torch import Tensor
 
 from configs.tree import Method
 from mach.component import Component
+from mach.draws import aside
 from mach.late import Held
 from mach.messages import Target
 from mach.sound import finite, fits, whole
@@ -68,7 +69,8 @@ class Sieve:
         """Whether the embedding is one that `child` may have of this batch: as our student's imitation of it."""
         if child not in self._shapes:
             devices = [self.device] if self.device.type == "cuda" else []
-            with torch.random.fork_rng(devices):  # asked once a life: one that goes on draws what it would have drawn
+            # asked once a life: one that goes on draws what it would have drawn
+            with torch.random.fork_rng(devices), aside():
                 self._shapes[child] = self.component.target_shape(child, *held.come)[1:]
         return fits(target.embedding, torch.Size((len(held.come[0]), *self._shapes[child])))
 

@@ -10,10 +10,12 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from configs.errors import DataError
+from mach import draws
 from mach.sound import LARGEST, bounded
 
 
@@ -157,16 +159,30 @@ def parameters_of(optimiser: torch.optim.Optimizer) -> Iterator[Tensor]:
 
 
 def of_generators(device: torch.device) -> State:
-    """The states of torch's own generators, which dropout and the like draw from."""
-    state = State({"cpu": torch.get_rng_state()})
+    """The states of the generators that networks draw from as they compute (`mach/draws.py`)."""
+    own, (kind, words, *place), (edition, python, spare) = draws.held()
+    state = State(
+        {"cpu": own, "numpy": torch.tensor(words.astype(np.int64)), "python": torch.tensor(python)},
+        {"numpy": [kind, *place], "python": [edition, spare]},
+    )
     if device.type == "cuda":
         state.tensors["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
 def into_generators(device: torch.device, state: State) -> None:
-    """Put back what `of_generators` gave; a generator that it does not have is left as it is."""
-    torch.set_rng_state(tensor_of(state.tensors, "cpu", torch.uint8))
+    """Put back what `of_generators` gave; generators that it does not have are left as they are."""
+    _, numpy, python = draws.held()
+    if "numpy" in state.tensors and "python" in state.tensors:
+        kind, *place = state.values["numpy"]
+        edition, spare = state.values["python"]
+        numpy = (kind, tensor_of(state.tensors, "numpy", torch.int64).numpy().astype(np.uint32), *place)
+        python = (edition, tuple(tensor_of(state.tensors, "python", torch.int64).tolist()), spare)
+    own = tensor_of(state.tensors, "cpu", torch.uint8)
+    try:
+        draws.put(draws.Generators(own, numpy, python))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise DataError(f"generators: holds no state of such ({error})") from error
     if device.type == "cuda" and "cuda" in state.tensors:
         torch.cuda.set_rng_state(state.tensors["cuda"], device)
 

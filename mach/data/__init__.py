@@ -5,14 +5,13 @@ factory(data: configs.tree.Data) -> Dataset
 
 from collections.abc import Callable, Mapping
 
-import torch
-
 from configs.errors import ConfigError
 from configs.tree import Data
 from mach.data import digits, hf, idx, mnist1d, npy, text
 from mach.data.batches import Batches
 from mach.data.check import check
 from mach.data.dataset import Dataset
+from mach.draws import aside
 from mach.registry import made_by
 
 SOURCES: Mapping[str, Callable[[Data], Dataset]] = {
@@ -29,15 +28,14 @@ __all__ = ["SOURCES", "Batches", "Dataset", "load"]
 
 
 def load(data: Data) -> Dataset:
-    """The data set that `data` describes. What a source draws of torch's generator goes by `data.split_seed`, and so is
-    the same in all processes and lives of a run.
+    """The data set that `data` describes. What a source draws of torch's, numpy's or Python's generator goes by
+    `data.split_seed`, and so is the same in all processes and lives of a run.
 
     Raises:
         ConfigError: an unknown source, or one of the user's own that raised.
         DataError: files that are missing or malformed, or samples that nothing can be trained on.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(data.split_seed)
+    with aside(data.split_seed):
         dataset = made_by("data.source", data.source, SOURCES, data)
     if not isinstance(dataset, Dataset):
         raise ConfigError(f"data.source: {data.source!r} made a {type(dataset).__name__}, not a mach Dataset")

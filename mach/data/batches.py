@@ -38,6 +38,7 @@ class Batches(Iterator[Batch]):
         self._generator = torch.Generator(self.device).manual_seed(seed)
         self._order = torch.empty(0, dtype=torch.int64)
         self._at = 0
+        self._digest = ""
 
     def __next__(self) -> Batch:
         """The next batch: inputs [B, ...], labels [B] or [B, T]."""
@@ -55,9 +56,15 @@ class Batches(Iterator[Batch]):
         return Batch(self.id, inputs, labels, rows if self.noise == 0.0 else None)
 
     def state(self) -> State:
-        """Where we are: the epoch's order, the place in it, the generator."""
+        """Where we are: the epoch's order, the place in it, the generator; and in which data."""
         tensors = {"order": self._order, "generator": self._generator.get_state()}
-        return State(tensors, {"id": self.id, "at": self._at})
+        return State(tensors, {"id": self.id, "at": self._at, "data": self.digest})
+
+    @property
+    def digest(self) -> str:
+        """That of the data, worked out once."""
+        self._digest = self._digest or self.dataset.digest()
+        return self._digest
 
     def restore(self, state: State) -> None:
         """Go on from there: the next batch is the one that would have come.
@@ -72,6 +79,12 @@ class Batches(Iterator[Batch]):
             raise DataError(f"batches: place {at} of {len(order)} samples, the configuration's data have {count}")
         if len(order) and not 0 <= int(order.min()) <= int(order.max()) < count:
             raise DataError(f"batches: the order names samples that the configuration's {count} do not have")
+        if state.values.get("data", self.digest) != self.digest:
+            raise DataError(
+                "batches: the data are others than it was trained on, though as many; what was tested on before may be "
+                "trained on now. Give it the same files; a source that draws does so alike with torch's, numpy's and "
+                "Python's own generators, which data.split_seed seeds"
+            )
         try:
             self._generator.set_state(generator)
         except RuntimeError as error:

@@ -42,11 +42,10 @@ graph goes through it.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-import torch
-
 from configs.errors import ConfigError
 from configs.tree import Model
 from mach.component import Component
+from mach.draws import aside
 from mach.momentum import Momentum
 from mach.networks.conv import conv
 from mach.networks.fit import activation_shape, as_in_training, check_fit
@@ -76,13 +75,13 @@ def place_of(
     """Where component `index` stands.
 
     `ancestors` are, in stream wiring, the components that an activation passes on its way here, the first of which
-    reads the data: each is built to learn what shape it sends on, with the global generator left as it was.
+    reads the data: each is built to learn what shape it sends on, with the global generators left as they were.
 
     Raises:
         ConfigError: as `made`, of an ancestor.
     """
     place = Place(model, tuple(sample_shape), classes, wiring=wiring, context=context, symbols=symbols, labels=labels)
-    with torch.random.fork_rng(devices=[]):
+    with aside():
         for ancestor in ancestors:
             place = replace(place, index=ancestor, judged=False)
             place = replace(place, incoming=activation_shape(made(place, trains=False), place))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from configs.errors import ConfigError
 from mach.component import Component
+from mach.draws import aside
 from mach.modes import evaluating
 from mach.networks.place import Place
 
@@ -89,10 +90,16 @@ def as_in_training(component: Component, place: Place) -> None:
     come = what_comes(place)
     come[0].requires_grad_(not place.reads_data)  # a parent's activation may be owed its gradient
     ends: list[Tensor] = []
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with aside(), torch.enable_grad():
         for _ in range(2):
             s, e, z = through(twin, place, come, "in training ")
             ends += [*s.values(), e, z]
+        if place.judged and not z.requires_grad and any(each.requires_grad for each in twin.parameters()):
+            raise wrong(
+                place,
+                "in training its logits have no gradient, though it has weights to learn: leave torch.no_grad(), "
+                ".detach(), .data and .numpy() out of joiner and head",
+            )
         try:
             torch.autograd.backward([each.sum() for each in ends if each.requires_grad])
         except Exception as error:

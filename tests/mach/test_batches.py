@@ -5,6 +5,7 @@ from itertools import chain, islice
 import pytest
 import torch
 
+from configs.errors import DataError
 from mach.data import Batches, Dataset
 
 N = 20
@@ -54,6 +55,18 @@ def test_noise_is_fresh_seeded_and_leaves_the_data_alone() -> None:
     assert 0.2 < difference.std() < 0.9
     assert not torch.equal(first[0].sort(dim=0).values, first[1].sort(dim=0).values)
     assert torch.equal(data.train_inputs, dataset().train_inputs)
+
+
+@pytest.mark.parametrize("spoilt", ["train_inputs", "train_labels", "test_inputs", "test_labels"])
+def test_data_that_were_split_anew_are_not_gone_on_with(spoilt: str) -> None:
+    first, again, other = Batches(dataset(), 6, seed=0), Batches(dataset(), 6, seed=1), dataset()
+    next(first)
+    again.restore(first.state())
+    assert torch.equal(next(first).labels, next(again).labels)
+    tensor = getattr(other, spoilt)
+    tensor[0], tensor[1] = 1 - tensor[0], tensor[0].clone()
+    with pytest.raises(DataError, match="the data are others than it was trained on"):
+        Batches(other, 6, seed=0).restore(first.state())
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])

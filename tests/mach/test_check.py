@@ -1,18 +1,21 @@
 """What a source of one's own made, looked at once: every wrong tensor is named, counted, and told what to do about."""
 
 import math
+import random
 import re
 import sys
 import types
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from configs.errors import ConfigError, DataError
 from configs.tree import Data
 from mach.data import Batches, Dataset, load
+from mach.draws import held, sow
 
 N, K, S = 500, 5, 9
 FEW = torch.arange(20)
@@ -30,18 +33,19 @@ def test_what_a_source_draws_is_the_same_whoever_loads_it_and_goes_by_the_seed_o
     own: types.ModuleType,
 ) -> None:
     def drawn(data: Data) -> Dataset:
-        return Dataset(torch.randn(N, 4), torch.arange(N) % K, torch.randn(20, 4), FEW % K, classes=K)
+        rows = torch.tensor([[torch.randn(()), np.random.randn(), random.random()] for _ in range(N)])
+        return Dataset(rows, torch.arange(N) % K, torch.randn(20, 3), FEW % K, classes=K)
 
     own.make = drawn  # type: ignore[attr-defined]
-    torch.manual_seed(1)
-    first, before = load(Data(source="own_data:make")), torch.get_rng_state()
-    torch.manual_seed(2)
-    again = load(Data(source="own_data:make"))
-    other = load(Data(source="own_data:make", split_seed=1))
-    assert torch.equal(first.train_inputs, again.train_inputs)
-    assert not torch.equal(first.train_inputs, other.train_inputs)
-    torch.manual_seed(1)
-    assert torch.equal(before, torch.get_rng_state()), "what others draw is left as it was"
+    sow(1)
+    first, before = load(Data(source="own_data:make")).train_inputs, held()
+    sow(2)
+    again = load(Data(source="own_data:make")).train_inputs
+    other = load(Data(source="own_data:make", split_seed=-1)).train_inputs
+    assert torch.equal(first, again)
+    assert all(not torch.equal(one, another) for one, another in zip(first.T, other.T, strict=True))
+    sow(1)
+    assert str(before) == str(held()), "what others draw is left as it was"
 
 
 def loaded(own: types.ModuleType, **other: Any) -> Dataset:

@@ -45,6 +45,15 @@ def test_one_alone_equals_a_loop_written_out(dataset: Dataset) -> None:
     assert found.reading.bits == pytest.approx(float(F.cross_entropy(z, dataset.test_labels)) / 0.693147, rel=1e-4)
 
 
+def test_a_network_that_is_frozen_as_a_whole_takes_its_steps(dataset: Dataset) -> None:
+    frozen = component_of(config(), 0, [], dataset).requires_grad_(requires_grad=False)
+    before = frozen.state_dict()
+    (member,) = controls.trained([(config(), controls.Lone(frozen))], config(), dataset).curve[:1]
+    assert member[0] == 5
+    assert controls.size_of(controls.Lone(frozen), dataset) == 0
+    assert all(torch.equal(before[name], each) for name, each in frozen.state_dict().items())
+
+
 def test_backpropagation_reaches_every_component_and_no_student(dataset: Dataset) -> None:
     ((_, whole),) = controls.backprop(config(), dataset)
     size = controls.size_of(whole, dataset)

@@ -357,6 +357,19 @@ def test_a_buffer_that_changes_under_a_graph_is_refused_before_the_first_step(
         made(place)
 
 
+class Detached(nn.Linear):
+    """Learns nothing, and hides what is before it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).detach()
+
+
+def test_a_head_that_nothing_could_be_learnt_by_is_refused(own: types.ModuleType) -> None:
+    own.__dict__["make"] = lambda place: Component(nn.Flatten(), nn.Linear(4, E), Detached(E, K), {})
+    with pytest.raises(ConfigError, match=r"its logits have no gradient, though it has weights to learn: leave"):
+        build(model("own:make"), (4,), K)
+
+
 def test_a_network_without_gradients_is_tried_out_all_the_same(own: types.ModuleType) -> None:
     own.__dict__["make"] = lambda place: Component(nn.Flatten(), nn.Linear(4, E), nn.Linear(E, K), {}).requires_grad_(
         requires_grad=False
