@@ -25,8 +25,8 @@ class Generators(NamedTuple):
     """The states of those that the CPU draws from."""
 
     torch: Tensor
-    numpy: Any
-    python: Any
+    numpy: Any = None
+    python: Any = None
 
 
 def held() -> Generators:
@@ -34,11 +34,18 @@ def held() -> Generators:
     return Generators(torch.get_rng_state(), np.random.get_state(), random.getstate())
 
 
+def torchs() -> Generators:
+    """That of torch alone."""
+    return Generators(torch.get_rng_state())
+
+
 def put(states: Generators) -> None:
-    """Let them be as they were then."""
+    """Let them be as they were then; what is None stays as it is."""
     torch.set_rng_state(states.torch)
-    np.random.set_state(states.numpy)
-    random.setstate(states.python)
+    if states.numpy is not None:
+        np.random.set_state(states.numpy)
+    if states.python is not None:
+        random.setstate(states.python)
 
 
 def sow(seed: int) -> None:
@@ -70,17 +77,19 @@ class Draws:
     they left them.
     """
 
-    def __init__(self, seed: int, component: int) -> None:
+    def __init__(self, seed: int, component: int, *, ours: bool = False) -> None:
+        """`ours`: no code takes part that may draw from others than torch's; to put those aside takes 0.2 ms."""
+        self._held = torchs if ours else held
         with aside(seed_of(seed, component, DRAWS)):
-            self._own = held()
+            self._own = self._held()
 
     def __enter__(self) -> Self:
-        self._theirs = held()
+        self._theirs = self._held()
         put(self._own)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._own = held()
+        self._own = self._held()
         put(self._theirs)

@@ -172,7 +172,7 @@ def of_generators(device: torch.device) -> State:
 
 def into_generators(device: torch.device, state: State) -> None:
     """Put back what `of_generators` gave; generators that it does not have are left as they are."""
-    _, numpy, python = draws.held()
+    numpy = python = None
     if "numpy" in state.tensors and "python" in state.tensors:
         kind, *place = state.values["numpy"]
         edition, spare = state.values["python"]

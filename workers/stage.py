@@ -84,7 +84,7 @@ class Stage:
             self.fibres[process.name].spend(start_s)
             body()
 
-        draws = Draws(self.config.seed, process.index)
+        draws = Draws(self.config.seed, process.index, ours=":" not in self.config.model.family)
         self.fibres[process.name] = Drawing(self.bus, process.name, in_time, draws)
 
     def close(self) -> None:
