@@ -22,7 +22,7 @@ from workers.attempt import frozen
 from workers.background import BEGUN, MAKING, TAKEN, detach, resumed, unwritable
 from workers.foreground import Opening, supervised
 from workers.plan import Plan, make_plan
-from workers.resume import config_of, has_finished, recorded_plan, resumed_plan, same_devices, where
+from workers.resume import check_length, config_of, has_finished, recorded_plan, resumed_plan, same_devices, where
 from workers.rundir import RunDir
 from workers.status import FINAL, Status, find_run, launcher_alive, read, rules_of
 from workers.supervisor import Supervisor, warm
@@ -148,7 +148,7 @@ def resume(
 
     Raises:
         RunError: it is running, or its plan is gone.
-        ConfigError: its configuration is to be another, and no setting says so.
+        ConfigError: its configuration is to be another, and no setting says so; or its steps are done.
     """
     old = recorded_plan(run)
     status = status_of(run)
@@ -160,6 +160,7 @@ def resume(
         length = f"--steps {2 * done}" if config.train.minutes is None else "--minutes M"
         print(f"run {run.name} has finished: nothing is left to do; to train on: mach resume {run.called} {length}")
         return 0
+    check_length(old, config)
     if detach:
         keys.check(config.bus)
         return resumed(run, file, settings, gpus)
