@@ -222,9 +222,9 @@ class Documented(click.Command):
 @click.option("--json", "as_json", is_flag=True, help="The same fields as JSON; documented below.")
 @click.pass_context
 def status(ctx: click.Context, run: str | None, runs: Path, watch: bool, as_json: bool) -> None:
-    """Show a run, the newest by default, from its files alone: also after a crash, also over ssh.
+    """Show a run, the newest by default, from its files alone: also after a crash or over ssh. Staleness: p50/p99/max.
 
-    Exit code: 0 healthy or finished, 1 degraded, 2 failed, 3 no such run. Staleness stands as p50/p99/max.
+    Exit code: 0 healthy or finished, 1 degraded (one failed, stalls, restarts or cannot save), 2 failed, 3 no such run.
 
     \b
     Examples:

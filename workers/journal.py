@@ -222,6 +222,10 @@ class Journal:
                 distill=means.get("distill", self._latest.distill),
                 trend=change(list(self._trend)),
             )
+            told = msgspec.structs.asdict(self._latest)
+            self._latest.not_finite = [
+                name for name, value in told.items() if isinstance(value, float) and not math.isfinite(value)
+            ]
         return self._latest
 
     def _write(self, report: Report, *, first: bool) -> None:

@@ -176,8 +176,11 @@ def test_every_report_is_a_line(desk: Desk) -> None:
 
 
 def test_a_loss_that_is_no_number_is_null_in_the_file(desk: Desk) -> None:
-    desk.report(step_of(float("nan")))
-    assert desk.lines()[0].loss.target is None
+    desk.report(step_of(float("nan"), student=1.0))
+    desk.report(step_of(1.0, student=1.0))
+    first, second = (line.loss for line in desk.lines())
+    assert (first.target, first.student, first.not_finite) == (None, 1.0, ["target"])
+    assert (second.target, second.not_finite) == (1.0, [])
 
 
 def test_tensorboard_reads_scalars_and_histograms_from_the_second_report_on(desk: Desk) -> None:
