@@ -156,6 +156,7 @@ def resume(
         raise RunError(f"run {run.name!r} is running (pid {status.launcher_pid}); to stop it: mach stop {run.called}")
     config = config_of(old, file, settings)
     if status is not None and has_finished(status, old.config, config):
+        check_free(run)
         done = max([config.train.steps, *(row.step for row in status.components)])
         length = f"--steps {2 * done}" if config.train.minutes is None else "--minutes M"
         print(f"run {run.name} has finished: nothing is left to do; to train on: mach resume {run.called} {length}")
@@ -172,6 +173,23 @@ def resume(
         return plan, partial(opened, where(run, plan), begun)
 
     return launched(run.path, config, plan_at, f"mach resume {run.called}")
+
+
+def check_free(run: RunDir) -> None:
+    """Raise a RunError if a launcher has the run, though status.json does not say so: it is written when processes are
+    started, seconds after the lock is taken.
+    """
+    try:
+        os.close(run.lock(make=False))
+    except BlockingIOError as error:
+        raise busy(run) from error
+    except OSError:
+        return  # there is no lock, or none that could be taken, by others neither
+
+
+def busy(run: RunDir) -> RunError:
+    """What to say of a run that is another launcher's."""
+    return RunError(f"{run.path}: another launcher is running this run; mach stop {run.called}")
 
 
 def opened(words: str, begun: Callable[[bytes], None] | None) -> None:
@@ -216,9 +234,7 @@ def launched(directory: Path, config: Config, plan_at: Callable[[Path], tuple[Pl
         plan, opening = plan_at(sockets)
         return supervised(plan, opening)
     except BlockingIOError as error:
-        raise RunError(
-            f"{directory}: another launcher is running this run; mach stop {RunDir(directory).called}"
-        ) from error
+        raise busy(RunDir(directory)) from error
     except OSError as error:
         if isinstance(error, FileExistsError) and plan is not None and not plan.resumed:
             raise  # the name is taken

@@ -261,6 +261,22 @@ def test_one_launcher_at_a_time(run: RunDir) -> None:
     os.close(run.lock())
 
 
+def test_a_run_that_another_launcher_begins_to_go_on_with_has_not_finished(run: RunDir) -> None:
+    """Its status.json is of before until the first process is started, which takes as long as loading torch."""
+    status_file.write(run, status_of())
+
+    def resumed() -> tuple[int, str]:
+        found = CliRunner().invoke(cli, ["resume", "run", "--runs", str(run.path.parent)])
+        return found.exit_code, found.output
+
+    assert (resumed()[0], "has finished" in resumed()[1]) == (0, True), "no lock was ever taken"
+    lock = run.lock()
+    code, said = resumed()
+    assert (code, "another launcher is running this run; mach stop run" in said) == (2, True)
+    os.close(lock)
+    assert resumed()[0] == 0
+
+
 def test_seconds_count_on_over_all_launches(run: RunDir) -> None:
     def after(status: Status | None) -> Plan:
         old = recorded_plan(run)
