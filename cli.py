@@ -128,7 +128,7 @@ def resume(ctx: click.Context, /, *, run: str | None, runs: Path, file: str | No
     ctx.exit(commands.resume(found, file, settings, words["gpus"], detach=words["detach"], begun=words["tell"]))
 
 
-@cli.command(name="simulate")
+@cli.command(name="simulate", epilog=output.TRAINED_HELP)
 @options(CONFIGURATION)
 @options(TIMING)
 @click.option("--lockstep", is_flag=True, help="Every step waits for its messages.")
@@ -157,7 +157,7 @@ def simulated(ctx: click.Context, /, **words: Any) -> None:
     show.simulation(config, timing, **words)
 
 
-@cli.command()
+@cli.command(epilog=output.TRAINED_HELP)
 @click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...", type=Recipe())
 @options(CONFIGURATION)
 @click.option("--seeds", type=Whole(min=1), default=1, show_default=True, help="How many, from --seed on.")
@@ -222,9 +222,9 @@ class Documented(click.Command):
 @click.option("--json", "as_json", is_flag=True, help="The same fields as JSON; documented below.")
 @click.pass_context
 def status(ctx: click.Context, run: str | None, runs: Path, watch: bool, as_json: bool) -> None:
-    """Show a run, the newest by default, from its files alone: also after a crash, also over ssh.
+    """Show a run, the newest by default, from its files alone: also after a crash or over ssh. Staleness: p50/p99/max.
 
-    Exit code: 0 healthy or finished, 1 degraded, 2 failed, 3 no such run. Staleness stands as p50/p99/max.
+    Exit code: 0 healthy or finished, 1 degraded (one failed, stalls, restarts or cannot save), 2 failed, 3 no such run.
 
     \b
     Examples:

@@ -39,7 +39,7 @@ def save_state(
         OSError: the disk is full or the directory cannot be written; nothing partial is left, what was there still is.
         Diverged: its numbers are ruined; it is not written, since it would push out a good one.
     """
-    _judge(shelf.path(version), state.tensors, state.unbounded)
+    _judge(state.tensors, state.unbounded)
     draft, replaced = shelf.draft(version), shelf.folder / f".{version}.old"
     try:
         _make(shelf.folder)
@@ -79,7 +79,7 @@ def load_state(shelf: Shelf, version: int, component: str) -> tuple[Manifest, St
         state = State(load_file(path / STATE), manifest.values)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path / STATE}: holds no tensors ({error})") from error
-    _judge(path, state.tensors, state.unbounded)
+    _judge(state.tensors, state.unbounded, f"{path}: ")
     return manifest, state
 
 
@@ -94,7 +94,7 @@ def save_weights(component: Component, path: Path, about: Mapping[str, str], unb
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     weights = _apart(component.state_dict())
-    _judge(path, weights, unbounded)
+    _judge(weights, unbounded)
     try:
         save_file(weights, draft, metadata=dict(about))
         os.replace(draft, path)
@@ -134,7 +134,7 @@ def unreadable(path: Path, error: Exception) -> DataError:
     return DataError(f"{path}: holds no weights ({error}); train the run to its end first")
 
 
-def _judge(path: Path, tensors: Mapping[str, Tensor], unbounded: Collection[str]) -> None:
+def _judge(tensors: Mapping[str, Tensor], unbounded: Collection[str], where: str = "") -> None:
     """Raise `Diverged` if a number is NaN, infinite, or larger than the square of what neighbours may send: moments
     hold squares. Nothing good comes of going on from there, whatever the checksums say.
 
@@ -145,9 +145,9 @@ def _judge(path: Path, tensors: Mapping[str, Tensor], unbounded: Collection[str]
             continue
         if name in unbounded:
             if bool(tensor.isnan().any()):
-                raise Diverged(f"{path}: {name} holds numbers that are none (NaN)")
+                raise Diverged(f"{where}{name} holds numbers that are none (NaN)")
         elif not bounded(tensor, LARGEST**2):
-            raise Diverged(f"{path}: {name} holds numbers that are not finite, or beyond {LARGEST**2:g}")
+            raise Diverged(f"{where}{name} holds numbers that are not finite, or beyond {LARGEST**2:g}")
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 import difflib
 import importlib
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from configs.errors import ConfigError, MachError
@@ -18,22 +18,31 @@ def find(key: str, name: str, known: Mapping[str, Callable[..., Any]]) -> Callab
     if ":" not in name:
         if name in known:
             return known[name]
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{key}: {name!r} is none of {', '.join(known)} or package.module:factory{hint}")
+        names = ", ".join(known)
+        raise ConfigError(f"{key}: {name!r} is none of {names} or package.module:factory{nearest(name, known)}")
     module_name, _, factory_name = name.partition(":")
     try:
-        factory = getattr(importlib.import_module(module_name), factory_name)
+        module = importlib.import_module(module_name)
+        if not hasattr(module, factory_name):
+            place, near = getattr(module, "__file__", None) or "no file", nearest(factory_name, vars(module))
+            raise ConfigError(f"{key}: {name!r}: module {module_name} ({place}) has no {factory_name!r}{near}")
+        factory = getattr(module, factory_name)
     except MachError:
         raise
     except (Exception, SystemExit) as error:  # it may be a script that reads a command line
-        if isinstance(error, ImportError | AttributeError | ValueError) and not frames_of(error):
+        if isinstance(error, ImportError | ValueError) and not frames_of(error):
             raise ConfigError(f"{key}: {name!r} cannot be imported ({error}); is the module on PYTHONPATH?") from error
         raise ConfigError(f"{key}: {name!r} cannot be imported: {told(error)}") from error
     if not callable(factory):
         raise ConfigError(f"{key}: {name!r} is a {type(factory).__name__}, not a function that makes the part")
     made: Callable[..., Any] = factory
     return made
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Which of the known names may be meant, for the end of a sentence; nothing if none is like it."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def made_by(key: str, name: str, known: Mapping[str, Callable[..., Any]], given: object) -> Any:

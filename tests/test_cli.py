@@ -359,3 +359,14 @@ def test_a_target_that_cannot_be_reached_is_refused(words: tuple[str, ...], targ
     code, output = invoke(*words, "--components", "2", "--steps", "2", "--target", target)
     assert code == 2
     assert "an accuracy, more than 0 and at most 1" in " ".join(output.split())
+
+
+@pytest.mark.parametrize("words", [("simulate",), ("compare", "mach", "--simulate")], ids=" ".join)
+def test_a_simulation_that_diverges_has_failed_and_says_what_to_lower(words: tuple[str, ...]) -> None:
+    ruin = ("--set", "optimiser.name=sgd", "--set", "optimiser.lr=1e30")
+    code, output = invoke(*words, "--components", "2", "--steps", "3", *ruin)
+    assert code == 1
+    assert "mach: c0: training has diverged: " in output
+    assert "optimiser.lr=SMALLER" in output
+    code, output = invoke(words[0], "--help")
+    assert "0 done, 1 training failed, as when it diverges" in " ".join(output.split())

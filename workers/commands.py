@@ -22,7 +22,7 @@ from workers.attempt import frozen
 from workers.background import BEGUN, MAKING, TAKEN, detach, resumed, unwritable
 from workers.foreground import Opening, supervised
 from workers.plan import Plan, make_plan
-from workers.resume import config_of, has_finished, recorded_plan, resumed_plan, same_devices, where
+from workers.resume import check_length, config_of, has_finished, recorded_plan, resumed_plan, same_devices, where
 from workers.rundir import RunDir
 from workers.status import FINAL, Status, find_run, launcher_alive, read, rules_of
 from workers.supervisor import Supervisor, warm
@@ -148,7 +148,7 @@ def resume(
 
     Raises:
         RunError: it is running, or its plan is gone.
-        ConfigError: its configuration is to be another, and no setting says so.
+        ConfigError: its configuration is to be another, and no setting says so; or its steps are done.
     """
     old = recorded_plan(run)
     status = status_of(run)
@@ -156,10 +156,12 @@ def resume(
         raise RunError(f"run {run.name!r} is running (pid {status.launcher_pid}); to stop it: mach stop {run.called}")
     config = config_of(old, file, settings)
     if status is not None and has_finished(status, old.config, config):
+        check_free(run)
         done = max([config.train.steps, *(row.step for row in status.components)])
         length = f"--steps {2 * done}" if config.train.minutes is None else "--minutes M"
         print(f"run {run.name} has finished: nothing is left to do; to train on: mach resume {run.called} {length}")
         return 0
+    check_length(old, config)
     if detach:
         keys.check(config.bus)
         return resumed(run, file, settings, gpus)
@@ -171,6 +173,23 @@ def resume(
         return plan, partial(opened, where(run, plan), begun)
 
     return launched(run.path, config, plan_at, f"mach resume {run.called}")
+
+
+def check_free(run: RunDir) -> None:
+    """Raise a RunError if a launcher has the run, though status.json does not say so: it is written when processes are
+    started, seconds after the lock is taken.
+    """
+    try:
+        os.close(run.lock(make=False))
+    except BlockingIOError as error:
+        raise busy(run) from error
+    except OSError:
+        return  # there is no lock, or none that could be taken, by others neither
+
+
+def busy(run: RunDir) -> RunError:
+    """What to say of a run that is another launcher's."""
+    return RunError(f"{run.path}: another launcher is running this run; mach stop {run.called}")
 
 
 def opened(words: str, begun: Callable[[bytes], None] | None) -> None:
@@ -215,9 +234,7 @@ def launched(directory: Path, config: Config, plan_at: Callable[[Path], tuple[Pl
         plan, opening = plan_at(sockets)
         return supervised(plan, opening)
     except BlockingIOError as error:
-        raise RunError(
-            f"{directory}: another launcher is running this run; mach stop {RunDir(directory).called}"
-        ) from error
+        raise busy(RunDir(directory)) from error
     except OSError as error:
         if isinstance(error, FileExistsError) and plan is not None and not plan.resumed:
             raise  # the name is taken

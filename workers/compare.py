@@ -33,6 +33,7 @@ from workers.simulate import simulate
 from workers.spent import effort_of
 from workers.status import Status
 from workers.timing import Timing
+from workers.verdict import FAILED, STOPPED
 
 Configs = Mapping[str, Sequence[Config]]
 """By name, one configuration a seed."""
@@ -138,7 +139,7 @@ class Real:
         status = run_quietly(config, directory.parent, directory.name, self.devices)
         if status.exit_code != 0:
             error = RunError(f"{directory.name} {status.state}: {status.reason or 'see its logs'}; nothing to compare")
-            error.exit_code = status.exit_code or 1
+            error.exit_code = STOPPED if status.state == "stopped" else FAILED
             raise error
         names = [row.component for row in status.components if row.kind == "trainer"]
         return status, {name: reported(RunDir(directory).metrics(name)) for name in names}

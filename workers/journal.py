@@ -95,7 +95,8 @@ class Journal:
         self._losses: dict[str, list[Tensor]] = {}
         self._probes: dict[str, float] = {}
         self._trend: deque[float] = deque(maxlen=2 * TREND)
-        self._since: tuple[float, int] | None = None
+        self._since: float | None = None  # the newest report
+        self._measured: tuple[float, int] | None = None  # when the rate was, and the steps then
         self._rate: float | None = None
         self._stepped = (0.0, 0.0)  # when the first and the newest step ended
         self._step_ms: deque[float] = deque(maxlen=RECENT)
@@ -137,7 +138,7 @@ class Journal:
 
     def due(self, now: float) -> bool:
         """Whether it is time for a report."""
-        return self._since is None or now - self._since[0] >= self.every_s
+        return self._since is None or now - self._since >= self.every_s
 
     def report(
         self,
@@ -184,7 +185,7 @@ class Journal:
             peers=peers(edges),
         )
         self._write(report, first=self._since is None)
-        self._since = (now, self.steps)
+        self._since = now
         return report
 
     def close(self) -> None:
@@ -192,12 +193,16 @@ class Journal:
         self._events = None
 
     def _new_rate(self, now: float, state: State) -> float | None:
-        """Steps per second since the last report; at the end, over all steps of this life."""
+        """Steps per second since the last report, none before the first; at the end, over all steps of this life. One
+        or two steps, or a wait, of a few milliseconds say nothing: they count into the next report.
+        """
         first, newest = self._stepped
         if state in ("finished", "stopped") and newest > first:
             self._rate = round((self.steps - self._before - 1) / (newest - first), 2)
-        elif self._since is not None and now > self._since[0] and self.steps > self._since[1]:
-            self._rate = round((self.steps - self._since[1]) / (now - self._since[0]), 2)
+        elif self._measured is None or now - self._measured[0] >= self.every_s:
+            if self._measured is not None and self.steps > self._before:
+                self._rate = round((self.steps - self._measured[1]) / (now - self._measured[0]), 2)
+            self._measured = (now, self.steps)
         return self._rate
 
     def _always(self, counts: Counts, waited_s: float) -> dict[str, float]:
@@ -222,6 +227,10 @@ class Journal:
                 distill=means.get("distill", self._latest.distill),
                 trend=change(list(self._trend)),
             )
+            told = msgspec.structs.asdict(self._latest)
+            self._latest.not_finite = [
+                name for name, value in told.items() if isinstance(value, float) and not math.isfinite(value)
+            ]
         return self._latest
 
     def _write(self, report: Report, *, first: bool) -> None:

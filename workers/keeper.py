@@ -213,6 +213,36 @@ class Keeper:
         say(self.name, version, sentence)
 
 
+class Unkept(Keeper):
+    """Of a simulation, takes no checkpoints: who wants to go on with a simulation runs it again, longer."""
+
+    def __init__(self) -> None:
+        """Needs no folder and no thread."""
+
+    def go_on(self, restore: Callable[[State], None], now: float) -> None:
+        """From the beginning."""
+
+    def due(self, version: int, now: float) -> bool:
+        """Never."""
+        return False
+
+    def keep(self, version: int, state: State, now: float) -> None:
+        """Not at all."""
+
+    def finish(self, now: float, wait_s: float | None = None) -> bool:
+        """Nothing is ever being written."""
+        return True
+
+    @property
+    def failing(self) -> str:
+        """Nothing ever fails."""
+        return ""
+
+    def record(self, now: float) -> Checkpoint:
+        """There is none."""
+        return Checkpoint()
+
+
 def say(name: str, version: int, sentence: str) -> None:
     """One line in the component's log."""
     line(f"[{name} - step {version}] {sentence}")

@@ -19,6 +19,11 @@ UNREAD = "nobody reads what is printed any more"
 INTERRUPTED = 130
 DONE_HELP = "Exit code: 0 done, 1 standard output cannot be written, 2 cannot be done, 3 no such run, 130 interrupted."
 """Of a command that only shows or asks, for people."""
+TRAINED_HELP = (
+    "Exit code: 0 done, 1 training failed, as when it diverges, or standard output cannot be written, 2 it cannot be "
+    "run as asked, 130 interrupted."
+)
+"""Of a command that trains to show what comes of it, for people."""
 
 
 class Unwritable(BrokenPipeError):

@@ -19,7 +19,9 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Losses(Record):
-    """Means over the newest steps: those since the report before. None while no such step was taken."""
+    """Means over the newest steps: those since the report before. None while no such step was taken, or where it is not
+    a finite number, which JSON has not.
+    """
 
     target: float | None = None
     """Cross-entropy of the labels, with the child's target where one was at hand, else with the student."""
@@ -29,6 +31,8 @@ class Losses(Record):
     """Distance between the student's imitation and the child's target."""
     trend: float | None = None
     """Relative change of `target` over the last ten reports against the ten before; negative is better."""
+    not_finite: list[str] = msgspec.field(default_factory=list)
+    """Which of these are not a finite number (NaN, as of training that has diverged), and None for that."""
 
 
 class Accuracies(Record):
@@ -41,7 +45,8 @@ class Accuracies(Record):
     step: int | None = None
     """The step at which `student` was measured; in stream wiring component 0's then, of every component."""
     student_bits: float | None = None
-    """Cross-entropy on the test set, in bits a label (of bytes: bits a byte), with the student."""
+    """Cross-entropy on the test set, in bits a label (of bytes: bits a byte), with the student; None, as the others in
+    bits, where it is not a finite number."""
     child_bits: float | None = None
     """The same, with the true children's answers; in stream wiring they have those of their own true children."""
     full: float | None = None
@@ -160,7 +165,8 @@ class Report(Record):
     samples: int = 0
     """Training samples seen, in all its lives."""
     rate: float | None = None
-    """Steps per second: since the last report; of a component that has finished or stopped, over all its steps."""
+    """Steps per second: since the report before, 0 where none was taken, and None before the first of its life; of a
+    component that has finished or stopped, over all its steps."""
     step_ms_p99: float | None = None
     """p99 of the time from one step's end to the next one's, over the last 1,024 of this life."""
     loss: Losses = msgspec.field(default_factory=Losses)

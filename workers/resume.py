@@ -128,6 +128,31 @@ def has_finished(status: Status, old: Config, new: Config) -> bool:
     return status.state == "finished" and status.exit_code == 0 and not more
 
 
+def check_length(old: Plan, config: Config) -> None:
+    """Refuse other steps than the run was to have that all its components have done already: nothing would be trained,
+    and a run that was not at its end would be finished.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    steps = config.train.steps
+    if config.train.minutes is not None or length_of(config) == length_of(old.config):
+        return
+    run = RunDir(Path(old.directory))
+    names = [process.name for process in old.processes if process.kind == "trainer"]
+    done = [common_step(run, old)] if old.lockstep else [Shelf(run.checkpoints(name)).newest(name)[0] for name in names]
+    if (least := min(done)) >= steps:
+        raise ConfigError(
+            f"--steps {steps}: counts from the beginning, and {least:,} are done by all components of run {old.run!r}; "
+            f"give more than that, or leave it out to go on to {length_of(old.config)}"
+        )
+
+
+def length_of(config: Config) -> str:
+    """How long a run is to be, for people."""
+    return f"{config.train.steps:,} steps" if config.train.minutes is None else f"{config.train.minutes:g} minutes"
+
+
 def resumed_plan(old: Plan, config: Config, status: Status | None, sockets: Path, devices: tuple[str, ...]) -> Plan:
     """Another life of the run: new run id and sockets, incarnations and seconds that count on, a common step in
     lock-step.
@@ -181,17 +206,8 @@ def where(run: RunDir, plan: Plan) -> str:
         at = f"from step {plan.resume_at}, the newest that all have" if plan.resume_at else "from the beginning"
         newer = {name: shelf.damaged(name, plan.resume_at) for name, shelf in shelves.items()}
         lost = [f"{name}: {damage(damaged)}" for name, damaged in newer.items() if damaged]
-        return "\n".join([f"run {plan.run} goes on in lock-step {at}", *lost, *beyond(plan, plan.resume_at)])
+        return "\n".join([f"run {plan.run} goes on in lock-step {at}", *lost])
     found = {name: shelf.newest(name) for name, shelf in shelves.items()}
     steps = [f"{name} from {f'step {step}' if step else 'the beginning'}" for name, (step, _) in found.items()]
     lost = [f"{name}: {fallback(damaged, step)}" for name, (step, damaged) in found.items() if damaged]
-    least = min(step for step, _ in found.values())
-    return "\n".join([f"run {plan.run} goes on: {', '.join(steps)}", *lost, *beyond(plan, least)])
-
-
-def beyond(plan: Plan, least: int) -> list[str]:
-    """That all have done more steps, `least` at the least, than are asked for: perhaps those to come were meant."""
-    most = plan.config.train.steps
-    if plan.config.train.minutes is not None or least <= most:
-        return []
-    return [f"nothing is left to train: --steps {most} counts from the beginning, and at least {least} are done"]
+    return "\n".join([f"run {plan.run} goes on: {', '.join(steps)}", *lost])

@@ -25,21 +25,21 @@ from bus.virtual import Actor
 from configs.errors import RunError
 from configs.tree import Config
 from mach.learner import Step
-from mach.state import State
 from workers.curves import Point
 from workers.journal import Journal
-from workers.keeper import Keeper
+from workers.keeper import Unkept
 from workers.plan import ProcessPlan, unanswered
 from workers.process import Control
-from workers.report import Checkpoint, Report
+from workers.report import Report
 from workers.rundir import RunDir
 from workers.stage import Stage
 from workers.status import ComponentStatus, Status
 from workers.stub import Stub
 from workers.stub import live as live_as
 from workers.timing import Timing
-from workers.trainer import Life
+from workers.trainer import Life, remedy
 from workers.turns import Trainer
+from workers.verdict import FAILED
 
 LOOK_S = 0.25
 """Real seconds between two looks of somebody who watches."""
@@ -109,36 +109,6 @@ class Diary(Journal):
         return None
 
 
-class Unkept(Keeper):
-    """Takes no checkpoints: who wants to go on with a simulation runs it again, longer."""
-
-    def __init__(self) -> None:
-        """Needs no folder and no thread."""
-
-    def go_on(self, restore: Callable[[State], None], now: float) -> None:
-        """From the beginning."""
-
-    def due(self, version: int, now: float) -> bool:
-        """Never."""
-        return False
-
-    def keep(self, version: int, state: State, now: float) -> None:
-        """Not at all."""
-
-    def finish(self, now: float, wait_s: float | None = None) -> bool:
-        """Nothing is ever being written."""
-        return True
-
-    @property
-    def failing(self) -> str:
-        """Nothing ever fails."""
-        return ""
-
-    def record(self, now: float) -> Checkpoint:
-        """There is none."""
-        return Checkpoint()
-
-
 class Examined(Life):
     """A life that keeps every result of its examinations, and when it came."""
 
@@ -171,6 +141,14 @@ class Examined(Life):
                     child_bits=now.child_bits if known else None,
                 )
             )
+
+    def answer_for_its_end(self) -> None:
+        """Raise a `RunError` if its weights could not be written: what a simulation is for is not there."""
+        if self.unsaved:
+            way = remedy("", None, diverged=True) if self.diverged else "make room"
+            error = RunError(f"{self.process.name}: {self.unsaved}; {way}")
+            error.exit_code = FAILED
+            raise error
 
 
 class Simulation:
@@ -394,6 +372,7 @@ def simulate(
 
     Raises:
         ConfigError, DataError: as a launch would.
+        RunError: it stands still, or has diverged.
     """
     simulation = Simulation(config, timing, directory, lockstep=lockstep)
     simulation.run(watcher)

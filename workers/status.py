@@ -7,6 +7,7 @@ of the monotonic clock, which all processes of one boot share, and of the boot i
 
 import difflib
 import functools
+import math
 import os
 import re
 import time
@@ -144,6 +145,8 @@ def read(run: RunDir, now: float | None = None) -> Status:
         if row.last_seen_s is not None:
             row.last_seen_s = round(row.last_seen_s + age, 3)
         row.checkpoint = older(row.checkpoint, age if same else None)
+        for name in row.loss.not_finite:  # JSON has taken it for None
+            setattr(row.loss, name, math.nan)
     if lost:
         status.state = "failed"
         status.reason = f"the launcher (pid {status.launcher_pid}) is gone, and its processes with it"
@@ -261,11 +264,10 @@ def find_component(runs: Path, run: str | None, component: str | None) -> tuple[
 
 
 def exit_code_of(status: Status) -> int:
-    """0 healthy, finished, or stopped on request; 1 degraded: a component failed, stalled or restarts, or nobody knows,
-    since the launcher does not say; 2 failed.
+    """0 healthy, finished, or stopped on request; 1 degraded: a component failed, stalled, restarts or cannot save what
+    it learns, or nobody knows, since the launcher does not say; 2 failed.
     """
     if status.state == "failed":
         return 2
-    return (
-        1 if status.stale or any(row.state in ("failed", "stalled", "restarting") for row in status.components) else 0
-    )
+    ill = any(row.state in ("failed", "stalled", "restarting") or row.checkpoint.trouble for row in status.components)
+    return 1 if status.stale or ill else 0

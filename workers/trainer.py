@@ -334,7 +334,7 @@ def remedy(run: str, kept: int | None, *, diverged: bool) -> str:
     """
     if not diverged:
         return f"make room, then mach resume {run}"
-    again = "launch again" if kept is None else f"mach resume {run}, or launch again,"
+    again = "begin again" if kept is None else f"mach resume {run}, or launch again,"
     return (
         f"{again} with --set optimiser.lr=SMALLER; if that does not help, look in the data for numbers that are far "
         "too large"

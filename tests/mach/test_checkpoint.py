@@ -47,7 +47,7 @@ def test_weights_that_are_not_finite_are_not_written_and_good_ones_stay(tmp_path
     save_weights(component, path, {"version": "1"})
     good = path.read_bytes()
     next(component.parameters()).data[0] = number
-    with pytest.raises(Diverged, match=r"c0\.safetensors: .* not finite"):
+    with pytest.raises(Diverged, match=r"^\S+ holds .* not finite"):
         save_weights(component, path, {"version": "2"})
     assert path.read_bytes() == good
     assert [entry.name for entry in tmp_path.iterdir()] == ["c0.safetensors"]
@@ -78,9 +78,9 @@ def test_of_a_network_with_a_mask_ruined_numbers_are_still_not_written(
     component, shelf = masked(number if where == "buffer" else -math.inf), Shelf(tmp_path / "checkpoints")
     if where == "parameter":
         next(component.parameters()).data[0] = number
-    with pytest.raises(Diverged, match=r"c0\.safetensors: joiner.* holds numbers that are"):
+    with pytest.raises(Diverged, match=r"^joiner.* holds numbers that are"):
         save_weights(component, tmp_path / "c0.safetensors", {}, unbounded_of(component))
-    with pytest.raises(Diverged, match=r"1: learner/component/joiner.* holds numbers that are"):
+    with pytest.raises(Diverged, match=r"^learner/component/joiner.* holds numbers that are"):
         save_state(shelf, whole(component), component="c0", version=1, incarnation=1, config="", keep=1)
     assert list(tmp_path.iterdir()) == []
 

@@ -52,7 +52,9 @@ def test_a_users_own_factory_makes_the_component(here: str) -> None:
     ("name", "said"),
     [
         ("mpl", "did you mean 'mlp'"),
-        ("users_own:missing", "cannot be imported"),
+        ("users_own:missing", r"module users_own \(no file\) has no 'missing'$"),
+        ("users_own:own_famly", "has no 'own_famly'; did you mean 'own_family'"),
+        ("users_own:", "has no ''$"),
         ("no_such_module_anywhere:make", "is the module on PYTHONPATH"),
         (":make", "cannot be imported"),
         ("users_own:number", "is a int, not a function"),

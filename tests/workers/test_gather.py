@@ -15,10 +15,11 @@ from configs.tree import Supervise
 from fakes import Life
 from mach.recipes import RECIPES
 from workers.gather import Gathering
+from workers.keeper import Unkept
 from workers.member import Member
 from workers.report import Report
 from workers.rundir import RunDir
-from workers.simulate import Orders, Simulation, Unkept
+from workers.simulate import Orders, Simulation
 from workers.timing import timing_of
 
 

@@ -87,11 +87,26 @@ def test_the_first_report_is_due_at_once_and_the_next_after_the_interval(desk: D
     assert desk.journal.due(100.5)
 
 
-def test_rate_is_steps_a_second_since_the_last_report_and_stays_while_none_is_taken(desk: Desk) -> None:
+def test_rate_is_steps_a_second_since_the_last_report_and_none_while_none_is_taken(desk: Desk) -> None:
     assert desk.report(step_of()).rate is None
     assert desk.report(*[step_of()] * 6, after=0.5).rate == 12.0
     assert desk.report(*[step_of()] * 4, after=2.0).rate == 2.0
-    assert desk.report(after=1.0).rate == 2.0
+    assert desk.report(after=1.0, state="waiting").rate == 0.0
+    assert desk.report(step_of(), after=0.5, state="waiting").rate == 2.0
+    assert [line.rate for line in desk.lines()] == [None, 12.0, 2.0, 0.0, 2.0]
+    assert [point.value for point in desk.events().Scalars("rate")] == [12.0, 2.0, 0.0, 2.0]
+
+
+def test_a_report_that_comes_early_says_no_new_rate_and_what_it_saw_counts_into_the_next(desk: Desk) -> None:
+    rates = [desk.report(*[step_of()] * steps, after=after).rate for steps, after in ((1, 0.0), (4, 0.5), (0, 0.25))]
+    assert rates == [None, 8.0, 8.0]
+    assert desk.report(step_of(), after=0.25).rate == 2.0
+    assert desk.report(after=0.5).rate == 0.0
+
+
+def test_who_has_made_no_step_in_this_life_or_ever_will_has_no_rate(desk: Desk) -> None:
+    desk.journal.go_on(500, 64000, 0)
+    assert [desk.report(after=0.5, state="waiting").rate for _ in range(3)] == [None] * 3
 
 
 @pytest.mark.parametrize("state", ["finished", "stopped"])
@@ -176,8 +191,11 @@ def test_every_report_is_a_line(desk: Desk) -> None:
 
 
 def test_a_loss_that_is_no_number_is_null_in_the_file(desk: Desk) -> None:
-    desk.report(step_of(float("nan")))
-    assert desk.lines()[0].loss.target is None
+    desk.report(step_of(float("nan"), student=1.0))
+    desk.report(step_of(1.0, student=1.0))
+    first, second = (line.loss for line in desk.lines())
+    assert (first.target, first.student, first.not_finite) == (None, 1.0, ["target"])
+    assert (second.target, second.not_finite) == (1.0, [])
 
 
 def test_tensorboard_reads_scalars_and_histograms_from_the_second_report_on(desk: Desk) -> None:

@@ -6,15 +6,27 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from click.testing import CliRunner
 
+from cli import cli
 from configs.errors import ConfigError, RunError
 from configs.load import dump, load
 from mach.checkpoint import save_state
 from mach.recipes import RECIPES
 from mach.shelf import MANIFEST, STATE, Shelf
 from mach.state import State
+from workers import status as status_file
 from workers.plan import Plan, make_plan
-from workers.resume import common_step, config_of, has_finished, recorded_plan, resumed_plan, same_devices, where
+from workers.resume import (
+    check_length,
+    common_step,
+    config_of,
+    has_finished,
+    recorded_plan,
+    resumed_plan,
+    same_devices,
+    where,
+)
 from workers.rundir import RunDir
 from workers.status import Status
 
@@ -175,21 +187,33 @@ def test_what_is_announced_is_what_is_gone_on_from_and_damaged_ones_are_named(ru
 
 
 @pytest.mark.parametrize("lockstep", [False, True])
-def test_who_asks_for_fewer_steps_than_are_done_is_told_that_they_count_from_the_beginning(
-    run: RunDir, lockstep: bool
-) -> None:
+def test_steps_that_all_have_done_are_refused_since_they_count_from_the_beginning(run: RunDir, lockstep: bool) -> None:
     keep_plan(run, old := plan_of(run, "n_components=2", lockstep=lockstep))
     for component, version in (("c0", 700), ("c0", 695), ("c1", 695)):
         save(run, component, version)
 
-    def said(*settings: str) -> str:
-        return where(run, resumed_plan(old, config_of(old, None, settings), None, run.path, ("cpu",)))
+    def check(*settings: str) -> None:
+        check_length(old, config_of(old, None, settings))
 
-    assert said("train.steps=100").splitlines()[1:] == [
-        "nothing is left to train: --steps 100 counts from the beginning, and at least 695 are done"
-    ]
-    assert "nothing is left" not in said("train.steps=695")
-    assert lockstep or "nothing is left" not in said("train.minutes=1", "train.steps=100")
+    for steps in (100, 695):
+        with pytest.raises(ConfigError, match=rf"--steps {steps}: counts .* 695 are done .* to go on to 1,000 steps$"):
+            check(f"train.steps={steps}")
+    check("train.steps=696")
+    check("train.minutes=1", "train.steps=100")
+    keep_plan(run, old := plan_of(run, "n_components=2", "train.steps=695", lockstep=lockstep))
+    check("train.batch_size=64")  # killed between its last step and its end, which is still to come
+
+
+def test_fewer_steps_than_are_done_are_refused_and_the_run_is_left_as_it_was(run: RunDir) -> None:
+    for component in ("c0", "c1"):
+        save(run, component, 500)
+    keep_plan(run, plan_of(run, "n_components=2"))
+    status_file.write(run, status_of(state="stopped", exit_code=130))
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    found = CliRunner().invoke(cli, ["resume", "run", "--runs", str(run.path.parent), "--steps", "100"])
+    assert (found.exit_code, found.stdout) == (2, "")
+    assert "--steps 100: counts from the beginning" in found.stderr
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
 def test_a_damaged_plan_is_told_with_what_to_do(run: RunDir) -> None:
@@ -235,6 +259,22 @@ def test_one_launcher_at_a_time(run: RunDir) -> None:
         run.lock()
     os.close(lock)
     os.close(run.lock())
+
+
+def test_a_run_that_another_launcher_begins_to_go_on_with_has_not_finished(run: RunDir) -> None:
+    """Its status.json is of before until the first process is started, which takes as long as loading torch."""
+    status_file.write(run, status_of())
+
+    def resumed() -> tuple[int, str]:
+        found = CliRunner().invoke(cli, ["resume", "run", "--runs", str(run.path.parent)])
+        return found.exit_code, found.output
+
+    assert (resumed()[0], "has finished" in resumed()[1]) == (0, True), "no lock was ever taken"
+    lock = run.lock()
+    code, said = resumed()
+    assert (code, "another launcher is running this run; mach stop run" in said) == (2, True)
+    os.close(lock)
+    assert resumed()[0] == 0
 
 
 def test_seconds_count_on_over_all_launches(run: RunDir) -> None:

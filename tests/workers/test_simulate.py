@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import reference
-from configs.errors import RunError, Unsaved
+from configs.errors import RunError
 from configs.load import load
 from configs.tree import Config, Probes
 from conftest import forbid_compiler
@@ -229,13 +229,16 @@ def test_an_error_of_one_life_ends_all_and_is_not_swallowed(tmp_path: Path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("workers.trainer.save_weights", full)
-    with pytest.raises(Unsaved, match=r"c0\.safetensors: cannot be written .No space left"):
+    with pytest.raises(RunError, match=r"^c0: .*c0\.safetensors: cannot be written .No space left.*; make room"):
         run(tmp_path, config("train.steps=3"), timing())
 
 
 def test_who_has_diverged_is_told_so_and_leaves_no_weights(tmp_path: Path) -> None:
-    with pytest.raises(Unsaved, match=r"training has diverged.*; it has no checkpoint; launch again with"):
+    said = r"^c0: training has diverged: \w\S+ holds numbers that are .*; begin again with --set optimiser\.lr=SMALLER"
+    with pytest.raises(RunError, match=said) as raised:
         run(tmp_path, config("train.steps=3", "optimiser.name=sgd", "optimiser.lr=1e30"), timing())
+    assert raised.value.exit_code == 1
+    assert str(tmp_path) not in str(raised.value), "it is gone by then"
     assert not list((tmp_path / "run").rglob("*.safetensors"))
 
 

@@ -87,6 +87,24 @@ def test_what_a_run_had_come_to_is_read_without_the_troubles_of_then(tmp_path: P
     assert reached(run) == {}
 
 
+@pytest.mark.parametrize("state", ["training", "waiting"])
+def test_who_cannot_save_is_not_healthy(state: str) -> None:
+    kept = Checkpoint(step=20, trouble="training has diverged, so no checkpoint is written")
+    assert exit_code_of(status(components=[component(), component("c1", state=state, checkpoint=kept)])) == 1
+    assert exit_code_of(status(components=[component(checkpoint=Checkpoint(step=20))])) == 0
+
+
+def test_losses_that_are_no_numbers_are_shown_as_such_and_null_in_json(tmp_path: Path) -> None:
+    nan = float("nan")
+    row = component(loss=Losses(target=nan, student=nan, not_finite=["target", "student"]))
+    run = run_with(tmp_path, status(components=[row]))
+    assert msgspec.json.decode(run.status.read_bytes())["components"][0]["loss"]["target"] is None
+    (found,) = read(run).components
+    assert "loss nan student" in screen.plain_line(found)
+    assert found.loss.distill is None, "it never was one"
+    assert msgspec.json.decode(msgspec.json.encode(found.loss))["target"] is None
+
+
 def test_a_run_whose_status_found_no_room_is_a_run(tmp_path: Path) -> None:
     run = run_with(tmp_path, status(), "c1")
     os.utime(run_with(tmp_path, status(), "older").plan, (1e9, 1e9))
@@ -240,7 +258,7 @@ def test_the_json_has_exactly_the_documented_fields() -> None:
     assert set(row) == {field.name for field in msgspec.structs.fields(ComponentStatus)}
     assert set(row["staleness"]["target"]) == {"count", "p50", "p99", "max", "p50_ms", "p99_ms", "max_ms"}
     assert set(row["accuracy"]) == {field.name for field in msgspec.structs.fields(Accuracies)}
-    assert set(row["loss"]) == {"target", "student", "distill", "trend"}
+    assert set(row["loss"]) == {"target", "student", "distill", "trend", "not_finite"}
     assert set(row["messages"]) == {"sent", "received", "dropped", "faults"}
     assert set(row["window"]) == {"size", "in_use"}
     documented = screen.fields_help()

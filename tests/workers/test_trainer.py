@@ -201,4 +201,4 @@ def test_who_diverged_is_told_what_to_lower_and_not_to_make_room() -> None:
     assert remedy("r", 7, diverged=False) == "make room, then mach resume r"
     again, anew = (remedy("r", kept, diverged=True) for kept in (7, None))
     assert again.startswith("mach resume r, or launch again, with --set optimiser.lr=SMALLER; ")
-    assert anew.startswith("launch again with --set optimiser.lr=SMALLER; ")
+    assert anew.startswith("begin again with --set optimiser.lr=SMALLER; ")
