@@ -1,4 +1,4 @@
-"""Keys of a run, as files: who holds them may talk to its components. Knows no ZeroMQ and no socket.
+"""Keys of a run, as files: who holds them may talk to its components. Knows no socket; what a pair is, `bus/curve.py`.
 
     <directory>/          0700
         public.key        40 characters of Z85 (ZeroMQ RFC 32)
@@ -52,9 +52,17 @@ def load(directory: Path) -> Keys:
     """The pair in a directory.
 
     Raises:
-        ConfigError: a file is missing, can be read by others, or holds no key.
+        ConfigError: a file is missing, can be read by others, or holds no key; or they do not belong together.
     """
-    return Keys(_read(directory / PUBLIC), _read(directory / SECRET, private=True))
+    from bus import curve  # loads ZeroMQ, which a launcher without keys does not need
+
+    keys = Keys(_read(directory / PUBLIC), _read(directory / SECRET, private=True))
+    if not curve.is_pair(keys):
+        raise ConfigError(
+            f"bus.keys: {directory}: {PUBLIC} and {SECRET} are no pair; copy both of one directory, or make keys with "
+            "`mach keys new DIR`"
+        )
+    return keys
 
 
 def check(bus: Bus) -> None:

@@ -42,6 +42,8 @@ def test_keys_are_written_once_and_privately(tmp_path: Path) -> None:
         (lambda d: (d / keys.SECRET).unlink(), "No such file"),
         (lambda d: (d / keys.PUBLIC).write_bytes(b"short"), "holds no key"),
         (lambda d: (d / keys.PUBLIC).write_bytes(b"\xff" * 40), "holds no key"),
+        (lambda d: (d / keys.PUBLIC).write_bytes(curve.new_keys().public), "no pair"),
+        (lambda d: (d / keys.SECRET).write_bytes(b"#" * 40), "no pair"),
     ],
 )
 def test_keys_that_cannot_be_used_are_refused(tmp_path: Path, spoil: Callable[[Path], None], complaint: str) -> None:
