@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from workers.report import Accuracies, Checkpoint, Losses, Messages, Peer, Spread, Staleness, Window
-from workers.status import FINAL, ComponentStatus, Failure, Status
+from workers.status import ComponentStatus, Failure, Status, cut_edges
 
 OWN = "own"
 """Among saliences, what comes of a component's own input."""
@@ -74,16 +74,6 @@ TRAFFIC: Mapping[str, Column] = {
 WIDE = 105
 """Columns from which a component's process and learning fit on one row."""
 
-START_UP_S = 10.0
-"""From the start of a life: so long its neighbours may not be there yet."""
-WRONG = {
-    "open": "",
-    "silent": "silent for {:.1f} s (unanswered)",
-    "knocking": "knocks; last heard {:.1f} s ago (unanswered)",
-    "closed": "closed {:.1f} s ago, though both go on",
-}
-"""What is said of an edge to a child in each state."""
-
 
 def tables(status: Status, width: int = 200) -> RenderableType:
     """What `mach status` shows: training above, the bus below, reasons last."""
@@ -96,29 +86,6 @@ def tables(status: Status, width: int = 200) -> RenderableType:
     return Group(*parts, *reasons, *setbacks, *troubles, *cut_edges(status), *stale, *why)
 
 
-def cut_edges(status: Status) -> list[str]:
-    """Edges over which nothing comes though both ends live: each as who asks sees it."""
-    there = {row.component: row for row in status.components if row.state not in FINAL}
-    lines = []
-    for row in there.values():
-        for child, ends in row.peers.items():
-            lines += [f"{row.component} → {child} {cut(row, end)}" for end in ends if child in there and cut(row, end)]
-    return lines
-
-
-def cut(row: ComponentStatus, end: Peer) -> str:
-    """What is wrong with an edge to a child, if anything is; who is younger than `START_UP_S` may still knock."""
-    if (
-        end.role == "parent"
-        or row.state in ("starting", "restarting")
-        or (end.state == "knocking" and row.elapsed_s < START_UP_S)
-    ):
-        return ""
-    if end.heard_s is None:
-        return WRONG[end.state] and "was never heard (unanswered)"
-    return WRONG[end.state] and f"{WRONG[end.state].format(end.heard_s + (row.last_seen_s or 0.0))}"
-
-
 def setback(row: ComponentStatus) -> str:
     """What a component that goes on has survived."""
     assert row.failure is not None
@@ -128,7 +95,7 @@ def setback(row: ComponentStatus) -> str:
 
 def verdict(status: Status, width: int = 200) -> RenderableType:
     """The end of a launch: the tables. The root cause comes last, after them."""
-    return Group(headline(status), *all_tables(status, width))
+    return Group(headline(status), *all_tables(status, width), *cut_edges(status))
 
 
 def headline(status: Status) -> Text:

@@ -21,7 +21,7 @@ from configs.load import load
 from configs.tree import Supervise
 from workers.attempt import frozen
 from workers.policy import patience_s
-from workers.report import Checkpoint, Record, Report, older
+from workers.report import Checkpoint, Peer, Record, Report, older
 from workers.rundir import RunDir, replace
 
 RunState = Literal["starting", "training", "stopping", "finished", "stopped", "failed"]
@@ -31,6 +31,15 @@ STALE_S = 5.0
 """A status.json that is older says so, while its launcher lives: normally it is at most a second old."""
 COMPONENT = re.compile(r"c\d+(\.\d+)?")
 """A component's name, c2, or one life's of it, c2.1."""
+UNBORN = ("starting", "restarting")
+START_UP_S = 10.0
+"""From the start of a life: so long its edges may not be open yet."""
+WRONG = {
+    "silent": "silent for {:.1f} s (unanswered)",
+    "knocking": "knocks; last heard {:.1f} s ago (unanswered)",
+    "closed": "closed {:.1f} s ago, though both go on",
+}
+"""What is said of an edge to a child in each state but open."""
 
 
 class Failure(Record):
@@ -260,12 +269,46 @@ def find_component(runs: Path, run: str | None, component: str | None) -> tuple[
     return find_run(runs, run), component
 
 
+def cut_edges(status: Status) -> list[str]:
+    """Edges over which nothing comes though both ends live, or over which nothing ever came before both ended, each as
+    who asks sees it.
+    """
+    rows = {row.component: row for row in status.components}
+    lines = []
+    for row in status.components:
+        for name, ends in row.peers.items():
+            asks = [end for end in ends if end.role == "child" and name in rows]
+            lines += [f"{row.component} → {name} {wrong}" for end in asks if (wrong := cut(row, rows[name], end))]
+    return lines
+
+
+def cut(row: ComponentStatus, child: ComponentStatus, end: Peer) -> str:
+    """What is wrong with an edge to a child, if anything is; while one is younger than `START_UP_S` it may not be open
+    yet.
+    """
+    if row.state == child.state == "finished":
+        well = end.heard_s is not None
+    else:
+        opens = end.heard_s is None or end.state == "knocking"
+        young = any(each.state in UNBORN or (opens and each.elapsed_s < START_UP_S) for each in (row, child))
+        well = young or end.state == "open" or row.state in FINAL or child.state in FINAL
+    if well:
+        return ""
+    refused = child.messages.dropped.get("bad-key", 0)
+    keys = f", and {child.component} refused {refused:,} connections (bad-key: wrong keys, or none)" if refused else ""
+    if end.heard_s is None:
+        return f"was never heard (unanswered){keys}"
+    return WRONG[end.state].format(end.heard_s + (row.last_seen_s or 0.0)) + keys
+
+
 def exit_code_of(status: Status) -> int:
-    """0 healthy, finished, or stopped on request; 1 degraded: a component failed, stalled or restarts, or nobody knows,
-    since the launcher does not say; 2 failed.
+    """0 healthy, finished, or stopped on request; 1 degraded: a component failed, stalled or restarts, an edge of a run
+    that goes on is cut, or nobody knows, since the launcher does not say; 2 failed.
     """
     if status.state == "failed":
         return 2
+    if status.state not in FINAL and cut_edges(status):
+        return 1
     return (
         1 if status.stale or any(row.state in ("failed", "stalled", "restarting") for row in status.components) else 0
     )
