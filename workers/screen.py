@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from workers.report import Accuracies, Checkpoint, Losses, Messages, Peer, Spread, Staleness, Window
-from workers.status import ComponentStatus, Failure, Status, cut_edges
+from workers.status import ComponentStatus, Failure, Status, cut_edges, untrained
 
 OWN = "own"
 """Among saliences, what comes of a component's own input."""
@@ -83,7 +83,8 @@ def tables(status: Status, width: int = 200) -> RenderableType:
     troubles = [f"{row.component}: {row.checkpoint.trouble}" for row in status.components if row.checkpoint.trouble]
     why = [f"run {status.run}: {status.reason}"] if status.state == "failed" and status.reason else []
     stale = [f"run {status.run}: {status.stale}"] if status.stale else []
-    return Group(*parts, *reasons, *setbacks, *troubles, *cut_edges(status), *stale, *why)
+    idle = [untrained(status.components)] if untrained(status.components) else []
+    return Group(*parts, *idle, *reasons, *setbacks, *troubles, *cut_edges(status), *stale, *why)
 
 
 def setback(row: ComponentStatus) -> str:
@@ -116,15 +117,15 @@ def headline(status: Status) -> Text:
 
 def all_tables(status: Status, width: int) -> Sequence[RenderableType]:
     """Process, learning and bus of every component; the first two side by side where they fit. Then whose accuracy
-    cannot be known, who has learnt nothing, whose messages are too large, who began from an older checkpoint than its
-    newest, and what children are worth, where `probes.salience` tells.
+    cannot be known, whose messages are too large, who began from an older checkpoint than its newest, and what children
+    are worth, where `probes.salience` tells.
     """
     if width >= WIDE:
         shown = [table(status, {**PROCESS, **LEARNING}), table(status, {**STALENESS, **TRAFFIC})]
     else:
         shown = [table(status, columns) for columns in (PROCESS, LEARNING, STALENESS, TRAFFIC)]
     fallbacks = [f"{row.component}: {row.checkpoint.fallback}" for row in status.components if row.checkpoint.fallback]
-    return [*shown, *unexamined(status), *untrained(status), *oversized(status), *fallbacks, *worth(status)]
+    return [*shown, *unexamined(status), *oversized(status), *fallbacks, *worth(status)]
 
 
 def unexamined(status: Status) -> list[str]:
@@ -137,13 +138,6 @@ def unexamined(status: Status) -> list[str]:
         f"{', '.join(names)}: no accuracy, since examinations come down from component 0 as far as {stub}, a stub"
         for stub, names in below.items()
     ]
-
-
-def untrained(status: Status) -> list[str]:
-    """Who finished without a step: the minutes, or in stream wiring the run, were over before its first."""
-    finished = [row for row in status.components if row.kind == "trainer" and row.state == "finished"]
-    names = ", ".join(row.component for row in finished if row.exit_code is not None and row.step == 0)
-    return [f"{names}: ended without a step: nothing is learnt there; train longer"] if names else []
 
 
 def oversized(status: Status) -> list[str]:

@@ -10,6 +10,7 @@ import functools
 import os
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -301,13 +302,35 @@ def cut(row: ComponentStatus, child: ComponentStatus, end: Peer) -> str:
     return WRONG[end.state].format(end.heard_s + (row.last_seen_s or 0.0)) + keys
 
 
+def untrained(rows: Sequence[ComponentStatus]) -> str:
+    """Who finished without a step, if anybody did, and why: the minutes, or in stream wiring the run, were over before
+    its first, or nothing came from above.
+    """
+    over = [row for row in rows if row.kind == "trainer" and row.state == "finished" and row.exit_code is not None]
+    idle = [row for row in over if row.step == 0]
+    if not idle:
+        return ""
+    lost = "; ".join(filter(None, map(unfed, idle)))
+    names = ", ".join(row.component for row in idle)
+    return f"{names}: ended without a step: nothing is learnt there; {lost or 'train longer'}"
+
+
+def unfed(row: ComponentStatus) -> str:
+    """That nothing came to a component, if so; in a life shorter than `START_UP_S` it may have had no time to."""
+    dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(row.messages.dropped.items()) if count)
+    parents = ", ".join(peer for peer, ends in row.peers.items() if any(end.role == "parent" for end in ends))
+    if not parents or row.messages.received.get("activation") or (row.elapsed_s < START_UP_S and not dropped):
+        return ""
+    return f"nothing came from {parents} to {row.component}" + (f" (dropped: {dropped})" if dropped else "")
+
+
 def exit_code_of(status: Status) -> int:
-    """0 healthy, finished, or stopped on request; 1 degraded: a component failed, stalled or restarts, an edge of a run
-    that goes on is cut, or nobody knows, since the launcher does not say; 2 failed.
+    """0 healthy, finished, or stopped on request; 1 degraded: a component failed, stalled, restarts or ended without a
+    step, an edge of a run that goes on is cut, or nobody knows, since the launcher does not say; 2 failed.
     """
     if status.state == "failed":
         return 2
-    if status.state not in FINAL and cut_edges(status):
+    if untrained(status.components) or (status.state not in FINAL and cut_edges(status)):
         return 1
     return (
         1 if status.stale or any(row.state in ("failed", "stalled", "restarting") for row in status.components) else 0

@@ -323,6 +323,13 @@ def test_a_stub_gives_receipts_where_no_target_is_wanted(tmp_path: Path) -> None
     assert not row.messages.dropped.get("unfit")
 
 
+def test_a_stream_that_is_over_before_all_have_made_a_step_is_no_success(tmp_path: Path) -> None:
+    status = run(tmp_path, config("recipe=dgl", "train.steps=1"), timing()).status
+    assert [row.step > 0 for row in status.components] == [True, False, False]
+    assert (status.state, status.exit_code) == ("finished", 3)
+    assert status.reason.startswith("c1, c2: ended without a step")
+
+
 @pytest.mark.parametrize(
     ("recipe", "stubs"),
     [

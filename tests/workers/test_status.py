@@ -27,6 +27,7 @@ from workers.status import (
     find_run,
     reached,
     read,
+    untrained,
     write,
 )
 
@@ -326,11 +327,21 @@ def test_who_ended_without_a_step_is_told_below_the_tables() -> None:
     rows = [component(**end), *idle, component("c3", kind="stub", step=0, **end)]
     told = "c1, c2: ended without a step: nothing is learnt there; train longer"  # in either wiring
     assert told in shown(*rows)
-    console = screen.Console(width=200)
-    with console.capture() as capture:
-        console.print(screen.verdict(status(components=rows)))
-    assert told in capture.get(), "at the end of a launch, too"
+    assert exit_code_of(status(state="finished", components=rows)) == 1
     assert "without a step" not in shown(component(**end), component("c1", step=0, state="stopped", exit_code=0))
+
+
+def test_to_whom_nothing_came_is_not_told_to_train_longer() -> None:
+    def idle(name: str, parent: str, elapsed_s: float = 60.0, **counts: dict[str, int]) -> ComponentStatus:
+        end: dict[str, object] = {"state": "finished", "exit_code": 0, "step": 0, "elapsed_s": elapsed_s}
+        edges = {parent: [Peer(role="parent", state="knocking")], "c9": [Peer(role="child", state="closed")]}
+        return component(name, peers=edges, messages=Messages(**counts), **end)
+
+    refused, below = idle("c1", "c0", 2.0, dropped={"bad-key": 445}), idle("c2", "c1")
+    why = "nothing came from c0 to c1 (dropped: bad-key 445); nothing came from c1 to c2"
+    assert untrained([refused, below]) == f"c1, c2: ended without a step: nothing is learnt there; {why}"
+    assert untrained([idle("c1", "c0", received={"activation": 3})]).endswith("; train longer")
+    assert untrained([idle("c1", "c0", 2.0)]).endswith("; train longer"), "the run was over before"
 
 
 def test_messages_that_are_too_large_are_told_with_the_key_that_lets_them_through() -> None:
