@@ -69,6 +69,14 @@ def test_addresses_that_need_keys_and_keys_that_need_addresses(settings: dict[st
         keys.check(msgspec.convert(settings, Bus))
 
 
+def test_an_address_of_another_machine_is_refused_by_its_name(tmp_path: Path) -> None:
+    bus = Bus(transport="tcp", host="192.0.2.1", keys=str(made(tmp_path / "keys")))
+    with pytest.raises(
+        ConfigError, match=r"^bus.host: 192.0.2.1: no socket can be bound there \(Cannot assign.* 0.0.0.0"
+    ):
+        keys.check(bus)
+
+
 def test_what_may_be(tmp_path: Path) -> None:
     keys.check(Bus())
     keys.check(Bus(transport="tcp", host="127.0.0.2"))
