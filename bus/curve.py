@@ -23,6 +23,14 @@ def new_keys() -> Keys:
     return Keys(*zmq.curve_keypair())
 
 
+def is_pair(keys: Keys) -> bool:
+    """Whether the halves belong together."""
+    try:
+        return zmq.curve_public(keys.secret) == keys.public
+    except zmq.ZMQError:  # Z85's letters, and yet no number of 32 bytes
+        return False
+
+
 class Guard:
     """The keys at work, in one context."""
 

@@ -1,4 +1,5 @@
-"""Keys of a run, as files: who holds them may talk to its components. Knows no ZeroMQ and no socket.
+"""Keys of a run, as files: who holds them may talk to its components; and whether `bus.host` will do.
+Knows no ZeroMQ: `bus/curve.py` does.
 
     <directory>/          0700
         public.key        40 characters of Z85 (ZeroMQ RFC 32)
@@ -9,6 +10,7 @@ All components of a run share one CURVE key pair: it proves that a peer belongs 
 
 import ipaddress
 import os
+import socket
 import stat
 from pathlib import Path
 from typing import NamedTuple
@@ -52,13 +54,21 @@ def load(directory: Path) -> Keys:
     """The pair in a directory.
 
     Raises:
-        ConfigError: a file is missing, can be read by others, or holds no key.
+        ConfigError: a file is missing, can be read by others, or holds no key; or they do not belong together.
     """
-    return Keys(_read(directory / PUBLIC), _read(directory / SECRET, private=True))
+    from bus import curve  # loads ZeroMQ, which a launcher without keys does not need
+
+    keys = Keys(_read(directory / PUBLIC), _read(directory / SECRET, private=True))
+    if not curve.is_pair(keys):
+        raise ConfigError(
+            f"bus.keys: {directory}: {PUBLIC} and {SECRET} are no pair; copy both of one directory, or make keys with "
+            "`mach keys new DIR`"
+        )
+    return keys
 
 
 def check(bus: Bus) -> None:
-    """Refuse addresses that others could reach without keys, and keys that cannot be used.
+    """Refuse addresses that others could reach without keys, keys that cannot be used, and addresses of other machines.
 
     Raises:
         ConfigError: with what to do instead.
@@ -77,6 +87,19 @@ def check(bus: Bus) -> None:
             f"bus.host: {bus.host} can be reached by others, which needs keys; make some with `mach keys new DIR` "
             f"and give --set bus.keys=DIR, or leave the host at 127.0.0.1"
         )
+    if bus.transport == "tcp":
+        _try_out(bus.host)
+
+
+def _try_out(host: str) -> None:
+    try:
+        with socket.socket() as door:
+            door.bind((host, 0))
+    except OSError as error:
+        raise ConfigError(
+            f"bus.host: {host}: no socket can be bound there ({error.strerror}); give an address of this machine, or "
+            "0.0.0.0 for all that it has"
+        ) from error
 
 
 def _read(path: Path, *, private: bool = False) -> bytes:

@@ -320,7 +320,8 @@ class Stub(Node, frozen=True):
     rate: NonNegative = 0.0
     """As a parent: activations a second to its child; 0 asks as fast as the window allows."""
     drop: Share = 0.0
-    """Share of messages it never sends."""
+    """Share of messages it never sends. An activation among them keeps its place in the window until
+    `bus.timeout_ms`."""
     duplicate: Share = 0.0
     """Share of messages it sends twice."""
     reorder: Share = 0.0

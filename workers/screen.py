@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from workers.report import Accuracies, Checkpoint, Losses, Messages, Peer, Spread, Staleness, Window
-from workers.status import FINAL, ComponentStatus, Failure, Status
+from workers.status import ComponentStatus, Failure, Status, cut_edges, untrained
 
 OWN = "own"
 """Among saliences, what comes of a component's own input."""
@@ -74,16 +74,6 @@ TRAFFIC: Mapping[str, Column] = {
 WIDE = 105
 """Columns from which a component's process and learning fit on one row."""
 
-START_UP_S = 10.0
-"""From the start of a life: so long its neighbours may not be there yet."""
-WRONG = {
-    "open": "",
-    "silent": "silent for {:.1f} s (unanswered)",
-    "knocking": "knocks; last heard {:.1f} s ago (unanswered)",
-    "closed": "closed {:.1f} s ago, though both go on",
-}
-"""What is said of an edge to a child in each state."""
-
 
 def tables(status: Status, width: int = 200) -> RenderableType:
     """What `mach status` shows: training above, the bus below, reasons last."""
@@ -93,30 +83,8 @@ def tables(status: Status, width: int = 200) -> RenderableType:
     troubles = [f"{row.component}: {row.checkpoint.trouble}" for row in status.components if row.checkpoint.trouble]
     why = [f"run {status.run}: {status.reason}"] if status.state == "failed" and status.reason else []
     stale = [f"run {status.run}: {status.stale}"] if status.stale else []
-    return Group(*parts, *reasons, *setbacks, *troubles, *cut_edges(status), *stale, *why)
-
-
-def cut_edges(status: Status) -> list[str]:
-    """Edges over which nothing comes though both ends live: each as who asks sees it."""
-    there = {row.component: row for row in status.components if row.state not in FINAL}
-    lines = []
-    for row in there.values():
-        for child, ends in row.peers.items():
-            lines += [f"{row.component} → {child} {cut(row, end)}" for end in ends if child in there and cut(row, end)]
-    return lines
-
-
-def cut(row: ComponentStatus, end: Peer) -> str:
-    """What is wrong with an edge to a child, if anything is; who is younger than `START_UP_S` may still knock."""
-    if (
-        end.role == "parent"
-        or row.state in ("starting", "restarting")
-        or (end.state == "knocking" and row.elapsed_s < START_UP_S)
-    ):
-        return ""
-    if end.heard_s is None:
-        return WRONG[end.state] and "was never heard (unanswered)"
-    return WRONG[end.state] and f"{WRONG[end.state].format(end.heard_s + (row.last_seen_s or 0.0))}"
+    idle = [untrained(status.components)] if untrained(status.components) else []
+    return Group(*parts, *idle, *reasons, *setbacks, *troubles, *cut_edges(status), *stale, *why)
 
 
 def setback(row: ComponentStatus) -> str:
@@ -128,7 +96,7 @@ def setback(row: ComponentStatus) -> str:
 
 def verdict(status: Status, width: int = 200) -> RenderableType:
     """The end of a launch: the tables. The root cause comes last, after them."""
-    return Group(headline(status), *all_tables(status, width))
+    return Group(headline(status), *all_tables(status, width), *cut_edges(status))
 
 
 def headline(status: Status) -> Text:
@@ -149,15 +117,15 @@ def headline(status: Status) -> Text:
 
 def all_tables(status: Status, width: int) -> Sequence[RenderableType]:
     """Process, learning and bus of every component; the first two side by side where they fit. Then whose accuracy
-    cannot be known, who has learnt nothing, whose messages are too large, who began from an older checkpoint than its
-    newest, and what children are worth, where `probes.salience` tells.
+    cannot be known, whose messages are too large, who began from an older checkpoint than its newest, and what children
+    are worth, where `probes.salience` tells.
     """
     if width >= WIDE:
         shown = [table(status, {**PROCESS, **LEARNING}), table(status, {**STALENESS, **TRAFFIC})]
     else:
         shown = [table(status, columns) for columns in (PROCESS, LEARNING, STALENESS, TRAFFIC)]
     fallbacks = [f"{row.component}: {row.checkpoint.fallback}" for row in status.components if row.checkpoint.fallback]
-    return [*shown, *unexamined(status), *untrained(status), *oversized(status), *fallbacks, *worth(status)]
+    return [*shown, *unexamined(status), *oversized(status), *fallbacks, *worth(status)]
 
 
 def unexamined(status: Status) -> list[str]:
@@ -170,13 +138,6 @@ def unexamined(status: Status) -> list[str]:
         f"{', '.join(names)}: no accuracy, since examinations come down from component 0 as far as {stub}, a stub"
         for stub, names in below.items()
     ]
-
-
-def untrained(status: Status) -> list[str]:
-    """Who finished without a step: the minutes, or in stream wiring the run, were over before its first."""
-    finished = [row for row in status.components if row.kind == "trainer" and row.state == "finished"]
-    names = ", ".join(row.component for row in finished if row.exit_code is not None and row.step == 0)
-    return [f"{names}: ended without a step: nothing is learnt there; train longer"] if names else []
 
 
 def oversized(status: Status) -> list[str]:

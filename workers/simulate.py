@@ -33,13 +33,13 @@ from workers.process import Control
 from workers.report import Report
 from workers.rundir import RunDir
 from workers.stage import Stage
-from workers.status import ComponentStatus, Status
+from workers.status import ComponentStatus, Status, untrained
 from workers.stub import Stub
 from workers.stub import live as live_as
 from workers.timing import Timing
 from workers.trainer import Life, remedy
 from workers.turns import Trainer
-from workers.verdict import FAILED
+from workers.verdict import DEGRADED, FAILED, FINISHED
 
 LOOK_S = 0.25
 """Real seconds between two looks of somebody who watches."""
@@ -225,14 +225,14 @@ class Simulation:
     def status(self) -> Status:
         """The run at this moment of its clock."""
         ended = self.over()
-        processes = self.stage.plan.processes
-        rows = [self.reports.get(process.name) or self._unheard(process) for process in processes]
-        code = 0 if ended else None
+        rows = [self._row(process, 0 if ended else None) for process in self.stage.plan.processes]
         now = self._ended_s if ended else self.stage.bus.clock.now
+        lacking = untrained(rows)
         return Status(
             run=self.stage.plan.run,
             state="finished" if ended else "training",
-            exit_code=code,
+            reason=lacking,
+            exit_code=(DEGRADED if lacking else FINISHED) if ended else None,
             lockstep=self.stage.plan.lockstep,
             launcher_pid=0,
             launcher_started="",
@@ -240,10 +240,7 @@ class Simulation:
             started_at=0.0,
             written_s=now,
             elapsed_s=now,
-            components=[
-                ComponentStatus(**msgspec.structs.asdict(row) | {"pid": 0}, exit_code=code, below=process.below)
-                for row, process in zip(rows, processes, strict=True)
-            ],
+            components=rows,
         )
 
     def outcome(self) -> Outcome:
@@ -306,11 +303,12 @@ class Simulation:
 
         self.stage.enact(process, body)
 
-    def _unheard(self, process: ProcessPlan) -> Report:
-        """Of a component that has not reported yet."""
-        return Report(
-            component=process.name, kind=process.kind, incarnation=1, pid=0, device=process.device, state="starting"
-        )
+    def _row(self, process: ProcessPlan, code: int | None) -> ComponentStatus:
+        """By the component's newest report; one that has not reported yet starts."""
+        name, kind, device = process.name, process.kind, process.device
+        unheard = Report(component=name, kind=kind, incarnation=1, pid=0, device=device, state="starting")
+        said = msgspec.structs.asdict(self.reports.get(name, unheard)) | {"pid": 0}
+        return ComponentStatus(**said, exit_code=code, below=process.below)
 
 
 class Watchdog:

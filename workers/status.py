@@ -11,6 +11,7 @@ import math
 import os
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from configs.load import load
 from configs.tree import Supervise
 from workers.attempt import frozen
 from workers.policy import patience_s
-from workers.report import Checkpoint, Record, Report, older
+from workers.report import Checkpoint, Peer, Record, Report, older
 from workers.rundir import RunDir, replace
 
 RunState = Literal["starting", "training", "stopping", "finished", "stopped", "failed"]
@@ -32,6 +33,15 @@ STALE_S = 5.0
 """A status.json that is older says so, while its launcher lives: normally it is at most a second old."""
 COMPONENT = re.compile(r"c\d+(\.\d+)?")
 """A component's name, c2, or one life's of it, c2.1."""
+UNBORN = ("starting", "restarting")
+START_UP_S = 10.0
+"""From the start of a life: so long its edges may not be open yet."""
+WRONG = {
+    "silent": "silent for {:.1f} s (unanswered)",
+    "knocking": "knocks; last heard {:.1f} s ago (unanswered)",
+    "closed": "closed {:.1f} s ago, though both go on",
+}
+"""What is said of an edge to a child in each state but open."""
 
 
 class Failure(Record):
@@ -263,11 +273,67 @@ def find_component(runs: Path, run: str | None, component: str | None) -> tuple[
     return find_run(runs, run), component
 
 
+def cut_edges(status: Status) -> list[str]:
+    """Edges over which nothing comes though both ends live, or over which nothing ever came before both ended, each as
+    who asks sees it.
+    """
+    rows = {row.component: row for row in status.components}
+    lines = []
+    for row in status.components:
+        for name, ends in row.peers.items():
+            asks = [end for end in ends if end.role == "child" and name in rows]
+            lines += [f"{row.component} → {name} {wrong}" for end in asks if (wrong := cut(row, rows[name], end))]
+    return lines
+
+
+def cut(row: ComponentStatus, child: ComponentStatus, end: Peer) -> str:
+    """What is wrong with an edge to a child, if anything is; while one is younger than `START_UP_S` it may not be open
+    yet.
+    """
+    if row.state == child.state == "finished":
+        well = end.heard_s is not None
+    else:
+        opens = end.heard_s is None or end.state == "knocking"
+        young = any(each.state in UNBORN or (opens and each.elapsed_s < START_UP_S) for each in (row, child))
+        well = young or end.state == "open" or row.state in FINAL or child.state in FINAL
+    if well:
+        return ""
+    refused = child.messages.dropped.get("bad-key", 0)
+    keys = f", and {child.component} refused {refused:,} connections (bad-key: wrong keys, or none)" if refused else ""
+    if end.heard_s is None:
+        return f"was never heard (unanswered){keys}"
+    return WRONG[end.state].format(end.heard_s + (row.last_seen_s or 0.0)) + keys
+
+
+def untrained(rows: Sequence[ComponentStatus]) -> str:
+    """Who finished without a step, if anybody did, and why: the minutes, or in stream wiring the run, were over before
+    its first, or nothing came from above.
+    """
+    over = [row for row in rows if row.kind == "trainer" and row.state == "finished" and row.exit_code is not None]
+    idle = [row for row in over if row.step == 0]
+    if not idle:
+        return ""
+    lost = "; ".join(filter(None, map(unfed, idle)))
+    names = ", ".join(row.component for row in idle)
+    return f"{names}: ended without a step: nothing is learnt there; {lost or 'train longer'}"
+
+
+def unfed(row: ComponentStatus) -> str:
+    """That nothing came to a component, if so; in a life shorter than `START_UP_S` it may have had no time to."""
+    dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(row.messages.dropped.items()) if count)
+    parents = ", ".join(peer for peer, ends in row.peers.items() if any(end.role == "parent" for end in ends))
+    if not parents or row.messages.received.get("activation") or (row.elapsed_s < START_UP_S and not dropped):
+        return ""
+    return f"nothing came from {parents} to {row.component}" + (f" (dropped: {dropped})" if dropped else "")
+
+
 def exit_code_of(status: Status) -> int:
-    """0 healthy, finished, or stopped on request; 1 degraded: a component failed, stalled, restarts or cannot save what
-    it learns, or nobody knows, since the launcher does not say; 2 failed.
+    """0 healthy, finished, or stopped on request; 1 degraded: a component failed, stalls, restarts, cannot save what it
+    learns or ended without a step, an edge of a run that goes on is cut, or nobody knows, since the launcher does not
+    say; 2 failed.
     """
     if status.state == "failed":
         return 2
     ill = any(row.state in ("failed", "stalled", "restarting") or row.checkpoint.trouble for row in status.components)
-    return 1 if status.stale or ill else 0
+    cut_off = status.state not in FINAL and cut_edges(status)
+    return 1 if status.stale or ill or cut_off or untrained(status.components) else 0

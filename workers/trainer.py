@@ -140,7 +140,7 @@ class Life:
             if step is None:
                 self.note_exam()
                 if self.journal.due(now):
-                    self.report("waiting", self.wanting())
+                    self.report("waiting", self.trainer.wanting())
                 continue
             self.journal.note(step, now)
             self.note_exam()
@@ -151,13 +151,6 @@ class Life:
                 self.report("training")
             if self.keeper.due(learner.version, now):
                 self.checkpoint()
-
-    def wanting(self) -> str:
-        """What it waits for with nothing to train on."""
-        learner = self.trainer.learner
-        draws = learner.stream is None or learner.stream.draws
-        asked = learner.sends_all and any(edge.in_flight for edge in every_edge(self.trainer.mailbox))
-        return "for its children's answers" if draws or asked else "for its parent's next activation"
 
     def go_on(self) -> None:
         """From the newest good checkpoint, if there is one."""

@@ -82,6 +82,15 @@ class Trainer:
         self.waited_s += self.mailbox.now() - before
         return letters
 
+    def wanting(self) -> str:
+        """What it waits for with nothing to train on; and why that may take long, if messages were lost."""
+        stream, edges = self.learner.stream, (edge for ends in self.mailbox.edges().values() for edge in ends)
+        if stream is None or stream.draws or (self.learner.sends_all and any(edge.in_flight for edge in edges)):
+            return "for its children's answers"
+        lost = self.mailbox.counts.dropped["lost"]
+        held = f"; {lost:,} never came, each of which holds a place in the window for bus.timeout_ms" if lost else ""
+        return f"for its parent's next activation{held}"
+
     def ask_by_turns(self, batch: Batch, child: str) -> None:
         """Our own question, and one that a parent wants to be asked on; by turns, where there is room for one only."""
         last = child in self.passed

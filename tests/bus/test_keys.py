@@ -42,6 +42,8 @@ def test_keys_are_written_once_and_privately(tmp_path: Path) -> None:
         (lambda d: (d / keys.SECRET).unlink(), "No such file"),
         (lambda d: (d / keys.PUBLIC).write_bytes(b"short"), "holds no key"),
         (lambda d: (d / keys.PUBLIC).write_bytes(b"\xff" * 40), "holds no key"),
+        (lambda d: (d / keys.PUBLIC).write_bytes(curve.new_keys().public), "no pair"),
+        (lambda d: (d / keys.SECRET).write_bytes(b"#" * 40), "no pair"),
     ],
 )
 def test_keys_that_cannot_be_used_are_refused(tmp_path: Path, spoil: Callable[[Path], None], complaint: str) -> None:
@@ -65,6 +67,14 @@ def test_keys_that_cannot_be_used_are_refused(tmp_path: Path, spoil: Callable[[P
 def test_addresses_that_need_keys_and_keys_that_need_addresses(settings: dict[str, str], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         keys.check(msgspec.convert(settings, Bus))
+
+
+def test_an_address_of_another_machine_is_refused_by_its_name(tmp_path: Path) -> None:
+    bus = Bus(transport="tcp", host="192.0.2.1", keys=str(made(tmp_path / "keys")))
+    with pytest.raises(
+        ConfigError, match=r"^bus.host: 192.0.2.1: no socket can be bound there \(Cannot assign.* 0.0.0.0"
+    ):
+        keys.check(bus)
 
 
 def test_what_may_be(tmp_path: Path) -> None:

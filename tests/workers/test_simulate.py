@@ -326,6 +326,23 @@ def test_a_stub_gives_receipts_where_no_target_is_wanted(tmp_path: Path) -> None
     assert not row.messages.dropped.get("unfit")
 
 
+def test_below_a_stub_that_drops_who_waits_says_why(tmp_path: Path) -> None:
+    """All places are taken by what was dropped, until the time-out of 30 s."""
+    stub = ("recipe=dgl", "train.steps=400", "components.1.stub.drop=0.2")
+    outcome = run(tmp_path, config(*stub), timing())
+    assert outcome.status.elapsed_s > 30.0
+    waited = RunDir(tmp_path / "run").metrics("c2").read_text()
+    assert "for its parent's next activation" in waited
+    assert "never came, each of which holds a place in the window for bus.timeout_ms" in waited
+
+
+def test_a_stream_that_is_over_before_all_have_made_a_step_is_no_success(tmp_path: Path) -> None:
+    status = run(tmp_path, config("recipe=dgl", "train.steps=1"), timing()).status
+    assert [row.step > 0 for row in status.components] == [True, False, False]
+    assert (status.state, status.exit_code) == ("finished", 3)
+    assert status.reason.startswith("c1, c2: ended without a step")
+
+
 @pytest.mark.parametrize(
     ("recipe", "stubs"),
     [

@@ -27,6 +27,7 @@ from workers.status import (
     find_run,
     reached,
     read,
+    untrained,
     write,
 )
 
@@ -344,11 +345,21 @@ def test_who_ended_without_a_step_is_told_below_the_tables() -> None:
     rows = [component(**end), *idle, component("c3", kind="stub", step=0, **end)]
     told = "c1, c2: ended without a step: nothing is learnt there; train longer"  # in either wiring
     assert told in shown(*rows)
-    console = screen.Console(width=200)
-    with console.capture() as capture:
-        console.print(screen.verdict(status(components=rows)))
-    assert told in capture.get(), "at the end of a launch, too"
+    assert exit_code_of(status(state="finished", components=rows)) == 1
     assert "without a step" not in shown(component(**end), component("c1", step=0, state="stopped", exit_code=0))
+
+
+def test_to_whom_nothing_came_is_not_told_to_train_longer() -> None:
+    def idle(name: str, parent: str, elapsed_s: float = 60.0, **counts: dict[str, int]) -> ComponentStatus:
+        end: dict[str, object] = {"state": "finished", "exit_code": 0, "step": 0, "elapsed_s": elapsed_s}
+        edges = {parent: [Peer(role="parent", state="knocking")], "c9": [Peer(role="child", state="closed")]}
+        return component(name, peers=edges, messages=Messages(**counts), **end)
+
+    refused, below = idle("c1", "c0", 2.0, dropped={"bad-key": 445}), idle("c2", "c1")
+    why = "nothing came from c0 to c1 (dropped: bad-key 445); nothing came from c1 to c2"
+    assert untrained([refused, below]) == f"c1, c2: ended without a step: nothing is learnt there; {why}"
+    assert untrained([idle("c1", "c0", received={"activation": 3})]).endswith("; train longer")
+    assert untrained([idle("c1", "c0", 2.0)]).endswith("; train longer"), "the run was over before"
 
 
 def test_messages_that_are_too_large_are_told_with_the_key_that_lets_them_through() -> None:
@@ -392,20 +403,50 @@ def test_why_a_run_failed_is_the_last_line() -> None:
     ],
 )
 def test_an_edge_that_is_cut_is_said_below_the_tables(end: Peer, line: str | None) -> None:
-    text = shown(component(peers={"c1": [end]}, elapsed_s=60.0), component("c1"))
+    rows = [component(peers={"c1": [end]}, elapsed_s=60.0), component("c1", elapsed_s=60.0)]
+    text = shown(*rows)
     assert "c0 → c1" in text if line else "→" not in text
     assert line is None or line in text
+    assert exit_code_of(status(components=rows)) == (line is not None)
 
 
 def test_nothing_is_said_of_edges_at_the_start_or_to_a_peer_that_has_ended() -> None:
     silent, knocking = Peer(role="child", state="silent", heard_s=9.0), Peer(role="child", state="knocking")
     closed = Peer(role="child", state="closed", heard_s=9.0)
     young = component(peers={"c1": [knocking]}, elapsed_s=2.0)
-    assert "→" not in shown(young, component("c1", state="starting"))
+    assert "→" not in shown(young, component("c1", elapsed_s=60.0))
     old = component(peers={"c1": [silent], "c2": [closed]}, elapsed_s=60.0)
     assert "→" not in shown(old, component("c1", state="failed", exit_code=-9), component("c2", state="finished"))
     done = component(state="finished", peers={"c1": [closed]}, elapsed_s=60.0)
     assert "→" not in shown(done, component("c1"))
+
+
+def test_nothing_is_said_of_an_edge_to_a_child_that_is_not_up_yet() -> None:
+    waits = component(peers={"c1": [Peer(role="child", state="knocking")]}, elapsed_s=60.0)
+    for child in ({"state": "starting"}, {"state": "restarting"}, {"elapsed_s": 2.0}):
+        assert "→" not in shown(waits, component("c1", **({"elapsed_s": 60.0} | child)))
+
+
+@pytest.mark.parametrize("heard_s", [None, 3.0])
+def test_an_edge_that_was_never_open_is_said_when_all_is_over(heard_s: float | None) -> None:
+    end: dict[str, object] = {"state": "finished", "exit_code": 0}
+    edge = Peer(role="child", state="closed", heard_s=heard_s)  # by its own good-bye
+    over = status(
+        state="finished", exit_code=0, components=[component(peers={"c1": [edge]}, **end), component("c1", **end)]
+    )
+    console = screen.Console(width=200)
+    with console.capture() as capture:
+        console.print(screen.verdict(over))
+    line = "c0 → c1 was never heard (unanswered)"
+    assert (line in capture.get()) == (line in shown(*over.components)) == (heard_s is None)
+    assert exit_code_of(over) == 0
+
+
+def test_an_edge_with_the_wrong_keys_is_said_to_be_one() -> None:
+    above = component(peers={"c1": [Peer(role="child", state="knocking")]}, elapsed_s=60.0)
+    below = component("c1", elapsed_s=60.0, messages=Messages(dropped={"bad-key": 1040}))
+    line = "c0 → c1 was never heard (unanswered), and c1 refused 1,040 connections (bad-key: wrong keys, or none)"
+    assert line in shown(above, below)
 
 
 WORTH = {

@@ -145,6 +145,21 @@ def test_who_watches_an_ended_run_again_finds_the_same_verdict(lockstep: tuple[S
     assert read(supervisor.run).exit_code == 130
 
 
+@pytest.mark.parametrize("recipe", ["dgl"], indirect=True)
+@pytest.mark.parametrize("step", [0, 5])
+def test_a_run_in_which_somebody_made_no_step_is_no_success(recipe: tuple[Supervisor, list[Life]], step: int) -> None:
+    """Of earlier lives count as well: who goes on from a checkpoint and has done its steps reports them."""
+    supervisor, lives = recipe
+    for life, done in zip(lives, (40, step), strict=True):
+        life.say("finished", done)
+        life.process.exitcode = 0
+    for member in supervisor.members:
+        member.look(0.1)
+    *_, last = supervisor.watch()
+    assert (last.state, last.exit_code) == ("finished", 0 if step else 3)
+    assert last.reason.startswith("c1: ended without a step") == (step == 0)
+
+
 @pytest.mark.parametrize(("recipe", "ends"), [("ddg", True), ("backprop", True), ("dgl", False)], indirect=["recipe"])
 def test_where_gradients_go_end_to_end_a_run_ends_with_who_is_gone_for_good(
     recipe: tuple[Supervisor, list[Life]], ends: bool

@@ -69,6 +69,13 @@ def test_the_table(members: list[FakeMember], stopped: str, lockstep: bool, verd
     assert found.exit_code in EXITS
 
 
+def test_a_trainer_without_a_step_is_no_success() -> None:
+    found = judge([finished(), finished("c1")], run="r", stopped="", together="", untrained="c1: nothing")  # type: ignore[list-item]
+    assert (found.state, found.reason, found.exit_code) == ("finished", "c1: nothing", 3)
+    found = judge([finished(), finished("c1"), failed("c2")], run="r", stopped="", together="", untrained="c1: nothing")  # type: ignore[list-item]
+    assert (found.reason, found.exit_code) == ("c2 failed; c1: nothing", 3)
+
+
 def test_in_lockstep_one_failure_is_the_runs_and_the_way_on_is_named() -> None:
     found = judge([finished(), failed()], run="r", stopped="", together="in lock-step")  # type: ignore[list-item]
     assert (found.state, found.exit_code) == ("failed", 1)
