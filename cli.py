@@ -154,7 +154,7 @@ def simulated(ctx: click.Context, /, **words: Any) -> None:
 
     config = configured(**{key: words.pop(key) for key in CONFIGURED})
     timing = timing_of(**{key: words.pop(key) for key in TIMED}, n_components=config.n_components)
-    show.simulation(config, timing, **words)
+    ctx.exit(show.simulation(config, timing, **words))
 
 
 @cli.command(epilog=output.TRAINED_HELP)
@@ -224,7 +224,8 @@ class Documented(click.Command):
 def status(ctx: click.Context, run: str | None, runs: Path, watch: bool, as_json: bool) -> None:
     """Show a run, the newest by default, from its files alone: also after a crash or over ssh. Staleness: p50/p99/max.
 
-    Exit code: 0 healthy or finished, 1 degraded (one failed, stalls, is cut or cannot save), 2 failed, 3 no such run.
+    Exit code: 0 healthy or finished, 1 degraded (a component failed, stalls, is cut off, cannot save or made no step),
+    2 failed, 3 no such run.
 
     \b
     Examples:

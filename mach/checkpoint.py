@@ -18,8 +18,8 @@ from torch import Tensor
 from configs.errors import DataError, Diverged
 from mach.component import Component
 from mach.shelf import STATE, FileFacts, Manifest, Shelf, measure, to_disk, verify, write_manifest
-from mach.sound import LARGEST, bounded
-from mach.state import State
+from mach.sound import LARGEST, bounded, finite
+from mach.state import BUFFERS, UNBOUNDED, State, buffers_of
 
 
 def save_state(
@@ -39,7 +39,7 @@ def save_state(
         OSError: the disk is full or the directory cannot be written; nothing partial is left, what was there still is.
         Diverged: its numbers are ruined; it is not written, since it would push out a good one.
     """
-    _judge(state.tensors, state.unbounded)
+    _judge(state.tensors, state.named(BUFFERS), state.named(UNBOUNDED))
     draft, replaced = shelf.draft(version), shelf.folder / f".{version}.old"
     try:
         _make(shelf.folder)
@@ -79,7 +79,7 @@ def load_state(shelf: Shelf, version: int, component: str) -> tuple[Manifest, St
         state = State(load_file(path / STATE), manifest.values)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path / STATE}: holds no tensors ({error})") from error
-    _judge(state.tensors, state.unbounded, f"{path}: ")
+    _judge(state.tensors, (), state.named(BUFFERS), f"{path}: ")  # infinities were judged when it was saved
     return manifest, state
 
 
@@ -94,7 +94,7 @@ def save_weights(component: Component, path: Path, about: Mapping[str, str], unb
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     weights = _apart(component.state_dict())
-    _judge(weights, unbounded)
+    _judge(weights, buffers_of(component), unbounded)
     try:
         save_file(weights, draft, metadata=dict(about))
         os.replace(draft, path)
@@ -134,11 +134,14 @@ def unreadable(path: Path, error: Exception) -> DataError:
     return DataError(f"{path}: holds no weights ({error}); train the run to its end first")
 
 
-def _judge(tensors: Mapping[str, Tensor], unbounded: Collection[str], where: str = "") -> None:
+def _judge(
+    tensors: Mapping[str, Tensor], buffers: Collection[str], unbounded: Collection[str], where: str = ""
+) -> None:
     """Raise `Diverged` if a number is NaN, infinite, or larger than the square of what neighbours may send: moments
     hold squares. Nothing good comes of going on from there, whatever the checksums say.
 
-    In those `unbounded` an infinity is meant, as in the mask of an attention.
+    `buffers` may be as large as they are, statistics of x in any unit among them; in those `unbounded` an infinity is
+    meant, as in the mask of an attention.
     """
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not tensor.numel():
@@ -146,6 +149,9 @@ def _judge(tensors: Mapping[str, Tensor], unbounded: Collection[str], where: str
         if name in unbounded:
             if bool(tensor.isnan().any()):
                 raise Diverged(f"{where}{name} holds numbers that are none (NaN)")
+        elif name in buffers:
+            if not finite(tensor):
+                raise Diverged(f"{where}{name} holds numbers that are not finite")
         elif not bounded(tensor, LARGEST**2):
             raise Diverged(f"{where}{name} holds numbers that are not finite, or beyond {LARGEST**2:g}")
 

@@ -41,16 +41,16 @@ def torchs() -> Generators:
 
 def put(states: Generators) -> None:
     """Let them be as they were then; what is None stays as it is."""
-    torch.set_rng_state(states.torch)
     if states.numpy is not None:
         np.random.set_state(states.numpy)
     if states.python is not None:
         random.setstate(states.python)
+    torch.set_rng_state(states.torch)
 
 
 def sow(seed: int) -> None:
-    """Seed all of them, on every device."""
-    torch.manual_seed(seed)
+    """Seed all of the CPU's."""
+    torch.default_generator.manual_seed(seed)
     np.random.seed([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF])
     random.seed(seed)
 
@@ -68,8 +68,9 @@ def aside(seed: int | None = None) -> Iterator[None]:
 
 
 def begin(seed: int, component: int) -> None:
-    """From now on this process, of one component alone, draws by these."""
+    """From now on this process, of one component alone, draws by these, on every device."""
     sow(seed_of(seed, component, DRAWS))
+    torch.manual_seed(seed_of(seed, component, DRAWS))
 
 
 class Draws:

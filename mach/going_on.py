@@ -1,8 +1,8 @@
 """All that a learner's next step depends on, into a `State` and back. Knows no file: `mach/checkpoint.py` writes it.
 
 Weights, moments, version, what `predict` predicts from, late gradients at hand, gradients gathered for a step that is
-not taken yet. Batches asked
-and answers given are left out, and so is what children answered: their edges begin anew with the life that goes on.
+not taken yet. Batches asked and answers given are left out, and so is what children answered: their edges begin anew
+with the life that goes on.
 """
 
 from collections import deque

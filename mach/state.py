@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from configs.errors import DataError
 from mach import draws
-from mach.sound import LARGEST, bounded
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,10 +36,9 @@ class State:
         self.tensors.update({f"{prefix}/{name}": tensor for name, tensor in part.tensors.items()})
         self.values[prefix] = part.values
 
-    @property
-    def unbounded(self) -> set[str]:
-        """The names of those tensors in which an infinity may be (`of_module`)."""
-        return set(_unbounded(self.values))
+    def named(self, key: str) -> set[str]:
+        """The tensors that modules' values name under this key, `BUFFERS` or `UNBOUNDED`."""
+        return set(_named(self.values, key))
 
 
 class Copies:
@@ -76,28 +74,34 @@ class Copies:
         return buffer.copy_(tensor, non_blocking=True)
 
 
-UNBOUNDED = "unbounded"
-"""The key in a module's values of the names of buffers in which an infinity may be."""
+BUFFERS, UNBOUNDED = "buffers", "unbounded"
+"""The keys in a module's values of the names of its buffers, and of those in which an infinity may be."""
 
 
-def _unbounded(values: Mapping[str, Any]) -> Iterator[str]:
-    yield from values.get(UNBOUNDED, ())
+def _named(values: Mapping[str, Any], key: str) -> Iterator[str]:
+    yield from values.get(key, ())
     for prefix, part in values.items():
         if isinstance(part, dict):
-            yield from (f"{prefix}/{name}" for name in _unbounded(part))
+            yield from (f"{prefix}/{name}" for name in _named(part, key))
 
 
 def of_module(module: nn.Module, unbounded: Collection[str] = ()) -> State:
     """Every parameter and buffer, named as in the module; `unbounded` as it was made, see `unbounded_of`."""
-    return State(dict(module.state_dict()), {UNBOUNDED: list(unbounded)})
+    tensors = dict(module.state_dict())
+    return State(tensors, {BUFFERS: sorted(tensors.keys() & buffers_of(module)), UNBOUNDED: list(unbounded)})
+
+
+def buffers_of(module: nn.Module) -> set[str]:
+    """The names of its buffers, each under all that it has."""
+    return {name for name, _ in module.named_buffers(remove_duplicate=False)}
 
 
 def unbounded_of(module: nn.Module) -> tuple[str, ...]:
-    """The buffers with an infinity or a number nearly as large in them, as in the mask of an attention: each under all
-    its names. To be asked before the first step: a statistic that has come to it since is ruined.
+    """The buffers with an infinity in them, as in the mask of an attention, each under all its names. To be asked
+    before the first step: a statistic that has come to it since is ruined.
     """
     buffers = module.named_buffers(remove_duplicate=False)
-    return tuple(name for name, each in buffers if each.is_floating_point() and not bounded(each, LARGEST**2))
+    return tuple(name for name, each in buffers if each.is_floating_point() and not each.isfinite().all())
 
 
 def into_module(module: nn.Module, state: State) -> None:
@@ -173,7 +177,7 @@ def of_generators(device: torch.device) -> State:
 def into_generators(device: torch.device, state: State) -> None:
     """Put back what `of_generators` gave; generators that it does not have are left as they are."""
     numpy = python = None
-    if "numpy" in state.tensors and "python" in state.tensors:
+    if state.values.keys() >= {"numpy", "python"}:
         kind, *place = state.values["numpy"]
         edition, spare = state.values["python"]
         numpy = (kind, tensor_of(state.tensors, "numpy", torch.int64).numpy().astype(np.uint32), *place)

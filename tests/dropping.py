@@ -14,7 +14,7 @@ class Scattered(nn.Module):
     """Draws from numpy's and Python's generators, as users' code does."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * (1.0 + 0.1 * np.random.randn() + 0.1 * random.random()) if self.training else x
+        return x * (1.0 + 0.1 * np.random.randn() + 0.1 * random.gauss(0.0, 1.0)) if self.training else x
 
 
 def mlp(place: Place) -> Component:

@@ -353,6 +353,13 @@ def test_what_a_network_of_ones_own_raises_in_a_simulation_is_told_with_whose_st
     assert "in few" in log.read_text()
 
 
+def test_a_simulation_in_which_somebody_made_no_step_is_no_success_and_a_comparison_goes_on() -> None:
+    words = ("--components", "2", "--steps", "1", "--set", "recipe=dgl")
+    assert invoke("simulate", *words)[0] == 3
+    code, output = invoke("compare", "dgl", "--simulate", *words[:4])
+    assert (code, "dgl-0: c1: ended without a step" in output, "control alone" in output) == (0, True, True), output
+
+
 @pytest.mark.parametrize("target", ["2", "0", "-1", "nan"])
 @pytest.mark.parametrize("words", [("simulate",), ("compare", "mach", "--simulate")], ids=" ".join)
 def test_a_target_that_cannot_be_reached_is_refused(words: tuple[str, ...], target: str) -> None:

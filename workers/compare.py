@@ -7,6 +7,7 @@ control's step takes, in virtual time, as much longer than that of one component
 Laws: every recipe and control sees the same test set, and takes the same number of steps on batches of the same size.
 """
 
+import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ class Real:
     def run(self, config: Config, directory: Path) -> tuple[Status, dict[str, list[Point]]]:
         """By launching; examinations as the reports tell them."""
         status = run_quietly(config, directory.parent, directory.name, self.devices)
-        if status.exit_code != 0:
+        if status.exit_code != 0 and any(row.state != "finished" for row in status.components):
             error = RunError(f"{directory.name} {status.state}: {status.reason or 'see its logs'}; nothing to compare")
             error.exit_code = STOPPED if status.state == "stopped" else FAILED
             raise error
@@ -181,6 +182,8 @@ def recipe(
 ) -> Result:
     """One recipe with one seed; what it computes is counted, unless it is known from another seed."""
     status, curves = runner.run(config, directory)
+    if status.reason:
+        print(f"{directory.name}: {status.reason}", file=sys.stderr)
     whole = whole_of(config, dataset)
     for index in range(config.n_components):
         whole.part(index).load_state_dict(load_weights(RunDir(directory).weights(name_of(index))))

@@ -165,8 +165,8 @@ class Report(Record):
     samples: int = 0
     """Training samples seen, in all its lives."""
     rate: float | None = None
-    """Steps per second: since the report before, 0 where none was taken, and None before the first of its life; of a
-    component that has finished or stopped, over all its steps."""
+    """Steps per second: since the report before, 0 where none ended since, as of steps that take longer than that, and
+    None before the first of its life; of a component that has finished or stopped, over all its steps."""
     step_ms_p99: float | None = None
     """p99 of the time from one step's end to the next one's, over the last 1,024 of this life."""
     loss: Losses = msgspec.field(default_factory=Losses)

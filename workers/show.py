@@ -25,8 +25,9 @@ from workers.status import Status
 from workers.timing import Timing
 
 
-def simulation(config: Config, timing: Timing, *, lockstep: bool, target: float | None, as_json: bool) -> None:
-    """Run, watched on a terminal, and print what came out; its cost in real time and memory goes to stderr.
+def simulation(config: Config, timing: Timing, *, lockstep: bool, target: float | None, as_json: bool) -> int:
+    """Run, watched on a terminal, and print what came out; its cost in real time and memory goes to stderr. The exit
+    code.
 
     Raises:
         ConfigError: a target that nobody can reach.
@@ -56,6 +57,7 @@ def simulation(config: Config, timing: Timing, *, lockstep: bool, target: float 
         print_outcome(outcome, times)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"simulated in {time.monotonic() - began:.1f} s of real time, {peak_mb:.0f} MB at most", file=sys.stderr)
+    return outcome.status.exit_code or 0
 
 
 def aside(*, on: bool) -> AbstractContextManager[object]:

@@ -241,7 +241,7 @@ def is_run(run: RunDir) -> bool:
 
 
 def find_run(runs: Path, name: str | None) -> RunDir:
-    """The run called `name`, which may be a path, or the newest.
+    """The run called `name`, which may also be a path, of `runs` or as a shell has it; or the newest.
 
     Raises:
         NoSuchRun: there is none.
@@ -253,8 +253,9 @@ def find_run(runs: Path, name: str | None) -> RunDir:
                 f"there is no run in {runs}/; start one with mach launch, or name another place with --runs"
             )
         return found[0]
-    if is_run(RunDir(runs / name)):
-        return RunDir(runs / name)
+    for path in (runs / name, *([Path(name)] if os.sep in name else ())):
+        if is_run(RunDir(path)):
+            return RunDir(path)
     near = difflib.get_close_matches(name, [run.name for run in found], 1)
     hint = f"; did you mean {near[0]!r}?" if near else "; mach runs lists those that there are"
     raise NoSuchRun(f"there is no run {name!r} in {runs}/{hint}")
@@ -273,28 +274,30 @@ def find_component(runs: Path, run: str | None, component: str | None) -> tuple[
     return find_run(runs, run), component
 
 
-def cut_edges(status: Status) -> list[str]:
+def cut_edges(status: Status, *, patient: bool = False) -> list[str]:
     """Edges over which nothing comes though both ends live, or over which nothing ever came before both ended, each as
-    who asks sees it.
+    who asks sees it. `patient`: but those that a child's own slow steps may keep silent.
     """
     rows = {row.component: row for row in status.components}
     lines = []
     for row in status.components:
         for name, ends in row.peers.items():
             asks = [end for end in ends if end.role == "child" and name in rows]
+            if patient:
+                slow_s = patience_s(round(1000 * START_UP_S), rows[name].step_ms_p99) if name in rows else 0.0
+                asks = [end for end in asks if end.state != "silent" or (end.heard_s or math.inf) > slow_s]
             lines += [f"{row.component} → {name} {wrong}" for end in asks if (wrong := cut(row, rows[name], end))]
     return lines
 
 
 def cut(row: ComponentStatus, child: ComponentStatus, end: Peer) -> str:
     """What is wrong with an edge to a child, if anything is; while one is younger than `START_UP_S` it may not be open
-    yet.
+    yet, or again.
     """
     if row.state == child.state == "finished":
         well = end.heard_s is not None
     else:
-        opens = end.heard_s is None or end.state == "knocking"
-        young = any(each.state in UNBORN or (opens and each.elapsed_s < START_UP_S) for each in (row, child))
+        young = any(each.state in UNBORN or each.elapsed_s < START_UP_S for each in (row, child))
         well = young or end.state == "open" or row.state in FINAL or child.state in FINAL
     if well:
         return ""
@@ -335,5 +338,5 @@ def exit_code_of(status: Status) -> int:
     if status.state == "failed":
         return 2
     ill = any(row.state in ("failed", "stalled", "restarting") or row.checkpoint.trouble for row in status.components)
-    cut_off = status.state not in FINAL and cut_edges(status)
+    cut_off = status.state not in FINAL and cut_edges(status, patient=True)
     return 1 if status.stale or ill or cut_off or untrained(status.components) else 0

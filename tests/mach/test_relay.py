@@ -57,6 +57,21 @@ def examine(relays: list[Relay], *, lose: int = 0, version: int = 7) -> int:
     return lost
 
 
+def test_a_question_waits_for_its_turn_but_not_for_long() -> None:
+    _, relays, _ = chain_of("dgl")
+    first, last = relays[0], relays[-1]
+    first.begin(7)
+    asked = first.ask("c1", 0.0)
+    assert asked is not None
+    passed = Activation(asked.id, 7, torch.zeros(len(asked.inputs), *(last.incoming or ())), owes=False)
+    for learnt, now in ((5, 0.0), (0, last.patience_s)):
+        last.wait("c1", passed, 5, 0.0)
+        assert not last.due(4, last.patience_s - 1e-6)
+        ((parent, answer),) = last.due(learnt, now)
+        assert (parent, answer.id) == ("c1", asked.id)
+        assert not last.line
+
+
 def accuracy(z: torch.Tensor, dataset: Dataset) -> float:
     return float((z.argmax(dim=1) == dataset.test_labels).float().mean())
 

@@ -236,11 +236,15 @@ def test_a_torn_or_foreign_file_is_one_sentence(tmp_path: Path, content: str) ->
         read(run)
 
 
-def test_the_newest_run_is_the_default_and_names_are_helped_with(tmp_path: Path) -> None:
+def test_the_newest_run_is_the_default_and_names_are_helped_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for age, name in ((300, "older"), (100, "newest"), (200, "old")):
         run = run_with(tmp_path, status(run=name), name)
         os.utime(run.plan, (1e9 - age, 1e9 - age))
     assert find_run(tmp_path, None).name == "newest"
+    monkeypatch.chdir(tmp_path.parent)
+    assert find_run(Path("elsewhere"), f"{tmp_path.name}/old").name == "old"
     for path in ("old", str(tmp_path / "old"), f"../{tmp_path.name}/old"):  # as a launch prints it, or from elsewhere
         assert find_run(tmp_path, path).name == "old"
     with pytest.raises(NoSuchRun, match="did you mean 'newest'"):
@@ -407,7 +411,16 @@ def test_an_edge_that_is_cut_is_said_below_the_tables(end: Peer, line: str | Non
     text = shown(*rows)
     assert "c0 → c1" in text if line else "→" not in text
     assert line is None or line in text
-    assert exit_code_of(status(components=rows)) == (line is not None)
+    slow = end.state == "silent" and end.heard_s is not None  # so short a silence may be one step of the child
+    assert exit_code_of(status(components=rows)) == (line is not None and not slow)
+
+
+@pytest.mark.parametrize(("step_ms", "code"), [(100.0, 1), (5_000.0, 0)])
+def test_a_child_of_long_steps_may_be_silent_for_long(step_ms: float, code: int) -> None:
+    edge = Peer(role="child", state="silent", heard_s=20.0)
+    rows = [component(peers={"c1": [edge]}, elapsed_s=60.0), component("c1", elapsed_s=60.0, step_ms_p99=step_ms)]
+    assert exit_code_of(status(components=rows)) == code
+    assert "silent for" in shown(*rows)
 
 
 def test_nothing_is_said_of_edges_at_the_start_or_to_a_peer_that_has_ended() -> None:
@@ -421,8 +434,9 @@ def test_nothing_is_said_of_edges_at_the_start_or_to_a_peer_that_has_ended() -> 
     assert "→" not in shown(done, component("c1"))
 
 
-def test_nothing_is_said_of_an_edge_to_a_child_that_is_not_up_yet() -> None:
-    waits = component(peers={"c1": [Peer(role="child", state="knocking")]}, elapsed_s=60.0)
+@pytest.mark.parametrize("edge", [("knocking", None), ("silent", 1.0), ("closed", 1.0)])
+def test_nothing_is_said_of_an_edge_to_a_child_that_is_not_up_yet(edge: tuple[str, float | None]) -> None:
+    waits = component(peers={"c1": [Peer(role="child", state=edge[0], heard_s=edge[1])]}, elapsed_s=60.0)
     for child in ({"state": "starting"}, {"state": "restarting"}, {"elapsed_s": 2.0}):
         assert "→" not in shown(waits, component("c1", **({"elapsed_s": 60.0} | child)))
 
