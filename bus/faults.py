@@ -8,8 +8,11 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
-from bus.mailbox import Peer, Relay, Transport
+from bus.mailbox import Parcel, Peer, Relay, Transport
 from bus.wire import PREFIX, Frames
+
+HOLD_S = 0.2
+"""No message is held back for longer to be overtaken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,7 @@ class Faults:
     duplicate: float = 0.0
     """Leave twice."""
     reorder: float = 0.0
-    """Leave after the next one."""
+    """Leave after the next one, or after HOLD_S where none follows."""
     corrupt: float = 0.0
     """Leave with one bit of their head changed, or cut short in their last frame."""
 
@@ -35,6 +38,7 @@ class FaultyTransport(Relay):
         self.fired = fired
         self._random = random.Random(seed)
         self._held: list[tuple[Peer, Frames]] = []
+        self._held_at = 0.0
 
     def send(self, peer: Peer, frames: Frames) -> bool:
         """Send, unless a fault fires. A message that a fault took counts as sent: the sender cannot know."""
@@ -44,15 +48,25 @@ class FaultyTransport(Relay):
             frames = self._spoiled(frames)
         if self._fires("reorder", self.faults.reorder):
             # a sent buffer may change once its step is over, and this one leaves later: keep a copy
+            self._held_at = self._held_at if self._held else self.now()
             self._held.append((peer, [bytes(frame) for frame in frames]))
             return True
         sent = self.inner.send(peer, frames)
         if sent and self._fires("duplicate", self.faults.duplicate):
             self.inner.send(peer, frames)
+        self._let_go()
+        return sent
+
+    def receive(self) -> list[Parcel]:
+        """Pass on; and let go of what nothing has overtaken."""
+        if self._held and self.now() - self._held_at >= HOLD_S:
+            self._let_go()
+        return self.inner.receive()
+
+    def _let_go(self) -> None:
         held, self._held = self._held, []
         for later in held:
             self.inner.send(*later)
-        return sent
 
     def _fires(self, fault: str, share: float) -> bool:
         # one draw for every fault and message, fired or not: changing one share leaves the others' draws alone

@@ -11,7 +11,7 @@ from bus import address
 from workers.attempt import Attempt
 from workers.plan import ProcessPlan
 from workers.report import Checkpoint, Report
-from workers.status import RunState, Status, boot
+from workers.status import ComponentStatus, RunState, Status, boot
 
 
 def status(state: RunState) -> Status:
@@ -27,6 +27,22 @@ def status(state: RunState) -> Status:
         elapsed_s=1.0,
         components=[],
     )
+
+
+def component(name: str = "c0", **fields: object) -> ComponentStatus:
+    """A row of it: a trainer that trains."""
+    base = {
+        "component": name,
+        "kind": "trainer",
+        "incarnation": 1,
+        "pid": 4711,
+        "device": "cpu",
+        "state": "training",
+        "step": 7,
+        "last_seen_s": 0.5,
+        "log": f"logs/{name}.log",
+    }
+    return ComponentStatus(**(base | fields))
 
 
 def plan(kind: str = "trainer", name: str = "c1") -> ProcessPlan:

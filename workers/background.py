@@ -24,7 +24,7 @@ from configs.errors import RunError
 from configs.load import dump
 from configs.tree import Config
 from workers.rundir import RunDir
-from workers.status import read
+from workers.status import FINAL, Status, read
 
 MAKING, TAKEN, BEGUN = b"m", b"t", b"."
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -166,12 +166,18 @@ def tell_begun(tell: int, word: bytes = BEGUN) -> None:
         os.close(tell)
 
 
+def has_begun(status: Status) -> bool:
+    """Whether every component has, and somebody is at it: where all are over, the launcher's end tells how it went."""
+    states = [row.state for row in status.components]
+    return "starting" not in states and any(state not in FINAL for state in states)
+
+
 def begun(run: RunDir, launcher: "subprocess.Popen[bytes]") -> int | None:
     """Wait until every component trains, or the launcher has ended; its exit code in that case."""
     watch = os.pidfd_open(launcher.pid)
     try:
         while not select.select([watch], [], [], LOOK_S)[0]:
-            if run.status.exists() and all(row.state != "starting" for row in read(run).components):
+            if run.status.exists() and has_begun(read(run)):
                 return None
     finally:
         os.close(watch)

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from configs.load import load
-from fakes import status
+from fakes import component, status
 from mach.recipes import RECIPES
 from workers import background
-from workers.background import detach, resumed, tell_begun
+from workers.background import detach, has_begun, resumed, tell_begun
 from workers.rundir import RunDir
 from workers.status import write
 
@@ -194,6 +194,21 @@ def test_of_a_full_disk_it_is_said_that_it_wants_room(number: int, new: str, res
     error = OSError(number, "no", "runs/r/plan.json")
     assert str(background.unwritable(Path("runs"), error)) == f"runs/r/plan.json: no; {new}"
     assert str(background.unwritable(Path("runs"), error, "mach resume r")) == f"runs/r/plan.json: no; {resumed}"
+
+
+@pytest.mark.parametrize(
+    ("states", "so"),
+    [
+        (("training", "starting"), False),
+        (("training", "failed"), True),
+        (("failed", "failed"), False),
+        (("waiting", "training"), True),
+    ],
+)
+def test_a_run_whose_components_have_all_failed_has_not_begun(states: tuple[str, ...], so: bool) -> None:
+    run = status("training")
+    run.components = [component(f"c{i}", state=state) for i, state in enumerate(states)]
+    assert has_begun(run) == so
 
 
 def test_a_launcher_goes_on_without_whoever_started_it() -> None:

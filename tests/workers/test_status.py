@@ -13,6 +13,7 @@ import pytest
 
 from bus import address
 from configs.errors import NoSuchRun, RunError
+from fakes import component
 from workers import screen
 from workers.report import Accuracies, Checkpoint, Losses, Messages, Peer, Spread, Staleness
 from workers.rundir import RunDir
@@ -30,21 +31,6 @@ from workers.status import (
     untrained,
     write,
 )
-
-
-def component(name: str = "c0", **fields: object) -> ComponentStatus:
-    base = {
-        "component": name,
-        "kind": "trainer",
-        "incarnation": 1,
-        "pid": 4711,
-        "device": "cpu",
-        "state": "training",
-        "step": 7,
-        "last_seen_s": 0.5,
-        "log": f"logs/{name}.log",
-    }
-    return ComponentStatus(**(base | fields))
 
 
 def status(**fields: object) -> Status:
