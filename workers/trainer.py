@@ -24,6 +24,7 @@ from mach.evaluate import Accuracy
 from mach.export import about
 from mach.learner import Learner
 from mach.seeds import seed_of
+from workers.common import check_common
 from workers.journal import Journal
 from workers.keeper import Keeper, say
 from workers.plan import Plan, ProcessPlan, bus_of
@@ -349,6 +350,7 @@ def run(plan: Plan, name: str, control: Control) -> None:
     config, process = plan.config, plan.process(name)
     device = torch.device(device_of(process))
     dataset = load(config.data).to(device)
+    check_common(Path(plan.sockets), name, dataset)
     learner = learner_of(config, process.index, process.children, dataset, device)
     mailbox = ZmqMailbox(
         name,
