@@ -52,10 +52,10 @@ def ended(run: Launched) -> None:
 @pytest.mark.slow
 @pytest.mark.chaos
 def test_one_that_is_stopped_is_found_named_and_begins_anew(launch: Launch) -> None:
-    run = launch("--components", "3", *ENDLESS, "--set", "supervise.stalled_ms=1500")
+    run = launch("--components", "3", *ENDLESS, "--set", "supervise.stalled_ms=3000")
     before = run.until(well_under_way)
     with chaos(
-        run, "--stop", "1/min", "--stop-seconds", "3600", "--seconds", "60", "--seed", "26", "--json"
+        run, "--stop", "1/min", "--stop-seconds", "3600", "--seconds", "60", "--seed", "315", "--json"
     ) as process:
         after = run.until(lambda status: any(row["restarts"] and row["step"] for row in status["components"]))
         process.send_signal(signal.SIGINT)
