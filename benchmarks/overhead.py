@@ -1,6 +1,6 @@
 """What the bus costs a component: its rate between neighbours over the rate of the same learner without a bus.
 
-    python -m benchmarks.overhead [--json] [--config digits] [--rounds 15] [--steps 200] [--stubs]
+    python -m benchmarks.overhead [--json] [--config digits] [--rounds 150] [--steps 20] [--stubs]
 
 One real component trains in this process. Its neighbour, child and parent at once as in a ring of two, is another
 one that trains in a process of its own, and so never sleeps. With `--stubs` it has a parent and a child instead that
@@ -8,7 +8,8 @@ are scripted: they ask as soon as there is room, answer at once, and sleep in be
 wakes a process, of three on the machine. A round is a block of turns over the bus, whose letters are written down, and
 then a block in which a second learner, built from the same seed, gets exactly those letters from memory. Both do the
 same arithmetic on the same numbers (checked: their weights end bit-identical), interleaved, so that the ratio of
-their times is the price of the bus and of what neighbours do to the machine because of it.
+their times is the price of the bus and of what neighbours do to the machine because of it. Blocks are short, and there
+are many: a machine changes its pace from second to second, and letters of a long block fill the cache that both share.
 """
 
 import contextlib
@@ -199,8 +200,8 @@ def check_identical(one: Trainer, other: Trainer) -> None:
 @click.command(help=__doc__)
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON, last.")
 @click.option("--config", "config_name", default="digits", show_default=True, help="Sizes and batch.")
-@click.option("--rounds", default=15, show_default=True)
-@click.option("--steps", default=200, show_default=True, help="Steps of a block.")
+@click.option("--rounds", default=150, show_default=True)
+@click.option("--steps", default=20, show_default=True, help="Steps of a block.")
 @click.option("--stubs", is_flag=True, help="Scripted neighbours in place of one that trains.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE")
 def main(as_json: bool, config_name: str, rounds: int, steps: int, stubs: bool, settings: tuple[str, ...]) -> None:
