@@ -15,9 +15,11 @@ from configs.errors import ConfigError
 CPU = ("cpu",)
 DRIVERS = (Path("/dev/nvidiactl"), Path("/proc/driver/nvidia/version"), Path("/dev/dxg"))
 """One of these is there wherever CUDA can work; the last under WSL."""
-PROBE = "import torch; print(torch.cuda.device_count())"
-PROBE_S = 30.0
-"""Longest wait for the process that asks torch."""
+ANSWER = "CUDA devices:"
+"""Begins the line with the number: what modules print when they are imported stands before it."""
+PROBE = f"import torch; print('\\n{ANSWER}', torch.cuda.device_count())"
+PROBE_S = 120.0
+"""Longest wait for the process that asks torch, whose import from a cold disk or over a network takes a minute."""
 
 
 def has_driver() -> bool:
@@ -26,19 +28,47 @@ def has_driver() -> bool:
 
 
 def find_devices() -> tuple[str, ...]:
-    """The CUDA devices that torch can use; empty without any."""
+    """The CUDA devices that torch can use; empty without any.
+
+    Raises:
+        ConfigError: there is a driver, and torch did not say.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible == "" or not has_driver():
         return ()
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=PROBE_S, check=True
-        )
-        count = int(done.stdout)
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return ()  # a driver that answers nothing serves nobody; `mach doctor` says so
+    count = ask_torch()
     names = [str(i) for i in range(count)] if visible is None else visible.split(",")
     return tuple(name.strip() for name in names[:count])
+
+
+def ask_torch() -> int:
+    """How many CUDA devices torch can use.
+
+    Raises:
+        ConfigError: it did not say: that is no reason to train on the CPU without a word.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", PROBE], capture_output=True, text=True, errors="replace", timeout=PROBE_S
+        )
+    except subprocess.TimeoutExpired:
+        raise unanswered(f"did not answer within {PROBE_S:g} s; try again, now that more of it may be cached") from None
+    except OSError as error:
+        raise unanswered(f"could not be started ({error}); try again") from None
+    said = [line.removeprefix(ANSWER).strip() for line in done.stdout.splitlines() if line.startswith(ANSWER)]
+    if said and said[-1].isdecimal():
+        return int(said[-1])
+    last = done.stderr.split("\n")[-2:]
+    told = f": {' '.join(last).strip()}" if any(last) else ""
+    raise unanswered(f"ended with exit code {done.returncode} and told no number{told}; see mach doctor, try again")
+
+
+def unanswered(what: str) -> ConfigError:
+    """The error of a question that found no answer."""
+    return ConfigError(
+        f"there is a GPU driver, but python -c 'import torch; torch.cuda.device_count()' {what}, or train on the "
+        "CPU with --gpus cpu"
+    )
 
 
 def choose(gpus: str | None, found: tuple[str, ...]) -> tuple[str, ...]:

@@ -50,9 +50,9 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-def answering(output: str) -> Any:
+def answering(output: str, code: int = 0, error: str = "") -> Any:
     def run(*_: object, **__: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess([], 0, stdout=output)
+        return subprocess.CompletedProcess([], code, stdout=output, stderr=error)
 
     return run
 
@@ -62,25 +62,65 @@ def never(*_: object, **__: object) -> None:
 
 
 @pytest.mark.usefixtures("driver")
-@pytest.mark.parametrize(("output", "found"), [("2\n", ("0", "1")), ("0\n", ()), ("what?\n", ())])
+@pytest.mark.parametrize(
+    ("probe", "found"),
+    [
+        ("print('CUDA devices:', 2)", ("0", "1")),
+        ("print('CUDA devices: 0')", ()),
+        ("import os; os.write(1, b'7 \\xff\\n9'); print('\\nCUDA devices: 1'); print('good-bye')", ("0",)),
+        ("print('CUDA devices: 1', flush=True); import os; os.abort()", ("0",)),
+    ],
+    ids=["two", "none", "noisy", "crashes after its answer"],
+)
 def test_torch_is_asked_where_there_is_a_driver(
-    monkeypatch: pytest.MonkeyPatch, output: str, found: tuple[str, ...]
+    monkeypatch: pytest.MonkeyPatch, probe: str, found: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(subprocess, "run", answering(output))
+    monkeypatch.setattr(devices, "PROBE", probe)
     assert devices.find_devices() == found
+
+
+@pytest.mark.usefixtures("driver")
+@pytest.mark.parametrize(
+    ("probe", "limit_s", "said"),
+    [
+        ("import time; time.sleep(1000)", 0.01, " did not answer within 0.01 s; try again"),
+        ("import os; os.kill(os.getpid(), 9)", 60.0, " ended with exit code -9 and told no number; "),
+        ("raise ImportError('no libcudart')", 60.0, " exit code 1 and told no number: ImportError: no libcudart; "),
+        ("print('CUDA devices: many')", 60.0, " exit code 0 and told no number; "),
+        ("print(2)", 60.0, " exit code 0 and told no number; "),
+    ],
+    ids=["slow", "killed", "broken", "unreadable", "unmarked"],
+)
+def test_where_there_is_a_driver_no_answer_is_not_taken_for_no_device(
+    monkeypatch: pytest.MonkeyPatch, probe: str, limit_s: float, said: str
+) -> None:
+    monkeypatch.setattr(devices, "PROBE", probe)
+    monkeypatch.setattr(devices, "PROBE_S", limit_s)
+    with pytest.raises(ConfigError) as refused:
+        devices.find_devices()
+    assert str(refused.value).startswith("there is a GPU driver, but ")
+    assert said in str(refused.value)
+    assert str(refused.value).endswith(", or train on the CPU with --gpus cpu")
+
+
+@pytest.mark.usefixtures("driver")
+def test_an_interpreter_that_cannot_be_started_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="could not be started"):
+        devices.find_devices()
+
+
+@pytest.mark.usefixtures("driver")
+def test_torch_answers_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    assert len(devices.find_devices()) == torch.cuda.device_count()
 
 
 @pytest.mark.usefixtures("driver")
 def test_visible_devices_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-5a,99")  # CUDA ignores what comes after a wrong one
-    monkeypatch.setattr(subprocess, "run", answering("2\n"))
+    monkeypatch.setattr(subprocess, "run", answering("CUDA devices: 2\n"))
     assert devices.find_devices() == ("2", "GPU-5a")
-
-
-@pytest.mark.usefixtures("driver")
-def test_a_driver_that_hangs_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "PROBE_S", 0.0)
-    assert devices.find_devices() == ()
 
 
 @pytest.mark.usefixtures("driver")
