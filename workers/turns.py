@@ -141,14 +141,16 @@ class Trainer:
         this step's activation and the gradient of the answer before. None if `interrupted` said so meanwhile.
         """
         batch = next(self.batches)
-        unasked = set(self.children)
+        unasked, questions = set(self.children), dict[str, Activation]()
         due = self.due_letters()
         while due or unasked:
             if interrupted():
                 return None
             for child in [child for child in self.children if child in unasked and self.mailbox.room(child)]:
-                self.mailbox.send(child, self.learner.ask(batch, child))
-                unasked.remove(child)
+                if child not in questions:  # put into words once, however often it has to be sent
+                    questions[child] = self.learner.ask(batch, child)
+                if self.mailbox.send(child, questions[child]):  # else it is sent when there is a connection again
+                    unasked.remove(child)
             self.take_due(due, wait_s=WAIT_S if due else 0.0)
         step = self.learner.step(batch, self.mailbox.now())
         if step is not None:

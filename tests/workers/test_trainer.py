@@ -54,6 +54,22 @@ class ListMailbox:
         return Counter(type(message).__name__ for _, message in self.sent)
 
 
+class Unconnected(ListMailbox):
+    """One whose connection to the child is gone at the first questions; the child answers those that it gets."""
+
+    def __init__(self, turns: list[list[Letter]], fails: int) -> None:
+        super().__init__(turns)
+        self.fails = fails
+
+    def send(self, peer: str, message: Message) -> bool:
+        if isinstance(message, Activation):
+            if self.fails > 0:
+                self.fails -= 1
+                return False
+            self.turns.append([target(message.id)])
+        return super().send(peer, message)
+
+
 def trainer_at(mailbox: ListMailbox, dataset: Dataset | None = None) -> Trainer:
     dataset = load_data(CONFIG.data) if dataset is None else dataset
     plan = make_plan(CONFIG, run="r", directory=Path(), sockets=Path())
@@ -133,6 +149,19 @@ def test_lockstep_settles_before_it_is_saved_and_goes_on_as_if_nothing_were_unde
     assert [age.versions for age in step.gradient_ages] == [1]
     assert ("c0", Gradient) in later.due_letters()
     assert not later.settle(lambda: True)
+
+
+@pytest.mark.parametrize("fails", [0, 1, 3])
+def test_lockstep_asks_again_where_there_was_no_connection(fails: int) -> None:
+    """And learns from that what it would have learnt; the batch is remembered once."""
+    mailbox = Unconnected([[question(10)]], fails)
+    trainer = trainer_at(mailbox)
+    memory, looks = trainer.learner.memory, iter(range(100))
+    step = trainer.lockstep_turn(lambda: next(looks, None) is None)
+    assert step is not None
+    assert step.on_child
+    assert mailbox.kinds() == {"Activation": 1, "Target": 1, "Gradient": 1}
+    assert (memory.under_way, memory.forgotten) == (0, {})
 
 
 def test_lockstep_gives_up_when_told_so() -> None:
