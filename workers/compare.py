@@ -28,6 +28,7 @@ from mach.graph import name_of
 from mach.whole import Reading, readings
 from workers.commands import run_quietly
 from workers.curves import Point
+from workers.devices import CPU
 from workers.report import Report, Spread
 from workers.rundir import RunDir
 from workers.simulate import simulate
@@ -51,7 +52,8 @@ LATENCY_S = 1e-4
 class Mark(msgspec.Struct, frozen=True, kw_only=True):
     """One point of a curve: how good the whole was, when."""
 
-    seconds: float
+    seconds: float | None
+    """None: nobody knows what time it would have taken beside the others."""
     step: int
     accuracy: float
     bits: float | None
@@ -102,8 +104,8 @@ class Runner(Protocol):
         """How long things took."""
         ...
 
-    def step_s(self, found: Trained, alone: Trained, networks: int, wall_s: float) -> float:
-        """Seconds of one step of a control, whose step took `wall_s` here."""
+    def step_s(self, found: Trained, alone: Trained, networks: int, wall_s: float) -> float | None:
+        """Seconds of one step of a control, whose step took `wall_s` here; None if that tells nothing of it."""
         ...
 
 
@@ -149,9 +151,11 @@ class Real:
         """From the rates; a message takes next to nothing."""
         return Timing(LATENCY_S, 0.0, tuple((1.0 / (row.rate or 1.0),) for row in status.components))
 
-    def step_s(self, found: Trained, alone: Trained, networks: int, wall_s: float) -> float:
-        """As it took here; several networks would have learned side by side."""
-        return wall_s / networks
+    def step_s(self, found: Trained, alone: Trained, networks: int, wall_s: float) -> float | None:
+        """As it took here; several networks would have learned side by side. None beside recipes on other devices:
+        controls are trained on the CPU, in this process.
+        """
+        return wall_s / networks if self.devices == CPU else None
 
 
 def compare(
@@ -218,8 +222,9 @@ def control_rows(
             networks = config.n_components if name == "independent" else 1
             step_s = runner.step_s(found, alone, networks, wall_s / config.train.steps)
             curve = [
-                Mark(seconds=step * step_s, step=step, accuracy=read.accuracy, bits=read.bits)
+                Mark(seconds=at_s, step=step, accuracy=read.accuracy, bits=read.bits)
                 for step, read in found.curve
+                for at_s in [None if step_s is None else step * step_s]
             ]
             kind = "student" if name == FLOOR else "full"
             result = Result(
@@ -316,7 +321,9 @@ def mean_bits(row: Row, kind: str = "full") -> float:
 
 
 def time_to(target: float, curve: Iterable[Mark], *, bits: bool) -> float | None:
-    """Seconds until a curve first reached the target: at most so many bits, or at least such an accuracy."""
+    """Seconds until a curve first reached the target, if it did and they are known: at most so many bits, or at least
+    such an accuracy.
+    """
     for mark in curve:
         if bits and mark.bits is not None and mark.bits <= target:
             return mark.seconds

@@ -25,6 +25,11 @@ ACCOUNT = (
     "from alone+student to backprop; none where those are as good as equal."
 )
 
+UNTIMED = (
+    " Controls have no time to target: they are trained on the CPU, in one process, and the recipes on other devices; "
+    "--gpus cpu, or --simulate, makes times that compare."
+)
+
 
 def document(comparison: Comparison, target: float) -> dict[str, Any]:
     """By recipe its record, then `controls`, `gap_closed`, `target` and `clock`."""
@@ -38,7 +43,9 @@ def document(comparison: Comparison, target: float) -> dict[str, Any]:
 
 
 def record(row: Row, comparison: Comparison, target: float) -> dict[str, Any]:
-    """One row: means over seeds, deviations as `…_sd`, seconds to the target (None if a seed never got there)."""
+    """One row: means over seeds, deviations as `…_sd`, seconds to the target (None if a seed never got there, or of a
+    control beside recipes on other devices).
+    """
     found: dict[str, Any] = {"seeds": [result.seed for result in row.results], "wiring": row.wiring}
     for kind in KINDS:
         for key, values in (("loss_bits", bits_of(row, kind)), ("accuracy", accuracies_of(row, kind))):
@@ -83,7 +90,13 @@ def table(comparison: Comparison, target: float) -> Table:
 def account(comparison: Comparison, target: float) -> str:
     """What the columns of the table mean."""
     wanted = f"{target:.4f} bits" if comparison.symbols else f"{100 * target:.2f} %"
-    return ACCOUNT.format(clock=comparison.clock, target=wanted)
+    told = ACCOUNT.format(clock=comparison.clock, target=wanted)
+    return told + ("" if all(timed(row) for row in comparison.rows) else UNTIMED)
+
+
+def timed(row: Row) -> bool:
+    """Whether it is known when it was how good."""
+    return all(mark.seconds is not None for result in row.results for mark in result.curve)
 
 
 def quality(row: Row, kind: str, comparison: Comparison) -> str:
@@ -152,7 +165,8 @@ def check_plot(file: Path) -> None:
 
 
 def draw(comparison: Comparison, file: Path) -> None:
-    """The curves into a PNG: mean over seeds, controls dashed, the band one standard deviation wide.
+    """The curves into a PNG: mean over seeds, controls dashed, the band one standard deviation wide. Whose times are
+    not known is drawn as a level: what it ended with.
 
     Raises:
         ConfigError: there is no matplotlib, or the file cannot be written.
@@ -166,7 +180,10 @@ def draw(comparison: Comparison, file: Path) -> None:
     for row in comparison.rows:
         label = f"{row.name} (control{', ' + row.wiring if len(wirings) > 1 else ''})" if row.control else row.name
         seconds, middle, around = band([result.curve for result in row.results], bits=comparison.symbols)
-        if not seconds:
+        if not middle:
+            continue
+        if not timed(row):
+            axes.axhline(middle[-1], linestyle="--", label=label, color=f"C{len(axes.lines)}")
             continue
         (line,) = axes.plot(seconds, middle, "--" if row.control else "-", label=label, marker=".")
         low, high = zip(*((m - s, m + s) for m, s in zip(middle, around, strict=True)), strict=True)
@@ -180,14 +197,15 @@ def draw(comparison: Comparison, file: Path) -> None:
 
 
 def band(curves: Sequence[Iterable[Mark]], *, bits: bool) -> tuple[list[float], list[float], list[float]]:
-    """Seconds, means and deviations over seeds, at the steps that all of them were examined at."""
+    """Seconds (none if they are not known), means and deviations over seeds, at steps all of them were examined at."""
     by_step = [{mark.step: mark for mark in curve if not bits or mark.bits is not None} for curve in curves]
     common = sorted(set.intersection(*(set(marks) for marks in by_step)))
     seconds, middle, around = [], [], []
     for step in common:
         marks = [marks[step] for marks in by_step]
         values = [mark.bits if bits and mark.bits is not None else 100 * mark.accuracy for mark in marks]
-        seconds.append(fmean(mark.seconds for mark in marks))
+        known = [mark.seconds for mark in marks if mark.seconds is not None]
+        seconds += [fmean(known)] if known else []
         middle.append(fmean(values))
         around.append(stdev(values) if len(values) > 1 else 0.0)
     return seconds, middle, around

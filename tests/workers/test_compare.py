@@ -71,6 +71,23 @@ def test_controls_take_time_in_proportion_to_what_they_compute() -> None:
     assert virtual().step_s(trained(200), trained(100), 2, wall_s=9.0) == pytest.approx(0.005)
 
 
+@pytest.mark.parametrize(("devices", "step_s"), [(("cpu",), 3.0), (("0",), None), (("1", "0"), None)])
+def test_a_control_on_the_cpu_tells_no_time_beside_recipes_on_gpus(
+    tmp_path: Path, devices: tuple[str, ...], step_s: float | None
+) -> None:
+    """Else asynchronous training would look many times faster than it is."""
+    from mach.data import load as load_data
+    from workers.compare import Real, control_rows
+
+    real, found = Real(devices), Trained(Reading(0.5, 1.0), (), 1.0, 1)
+    assert real.step_s(found, found, 2, wall_s=6.0) == step_s
+    once = config("mach", 0, "train.steps=2", "evaluate.every_steps=1")
+    (alone,) = control_rows("skip", [once], load_data(once.data), real, lambda line: None, ["alone"])
+    assert [mark.step for mark in alone.results[0].curve] == [1, 2]
+    assert [mark.seconds is None for mark in alone.results[0].curve] == [step_s is None] * 2
+    assert (time_to(0.0, alone.results[0].curve, bits=False) is None) == (step_s is None)
+
+
 def test_the_readings_are_those_of_the_saved_weights(tmp_path: Path) -> None:
     from mach.checkpoint import load_weights
     from mach.controls import whole_of

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from rich.console import Console
 
 from configs.errors import ConfigError
@@ -73,14 +74,37 @@ def test_every_column_that_does_not_tell_its_unit_is_told_below() -> None:
     assert "Staleness: versions" in told
 
 
+def untimed() -> Comparison:
+    """Recipes on GPUs, controls on the CPU."""
+    found = comparison()
+    for row in found.rows:
+        for one in row.results if row.control else ():
+            one.curve[:] = [replace(mark, seconds=None) for mark in one.curve]
+    return found
+
+
+def test_controls_whose_time_is_not_known_have_none_and_a_note_says_why() -> None:
+    found = scoreboard.document(untimed(), target=3.05)
+    times = [each["seconds_to_target"] for each in found["controls"]["stream"].values()]
+    assert (found["mach-stream"]["seconds_to_target"], times) == (1.5, [None, None])
+    console = Console(width=200)
+    with console.capture() as printed:
+        console.print(scoreboard.table(untimed(), 3.05))
+    [backprop] = [line for line in printed.get().splitlines() if "control backprop" in line]
+    assert "–" in backprop
+    assert "Controls have no time to target: " in scoreboard.account(untimed(), 3.05)
+    assert "Controls have no" not in scoreboard.account(comparison(), 3.05)
+
+
 def test_curves_are_averaged_at_the_steps_that_all_seeds_have() -> None:
     curves = [result(0, full=1.0).curve, result(1, full=1.0).curve[:1]]
     assert scoreboard.band(curves, bits=True) == ([1.0], [pytest.approx(3.05)], [pytest.approx(0.0707, abs=1e-3)])
 
 
-def test_a_picture_is_a_png(tmp_path: Path) -> None:
+@pytest.mark.parametrize("found", [comparison(), untimed()], ids=["timed", "controls without time"])
+def test_a_picture_is_a_png(tmp_path: Path, found: Comparison) -> None:
     pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
-    scoreboard.draw(comparison(), tmp_path / "curves.png")
+    scoreboard.draw(found, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ConfigError, match="there is no directory"):
         scoreboard.draw(comparison(), tmp_path / "nowhere/curves.png")
