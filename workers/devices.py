@@ -8,6 +8,8 @@ with `CUDA_VISIBLE_DEVICES=2,3` the devices are 2 and 3, so that what a child se
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from configs.errors import ConfigError
@@ -27,8 +29,9 @@ def has_driver() -> bool:
     return any(driver.exists() for driver in DRIVERS)
 
 
+@cache
 def find_devices() -> tuple[str, ...]:
-    """The CUDA devices that torch can use; empty without any.
+    """The CUDA devices that torch can use; empty without any. Asked once: torch takes seconds to answer.
 
     Raises:
         ConfigError: there is a driver, and torch did not say.
@@ -82,7 +85,7 @@ def choose(gpus: str | None, found: tuple[str, ...]) -> tuple[str, ...]:
     wanted = tuple(word.strip() for word in gpus.split(","))
     if wanted == CPU:
         return CPU
-    there = f"there are: {', '.join(found)}" if found else "there is no CUDA device here"
+    there = what_there_is(found)
     if not all(word.isdecimal() or word in found for word in wanted):
         raise ConfigError(f"--gpus {gpus}: give numbers of devices, like 0,1, or cpu; {there}")
     if not found:
@@ -93,3 +96,19 @@ def choose(gpus: str | None, found: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(chosen)) < len(chosen):
         raise ConfigError(f"--gpus {gpus}: a device is named twice; components share devices by themselves")
     return chosen
+
+
+def check_here(had: Sequence[str], found: Sequence[str]) -> None:
+    """Raise a ConfigError if not all devices that a run is recorded on are there: nobody has typed them now."""
+    gone = [device for device in had if device not in found]
+    if gone:
+        which, are = ("GPU", "is") if len(gone) == 1 else ("GPUs", "are")
+        raise ConfigError(
+            f"the run was recorded on {which} {', '.join(gone)}, which {are} not here; {what_there_is(found)}: give "
+            f"--gpus {','.join(found) or 'cpu'}"
+        )
+
+
+def what_there_is(found: Sequence[str]) -> str:
+    """To choose from, for people."""
+    return f"there are: {', '.join(found)}" if found else "there is no CUDA device here"

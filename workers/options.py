@@ -113,7 +113,7 @@ ANEW = (
         shell_complete=config_names,
         help="Compare with this one; default: as it was trained.",
     ),
-    click.option("--gpus", metavar="0,1,…|cpu", help="Devices to deal anew; default: all there are, else the CPU."),
+    click.option("--gpus", metavar="0,1,…|cpu", help="Devices to deal anew; default: those it had."),
     setting("What shall be different from now on; repeatable."),
     click.option("--steps", type=Whole(min=1), help="Optimiser steps of every component, from the beginning."),
     click.option("--minutes", type=float, help="Train for this long, from the beginning."),

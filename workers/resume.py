@@ -14,6 +14,7 @@ from configs.errors import ConfigError, DataError, RunError
 from configs.load import check_keys, convert, load, merge, parse_setting
 from configs.tree import Config
 from mach.shelf import Shelf, damage, fallback, read_manifest
+from workers.devices import CPU, check_here, find_devices
 from workers.plan import Plan, make_plan
 from workers.rundir import RunDir
 from workers.status import Status
@@ -172,9 +173,15 @@ def resumed_plan(old: Plan, config: Config, status: Status | None, sockets: Path
 
 
 def same_devices(plan: Plan) -> str:
-    """The devices of a plan, as --gpus names them."""
-    found = dict.fromkeys(process.device for process in plan.processes if process.kind == "trainer")
-    return ",".join(found) or "cpu"
+    """The devices of a plan, as --gpus names them.
+
+    Raises:
+        ConfigError: one of them is not here.
+    """
+    had = tuple(dict.fromkeys(process.device for process in plan.processes if process.kind == "trainer")) or CPU
+    if had != CPU:
+        check_here(had, find_devices())
+    return ",".join(had)
 
 
 def written_by(run: RunDir, component: str) -> int:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,31 @@ def test_a_wrong_choice_is_told_what_there_is(gpus: str, found: tuple[str, ...],
     with pytest.raises(ConfigError) as refused:
         devices.choose(gpus, found)
     assert str(refused.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("had", "found", "sentence"),
+    [
+        (("3",), ("0", "1"), "GPU 3, which is not here; there are: 0, 1: give --gpus 0,1"),
+        (("0", "2", "3"), ("0",), "GPUs 2, 3, which are not here; there are: 0: give --gpus 0"),
+        (("0",), (), "GPU 0, which is not here; there is no CUDA device here: give --gpus cpu"),
+    ],
+)
+def test_a_run_that_goes_on_without_its_devices_is_told_what_nobody_typed(
+    had: tuple[str, ...], found: tuple[str, ...], sentence: str
+) -> None:
+    devices.check_here(found, found)
+    with pytest.raises(ConfigError) as refused:
+        devices.check_here(had, found)
+    assert str(refused.value) == f"the run was recorded on {sentence}"
+
+
+@pytest.fixture(autouse=True)
+def asked_anew() -> Iterator[None]:
+    """No answer of one test is given in another."""
+    devices.find_devices.cache_clear()
+    yield
+    devices.find_devices.cache_clear()
 
 
 @pytest.fixture
@@ -121,6 +147,15 @@ def test_visible_devices_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-5a,99")  # CUDA ignores what comes after a wrong one
     monkeypatch.setattr(subprocess, "run", answering("CUDA devices: 2\n"))
     assert devices.find_devices() == ("2", "GPU-5a")
+
+
+@pytest.mark.usefixtures("driver")
+def test_torch_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on looks whether its devices are there, and then deals them."""
+    monkeypatch.setattr(subprocess, "run", answering("CUDA devices: 2\n"))
+    found = devices.find_devices()
+    monkeypatch.setattr(subprocess, "run", never)
+    assert devices.find_devices() == found == ("0", "1")
 
 
 @pytest.mark.usefixtures("driver")

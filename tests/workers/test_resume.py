@@ -15,6 +15,8 @@ from mach.checkpoint import save_state
 from mach.recipes import RECIPES
 from mach.shelf import MANIFEST, STATE, Shelf
 from mach.state import State
+from workers import commands, resume
+from workers import devices as devices_of
 from workers import status as status_file
 from workers.plan import Plan, make_plan
 from workers.resume import (
@@ -235,12 +237,32 @@ def test_a_run_directory_may_have_been_moved(run: RunDir, tmp_path: Path) -> Non
     assert resumed_plan(plan, config_of(plan, None, ()), None, run.path, ("cpu",)).directory == str(moved.path)
 
 
-def test_devices_are_those_it_had(run: RunDir) -> None:
+def test_devices_are_those_it_had(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = ["0", "1", "2"]
+    monkeypatch.setattr(resume, "find_devices", lambda: tuple(there))
     plan = plan_of(run, "n_components=3")
     assert same_devices(plan) == "cpu"
     config = load("digits", ("n_components=3",), RECIPES)
     dealt = make_plan(config, run="r", directory=run.path, sockets=run.path, devices=("0", "1"))
     assert same_devices(dealt) == "0,1"
+    there.pop(1)
+    with pytest.raises(ConfigError, match=r"recorded on GPU 1, which is not here; there are: 0, 2: give --gpus 0,2"):
+        same_devices(dealt)
+
+
+def test_a_run_whose_devices_are_gone_is_refused_without_a_word_of_what_nobody_typed(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resume, "find_devices", lambda: ("0",))
+    monkeypatch.setattr(devices_of, "find_devices", lambda: ("0",))
+    monkeypatch.setattr(commands, "warm", lambda: None)
+    config = load("digits", WORDS, RECIPES)
+    keep_plan(run, make_plan(config, run="run", directory=run.path, sockets=run.path, devices=("3",)))
+    done = CliRunner().invoke(cli, ["resume", "run", "--runs", str(run.path.parent)])
+    assert done.exit_code == 2
+    assert done.output == ("mach: the run was recorded on GPU 3, which is not here; there are: 0: give --gpus 0\n")
+    told = CliRunner().invoke(cli, ["resume", "--help"], terminal_width=200).output
+    assert "Devices to deal anew; default: those it had." in told
 
 
 def test_a_run_directory_is_taken_up_again_with_its_last_plan_put_by(run: RunDir) -> None:
