@@ -17,15 +17,20 @@ from workers.member import Member
 
 
 class Gathering:
-    """What has to be ordered next, once `gather` was. `give_up_at`: when the rest is told to stop as it is."""
+    """What has to be ordered next, once `gather` was. `patience_s`: from now, or the end of the last checkpoint that is
+    being written, until the rest is told to stop as it is.
+    """
 
-    def __init__(self, members: Sequence[Member], give_up_at: float) -> None:
+    def __init__(self, members: Sequence[Member], patience_s: float, now: float) -> None:
         self._members = members
-        self._give_up_at = give_up_at
+        self._patience_s = patience_s
+        self._give_up_at = now + patience_s
         self._told = False
 
     def order(self, now: float) -> str | None:
         """The order that is due now: at last, `stop`."""
+        if any(member.saving for member in self._members):
+            self._give_up_at = max(self._give_up_at, now + self._patience_s)
         without = any(member.over in ("failed", "stopped") for member in self._members)
         if without or now >= self._give_up_at or all(member.gathered for member in self._members):
             return "stop"

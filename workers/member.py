@@ -21,7 +21,7 @@ from configs.tree import Supervise
 from workers.attempt import Attempt
 from workers.desk import Answer, Promise
 from workers.policy import GiveUp, Restarts, patience_s
-from workers.report import Report, State, older
+from workers.report import SAVING, Report, State, older
 from workers.rundir import RunDir
 from workers.status import ComponentStatus, Failure
 
@@ -122,6 +122,15 @@ class Member:
         """Whether it is where all stop, and has saved what it could."""
         said = self.attempt.report
         return self.over is not None or (said is not None and said.state in ("stopping", "stopped", "finished"))
+
+    @property
+    def saving(self) -> bool:
+        """Whether it says that it writes its checkpoint, which no deadline cuts short: gigabytes take long. One that
+        hangs meanwhile falls silent, and is killed for that.
+        """
+        said = self.attempt.report
+        writes = said is not None and (said.state, said.reason) == ("waiting", SAVING)
+        return writes and self.attempt.alive and not self.attempt.killed
 
     @property
     def refused(self) -> bool:
@@ -257,7 +266,7 @@ class Member:
         if self.attempt.killed:
             return "stalled", self.attempt.killed
         if self._told not in ("", "release") or self._asked:
-            return "stopping", "told to save and leave"
+            return "stopping", SAVING if self.saving else "told to save and leave"
         if said is None:
             return "starting", ""
         return said.state, said.reason
@@ -286,6 +295,8 @@ class Member:
             if not frozen:
                 self.attempt.dump()
             self._kill_at = now if frozen else now + DUMP_S
+        if self.saving:  # the time to leave begins when it has
+            self._kill_at = max(self._kill_at, now + max(self.rules.grace_ms / 1000, DUMP_S))
         if now >= self._kill_at:
             self._kill_at = float("inf")
             self.attempt.kill("did not leave in time")

@@ -12,6 +12,8 @@ State = Literal["starting", "training", "waiting", "stalled", "restarting", "sto
 """`waiting`: done with its own steps or in lock-step, waits for a peer (the reason says which). `stalled`: alive
 without progress. `restarting`: its next life is due. `stopping`: it was told to leave; if it says so itself, in
 lock-step, it has saved the step at which all stop. The last three are final."""
+SAVING = "writes its checkpoint"
+"""The reason of one that is `waiting` for its disk: whoever told it to leave gives it the time."""
 
 
 class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -299,7 +299,7 @@ class Supervisor:
         )
         now = self.clock.now
         if self.plan.lockstep and not at_once and not self._ordered:
-            self._gathering = Gathering(self.members, now + self._grace_s / 2)  # the other half is for leaving
+            self._gathering = Gathering(self.members, self._grace_s / 2, now)  # the other half is for leaving
             self._order("gather", self._grace_s, now)
         else:
             self._order("stop", 0.0 if at_once else self._grace_s, now)
@@ -345,6 +345,8 @@ class Supervisor:
         if self._gathering is not None and (order := self._gathering.order(now)) is not None:
             self._order(order, self._grace_s, now)
             self._gathering = None if order == "stop" else self._gathering
+        if not self._at_once and any(member.saving for member in self.members):  # the time to leave begins after that
+            self._deadline = max(self._deadline, now + max(self._grace_s, TICK_S))
         if now >= self._deadline:
             for member in self.members:
                 member.kill(self._at_once or "killed, since it did not leave in time")

@@ -29,7 +29,7 @@ from workers.journal import Journal
 from workers.keeper import Keeper, say
 from workers.plan import Plan, ProcessPlan, bus_of
 from workers.process import Control, device_of
-from workers.report import State
+from workers.report import SAVING, State
 from workers.rundir import RunDir
 from workers.turns import WAIT_S, Trainer
 
@@ -188,9 +188,14 @@ class Life:
             self.see_written()
 
     def see_written(self) -> None:
-        """Wait for the keeper's writer; a large state on a slow disk is no stall."""
+        """Wait for the keeper's writer; a large state on a slow disk is no stall. Who is told to leave says so at once:
+        it is given the time only if that is known.
+        """
+        said = False
         while not self.keeper.finish(self.trainer.mailbox.now(), WAIT_S):
-            self.report_if_due("waiting", "writes its checkpoint")
+            if self.journal.due(self.trainer.mailbox.now()) or (self.called() and not said):
+                self.report("waiting", SAVING)
+                said = True
 
     def trained(self) -> bool:
         """Whether the run's length is reached; in stream wiring component 0 decides, and says BYE to the next. Who has

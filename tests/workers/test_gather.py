@@ -34,7 +34,7 @@ class Crowd:
         self.members = [
             Member(lambda _, __, life=life: life.attempt, 1, Supervise(), run, 0.0, mends=False) for life in self.lives
         ]
-        self.gathering = Gathering(self.members, 2.5)
+        self.gathering = Gathering(self.members, 2.5, 0.0)
         for member in self.members:
             member.order("gather")
 
@@ -110,6 +110,7 @@ class Heard:
     """A member of a simulated run, as its newest report shows it."""
 
     over = None
+    saving = False
 
     def __init__(self, report: Report | None) -> None:
         self.gathered = report is not None and report.state in ("stopping", "finished")
@@ -155,7 +156,7 @@ def called_at(at_s: float) -> Callable[[Orders], set[str]]:
         if now < at_s + 0.003 * self.process.index:
             return {"release"} if self.simulation.all_done() else set()
         heard = [Heard(self.simulation.reports.get(name)) for name in self.simulation.trainers]
-        order = Gathering(heard, float("inf")).order(now)  # type: ignore[arg-type]
+        order = Gathering(heard, float("inf"), now).order(now)  # type: ignore[arg-type]
         if order is not None and (not given or order == "stop"):
             given.append(order)
         return {"gather", *given}
