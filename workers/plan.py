@@ -91,6 +91,7 @@ def make_plan(
     children = children_of(config.graph, config.n_components)
     parents = parents_of(children)
     check_settings(config, lockstep=lockstep)
+    check_lessons(config, children)
     if config.wiring == "stream":
         check_stream(config, children, lockstep=lockstep)
     check_components(config, lockstep=lockstep)
@@ -178,6 +179,39 @@ def check_settings(config: Config, *, lockstep: bool) -> None:
         raise ConfigError(
             f"method.depth: {depth} levels need a window of {depth + 1} or more, or questions would wait for each "
             f"other's places; set bus.window={depth + 1}"
+        )
+
+
+def check_lessons(config: Config, children: Adjacency) -> None:
+    """Raise a ConfigError where a component would have nothing to learn from, and so never take a step, or learn
+    nothing about labels; and for answers that nobody has.
+    """
+    method, skip = config.method, config.wiring == "skip"
+    if not any(children):
+        return
+    if skip and method.targets == "none":
+        raise ConfigError(
+            "method.targets: none leaves nothing to say to a parent in skip wiring, where every answer is a target; "
+            "set method.targets=embedding, or wiring=stream with graph=chain"
+        )
+    if method.heads == "every" or (method.gradient_reach == "full" and not skip):
+        return
+    if skip:
+        raise ConfigError(
+            "method.heads: last is for stream wiring; in skip wiring everybody's head is its own, and learns from "
+            "labels alone; set method.heads=every"
+        )
+    between = any(children[child] for own in children for child in own)  # who has a parent and children
+    if method.gradient_reach == "none" or (between and not method.guess):
+        raise ConfigError(
+            f"method.heads: last leaves components with children no loss of their own, and by method.gradient_reach="
+            f"{method.gradient_reach} no gradient of the last one's comes to all of them; set "
+            "method.gradient_reach=full, or method.heads=every"
+        )
+    if between and method.targets != "none":
+        raise ConfigError(
+            f"method.targets: {method.targets} is what components with a loss of their own can answer at once, and by "
+            "method.heads=last those between have none; set method.targets=none, or method.heads=every"
         )
 
 

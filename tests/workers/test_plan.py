@@ -88,6 +88,28 @@ def test_a_plan_survives_json() -> None:
     assert msgspec.json.decode(msgspec.json.encode(plan), type=Plan) == plan
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_has_a_plan(recipe: str, count: int) -> None:
+    assert len(plan_of(f"recipe={recipe}", f"n_components={count}").processes) == count
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("recipe=mach-hop", "method.heads=last", "n_components=2"),  # the last one's gradient comes to all there are
+        ("recipe=mach-hop", "method.heads=last", "n_components=3", "graph=[[1,2],[],[]]"),
+        ("recipe=dni", "method.targets=embedding", "n_components=2"),
+        ("recipe=ddg", "method.targets=embedding"),
+        ("recipe=dgl", "method.heads=last", "n_components=1"),
+        ("method.targets=none", "n_components=1"),
+        ("method.heads=last", "n_components=1"),
+    ],
+)
+def test_what_leaves_everybody_something_to_learn_has_a_plan(settings: tuple[str, ...]) -> None:
+    assert plan_of(*settings).processes
+
+
 @pytest.mark.parametrize(
     ("settings", "lockstep", "words"),
     [
@@ -109,6 +131,14 @@ def test_a_plan_survives_json() -> None:
         (("recipe=mach-stream", "model.join=mean"), False, "logits that do not run up"),
         (("recipe=mach-stream", "staleness.late=stash"), False, "here none does"),
         (("recipe=mach-stream", "bus.codec.target=int8"), False, "one scale"),
+        (("recipe=mach-hop", "method.heads=last"), False, "gradient_reach=hop no .* set method.gradient_reach"),
+        (("recipe=mach-hop", "method.heads=last", "method.targets=none"), False, "comes to all of them"),
+        (("recipe=dgl", "method.heads=last", "n_components=2"), False, "by method.gradient_reach=none no gradient"),
+        (("recipe=dni", "method.gradient_reach=none"), False, "by method.gradient_reach=none no gradient"),
+        (("recipe=dni", "method.guess=false"), False, "method.heads: last leaves"),
+        (("recipe=dni", "method.targets=embedding"), False, "method.targets: embedding is .* set method.targets=none"),
+        (("method.targets=none",), False, "method.targets: none .* set method.targets=embedding, or wiring=stream"),
+        (("method.heads=last",), False, "method.heads: last is for stream wiring; .* set method.heads=every"),
         (("method.targets_every=2",), False, "method.targets_every: is of stream"),
         (("staleness.policies=[clip,shrink,clip]",), False, "staleness.policies: clip stands there more than once"),
         (("bus.activation=indices",), False, "with data.noise=0.6 every sample is drawn anew, .* set data.noise=0, or"),
