@@ -61,11 +61,12 @@ def restore(descent: Descent, memory: Memory, state: State, now: float, input_sh
     Raises:
         DataError: it does not fit the networks; nothing was changed.
     """
-    own, optimiser = state.under("component"), state.under("optimiser")
+    own, optimiser, apart = state.under("component"), state.under("optimiser"), state.under("apart")
     pack.check_module(descent.component, own)
-    pack.check_optimiser(descent.optimiser, optimiser)
-    apart = state.under("apart")
-    if descent.apart is not None:
+    alike, alike_apart = _of_kind(descent.optimiser, optimiser), _of_kind(descent.apart, apart)
+    if alike:
+        pack.check_optimiser(descent.optimiser, optimiser)
+    if descent.apart is not None and alike_apart:
         pack.check_optimiser(descent.apart, apart, "apart")
     late = deque(
         _late(descent.component, state, number, now, input_shape) for number in range(len(state.values["late"]))
@@ -79,9 +80,9 @@ def restore(descent: Descent, memory: Memory, state: State, now: float, input_sh
         pack.check_module(descent.average, average)
         pack.into_module(descent.average, average)
     pack.into_module(descent.component, own)
-    if optimiser.values["kind"] == type(descent.optimiser).__name__:
+    if alike:
         pack.into_optimiser(descent.optimiser, optimiser)
-    if descent.apart is not None and apart.values.get("kind") == type(descent.apart).__name__:
+    if descent.apart is not None and alike_apart:
         pack.into_optimiser(descent.apart, apart)
     for name, tensor in gathered.tensors.items():
         parameters[name].grad = tensor.to(parameters[name].device, copy=True)  # to be added to
@@ -93,6 +94,11 @@ def restore(descent: Descent, memory: Memory, state: State, now: float, input_sh
     descent.staleness.lags = tuple(state.values.get("lags", descent.staleness.lags))
     memory.late = late
     descent.go_on(state.values["version"], gathered.values.get("count", 0))
+
+
+def _of_kind(optimiser: torch.optim.Optimizer | None, state: State) -> bool:
+    """Whether a state's moments are of an optimiser like this: those of another kind have shapes of their own."""
+    return optimiser is not None and state.values.get("kind") == type(optimiser).__name__
 
 
 def _check_by_weight(what: str, gathered: State, parameters: Mapping[str, Tensor]) -> None:

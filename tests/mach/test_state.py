@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from mach.data import Batches, Dataset
 from mach.data import load as load_data
 from mach.learner import Learner
 from mach.messages import Activation, Gradient, Letter, Target
+from mach.optimisers import OPTIMISERS
 from mach.recipes import RECIPES
 from mach.shelf import Shelf
 from mach.state import Copies, State
@@ -165,12 +167,18 @@ def test_ages_count_on_without_the_time_between(make: Callable[..., Alone]) -> N
     assert (age.versions, age.seconds) == (1, 3.0)
 
 
-def test_what_another_optimiser_left_is_left_out(make: Callable[..., Alone]) -> None:
-    first, second = make("optimiser.name=adamw"), make("optimiser.name=sgd")
+@pytest.mark.parametrize(("was", "now"), list(permutations(OPTIMISERS, 2)))
+@pytest.mark.parametrize("apart", ["false", "true"])
+def test_what_another_optimiser_left_is_left_out(make: Callable[..., Alone], was: str, now: str, apart: str) -> None:
+    """Muon keeps its parameters in another order, so that none of the shapes are those of the others."""
+    first, second = (
+        make("model.family=conv", f"optimiser.name={name}", f"optimiser.separate_late={apart}") for name in (was, now)
+    )
     first.steps(3)
     second.restore(first.state())
     assert second.learner.version == 3
-    assert not second.learner.optimiser.state_dict()["state"]
+    optimisers = [second.learner.optimiser, second.learner.descent.apart]
+    assert not any(each.state_dict()["state"] for each in optimisers if each is not None)
     second.steps(1)
 
 
