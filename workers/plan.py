@@ -231,6 +231,11 @@ def check_head(config: Config) -> None:
             f"by recipe={'mach-stream' if head == 'chain' else 'dgl'}; set wiring=stream and method.heads=every, or "
             "leave it out"
         )
+    if config.bus.codec.target == "int8":
+        raise ConfigError(
+            "bus.codec.target: int8 would give all weights that travel up for method.momentum_head one scale; set "
+            "bf16 or none"
+        )
     if head == "layer":
         return
     if any(len(children) > 1 for children in children_of(config.graph, config.n_components)):
@@ -248,11 +253,6 @@ def check_head(config: Config) -> None:
         raise ConfigError(
             "staleness.late: stash keeps weights for gradients that come late, and here none does; set "
             "staleness.late=recompute"
-        )
-    if config.bus.codec.target == "int8":
-        raise ConfigError(
-            "bus.codec.target: int8 would give all weights that travel up for method.momentum_head one scale; set "
-            "bf16 or none"
         )
 
 

@@ -131,6 +131,7 @@ def test_what_leaves_everybody_something_to_learn_has_a_plan(settings: tuple[str
         (("recipe=mach-stream", "model.join=mean"), False, "logits that do not run up"),
         (("recipe=mach-stream", "staleness.late=stash"), False, "here none does"),
         (("recipe=mach-stream", "bus.codec.target=int8"), False, "one scale"),
+        (("recipe=dgl", "method.momentum_head=layer", "bus.codec.target=int8"), False, "one scale; set bf16 or none"),
         (("recipe=mach-hop", "method.heads=last"), False, "gradient_reach=hop no .* set method.gradient_reach"),
         (("recipe=mach-hop", "method.heads=last", "method.targets=none"), False, "comes to all of them"),
         (("recipe=dgl", "method.heads=last", "n_components=2"), False, "by method.gradient_reach=none no gradient"),
