@@ -116,7 +116,8 @@ class Muon(Eager):
         chosen = {id(weight) for weight in hidden}
         rest = [parameter for parameter in component.parameters() if id(parameter) not in chosen]
         self._flat = [(weight, weight.detach().flatten(1)) for weight in hidden if weight.dim() > 2]
-        """(kernel, the matrix that shares its memory)."""
+        """(kernel, the matrix that shares its memory; or a copy, where rows lie otherwise, as in channels_last)."""
+        self._copied = [(kernel, matrix) for kernel, matrix in self._flat if matrix.data_ptr() != kernel.data_ptr()]
         flat = {id(kernel): matrix for kernel, matrix in self._flat}
         self._inner: list[torch.optim.Optimizer] = []
         common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
@@ -137,8 +138,12 @@ class Muon(Eager):
             raise ValueError("this optimiser takes no closure: run backward first, then step")
         for kernel, matrix in self._flat:
             matrix.grad = None if kernel.grad is None else kernel.grad.flatten(1)
+        for kernel, matrix in self._copied:
+            matrix.copy_(kernel.detach().flatten(1))  # which others change as well, as they load weights
         for inner in self._inner:
             inner.step()
+        for kernel, matrix in self._copied:
+            kernel.detach().copy_(matrix.view(kernel.shape))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients, those of kernels too, which the groups hold as matrices."""

@@ -143,6 +143,27 @@ def test_a_muon_step_is_torchs_own_on_matrices_and_on_flattened_kernels() -> Non
         optimiser.step(lambda: 0.0)
 
 
+def test_muon_moves_kernels_in_channels_last_as_it_moves_others() -> None:
+    """Such a kernel shares no memory with the matrix that it is seen as."""
+    convolution = nn.Conv2d(4, 6, 3)
+    plain, last = (Component(copy.deepcopy(convolution), nn.Identity(), nn.Linear(6, 2), {}) for _ in range(2))
+    last.to(memory_format=torch.channels_last)
+    kernels = [network.get_parameter("encoder.weight") for network in (plain, last)]
+    assert [kernel.is_contiguous() for kernel in kernels] == [True, False]
+    optimisers = [optimiser_of(Optimiser(name="muon", lr=0.1), network) for network in (plain, last)]
+    generator = torch.Generator().manual_seed(0)
+    for step in range(4):
+        gradient = torch.randn(kernels[0].shape, generator=generator)
+        for kernel, optimiser in zip(kernels, optimisers, strict=True):
+            kernel.grad = torch.empty_like(kernel).copy_(gradient)  # lies as the kernel does, which backward sees to
+            optimiser.step()
+            if step == 1:  # as weights are loaded, or go back to before
+                kernel.detach().mul_(0.5)
+    assert torch.equal(*kernels)
+    assert not torch.equal(kernels[1], convolution.weight)
+    assert not kernels[1].is_contiguous(), "in memory it lies as it did"
+
+
 def test_muon_serves_a_network_without_a_matrix_inside() -> None:
     network = Component(nn.Identity(), nn.LayerNorm(4), nn.Linear(4, 2), {})
     optimiser = optimiser_of(Optimiser(name="muon"), network)
