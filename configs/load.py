@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import msgspec
 import yaml
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, DataError
 from configs.tree import ComponentOverride, Config, Node
 
 HERE = Path(__file__).parent
@@ -41,6 +41,24 @@ class Loader(yaml.SafeLoader):
 Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
+
+
+class Plain(Loader):
+    """The same without aliases, of which a few lines make a tree that is too large for any machine."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """One node of the text."""
+        if self.check_event(yaml.AliasEvent):
+            raise Aliased
+        return super().compose_node(parent, index)
+
+
+class Aliased(Exception):
+    """A text in which an alias stands."""
+
+
+LONGEST = 1 << 18
+"""Characters of a configuration that is read out of a file of weights, at most."""
 
 
 def shipped() -> list[str]:
@@ -97,11 +115,11 @@ def read(path: Path) -> Layer:
     return parse(text, str(path))
 
 
-def parse(text: str, where: str) -> Layer:
+def parse(text: str, where: str, loader: type[Loader] = Loader) -> Layer:
     """The mapping that a YAML text is; an empty one is an empty mapping."""
     try:
-        content = yaml.load(text, Loader)
-    except yaml.YAMLError as error:
+        content = yaml.load(text, loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # no such date, too many digits, too deep
         raise ConfigError(f"{where}{_trouble(error, text)}") from error
     if content is None:
         return {}
@@ -118,7 +136,7 @@ def parse_setting(text: str) -> Layer:
         raise ConfigError(f"--set {text}: is not of the form key=value, for example --set optimiser.lr=0.001")
     try:
         leaf: Any = yaml.load(value, Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--set {text}: {value!r} is no valid YAML value; quote it") from error
     if isinstance(leaf, dict) and value.rstrip().endswith(":"):
         raise ConfigError(f"--set {text}: nothing follows the colon; write package.module:factory, or KEY: VALUE")
@@ -203,12 +221,19 @@ def dump(config: Config) -> str:
 
 
 def undump(text: str, where: str) -> Config:
-    """The tree that `dump` wrote down.
+    """The tree that `dump` wrote down; or a stranger, so that what it costs to read is bounded.
 
     Raises:
         ConfigError: as `load`; names `where` it stands.
+        DataError: `dump` writes nothing like it: it is far too long, or has aliases.
     """
-    layer = parse(text, where)
+    odd = f"{where}: is none that mach wrote down, with {{}}; use a file as a run of mach left it"
+    if len(text) > LONGEST:
+        raise DataError(odd.format(f"{len(text)} characters, where {LONGEST} are the most"))
+    try:
+        layer = parse(text, where, Plain)
+    except Aliased:
+        raise DataError(odd.format("aliases in it")) from None
     check_keys(layer, where)
     return convert(layer, where)
 
@@ -278,10 +303,11 @@ def _node_in(kind: Any) -> type[Node] | None:
     return next((option for option in options if isinstance(option, type) and issubclass(option, Node)), None)
 
 
-def _trouble(error: yaml.YAMLError, text: str) -> str:
+def _trouble(error: Exception, text: str) -> str:
     """Where a YAML text goes wrong, and what stands there."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return f": is no valid YAML: {getattr(error, 'reason', None) or error}; save it as plain text"
+        hint = "save it as plain text" if isinstance(error, yaml.YAMLError) else "correct that value"
+        return f": is no valid YAML: {getattr(error, 'reason', None) or error}; {hint}"
     at, began = error.problem_mark, error.context_mark
     since = f" {error.context} that begins in line {began.line + 1}," if began and began.line < at.line else ""
     line = text.splitlines()[min(at.line, text.rstrip().count("\n"))].rstrip()

@@ -9,8 +9,9 @@ the recipe has no targets, there is no student either.
 A file of weights says itself what it is of: its metadata hold the run's configuration and the shape of the samples
 (`about`). So neither the data nor the rest of the run's directory is needed.
 
-Law: a file has nothing run. Nothing is unpickled, and of a family that is none of ours, whose module would be imported
-and called, only the reader's own word counts.
+Laws: a file has nothing run. Nothing is unpickled, and of a family that is none of ours, whose module would be imported
+and called, only the reader's own word counts. And it costs little more than its own size: what it says is measured by
+the tensors that it holds before memory is taken for it.
 
 Shapes: B batch, T time, K classes.
 """
@@ -28,7 +29,7 @@ from configs.errors import ConfigError, DataError
 from configs.load import dump, undump
 from configs.tree import Config, Positive
 from mach.assemble import component_of
-from mach.checkpoint import load_about, load_weights
+from mach.checkpoint import count_of, load_about, load_weights
 from mach.component import Component
 from mach.data.dataset import Dataset
 from mach.graph import Adjacency, children_of, name_of, path_to
@@ -38,11 +39,16 @@ SUFFIX = ".safetensors"
 ALIKE = ("recipe", "seed", "wiring", "graph", "n_components", "model")
 """Keys of the configuration that no life of a run changes."""
 
+MOST = 1024
+"""Components of a run whose weights are read, at most."""
+LAYERS = 64
+"""So many layers one on another may stand in a configuration that has no use for them, and no weights."""
+
 
 class Samples(msgspec.Struct, frozen=True):
     """What has to be known of the data to build a network for them."""
 
-    sample_shape: tuple[Positive, ...]
+    sample_shape: Annotated[tuple[Positive, ...], Meta(max_length=16)]
     """Of one input, without the batch."""
     classes: Positive
     symbols: Annotated[int, Meta(ge=0)]
@@ -146,6 +152,7 @@ def described(folder: Path, index: int) -> tuple[Config, Dataset]:
     if told.get("component") != name:
         raise DataError(f"{file}: holds the weights of {told.get('component')}; give it the name it had")
     config = undump(told["config"], f"{file}: configuration")
+    check_counts(file, config, index)
     if index >= config.n_components:
         raise DataError(f"{file}: is of {name}, in a run of {config.n_components} components; train that run again")
     try:
@@ -166,6 +173,28 @@ def found(folder: Path, index: int) -> Path:
     inside = folder / "weights"
     hint = f"give {inside}" if inside.is_dir() else "they are there when a run has ended, in runs/NAME/weights"
     raise DataError(f"{folder}: holds no weights; {hint}")
+
+
+def check_counts(file: Path, config: Config, index: int) -> None:
+    """Raise a DataError where a configuration has more of something than a run has, or than the file has tensors for:
+    of each a Python object would be made, before one shape could be compared.
+    """
+    held, model, below = count_of(file), config.model, config.n_components - 1 - index
+    if config.method.reach:
+        below = min(below, config.method.reach)
+    counts = {
+        "n_components": (config.n_components, MOST),
+        "model.blocks": (model.blocks, max(held, LAYERS)),
+        "model.joiner": (len(model.joiner), max(held, LAYERS)),
+        "model.student": (len(model.student), max(held, LAYERS)),
+        "sections below it": (below if config.method.momentum_head == "chain" else 0, held),
+    }
+    for what, (count, most) in counts.items():
+        if count > most:
+            raise DataError(
+                f"{file}: says {count} of {what}, and with the {held} tensors that it holds {most} are the most; use a "
+                "file as a run of mach left it"
+            )
 
 
 def check_family(file: Path, named: str, family: str) -> None:
@@ -200,11 +229,15 @@ def filled(folder: Path, index: int, config: Config, children: Adjacency, datase
     other = [key for key in ALIKE if getattr(own, key) != getattr(config, key)]
     if other:
         raise DataError(f"{file}: is of another run, with another {other[0]}; give a folder with the weights of one")
+    names, weights = [name_of(child) for child in children[index]], load_weights(file)
     try:
-        component = component_of(config, index, [name_of(child) for child in children[index]], dataset)
-        component.load_state_dict(load_weights(file))
-    except RuntimeError as error:  # torch's own: names and shapes, or sizes beyond all memory
-        told = " ".join(str(error).split())
+        if ":" not in config.model.family:  # one of ours can be built without memory; of another its reader answers
+            with torch.device("meta"):
+                component_of(config, index, names, dataset).load_state_dict(weights, assign=True)
+        component = component_of(config, index, names, dataset)
+        component.load_state_dict(weights)
+    except (RuntimeError, TypeError) as error:  # torch's own: names and shapes, or sizes beyond 64 bits, with a trace
+        told = " ".join(str(error).split()) if isinstance(error, RuntimeError) else str(error).splitlines()[0]
         raise DataError(
             f"{file}: does not fit the network that its configuration describes; use the version of mach, and of a "
             f"family of your own, that trained it: {told}"

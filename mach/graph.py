@@ -39,7 +39,11 @@ def children_of(graph: str | Adjacency, n_components: int) -> Adjacency:
 
 def parents_of(children: Adjacency) -> Adjacency:
     """Parents of every component: the same edges, seen from the other end."""
-    return tuple(tuple(i for i, own in enumerate(children) if j in own) for j in range(len(children)))
+    parents: list[list[int]] = [[] for _ in children]
+    for i, own in enumerate(children):
+        for j in own:
+            parents[j].append(i)
+    return tuple(map(tuple, parents))
 
 
 def path_to(index: int, children: Adjacency) -> tuple[int, ...]:

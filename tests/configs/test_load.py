@@ -238,3 +238,16 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
 def test_merging_replaces_everything_but_mappings() -> None:
     assert merge({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 3}, "d": [2]}) == {"a": {"b": 3, "c": 2}, "d": [2]}
     assert merge({"a": 1}, {"a": {"b": 2}}) == {"a": {"b": 2}}
+
+
+def test_a_file_of_ones_own_may_use_anchors_and_what_is_no_value_is_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("model:\n  joiner: &widths [8, 8]\n  student: *widths\n")
+    assert load(str(file)).model.student == (8, 8)
+    for text in ("seed: 2024-99-99", f"seed: {'9' * 5000}", "graph: " + "[" * 5000):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=r"own\.yaml: is no valid YAML: .*; correct that value$") as raised:
+            load(str(file))
+        assert "\n" not in str(raised.value)
+    with pytest.raises(ConfigError, match="--set seed=2024-99-99: '2024-99-99' is no valid YAML value"):
+        load("digits", ["seed=2024-99-99"])

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from configs.errors import ConfigError, DataError
-from configs.load import dump
+from configs.load import LONGEST, dump
 from configs.load import load as load_config
 from configs.tree import Config
 from mach import export
@@ -25,6 +25,8 @@ from workers.timing import timing_of
 
 SMALL = ("n_components=3", "train.steps=24", "train.batch_size=32", "evaluate.every_steps=1000", "seed=3")
 TINY = ("model.embedding=16", "model.blocks=1", "model.joiner=[16]", "model.student=[16]", "data.length=16")
+ALIASES = "a: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{l: *a{i - 1}, r: *a{i - 1}}}\n" for i in range(1, 40))
+"""Forty lines, and as a tree 2⁴⁰ leaves."""
 TEXT = ("data.train_samples=256", "data.test_samples=32", *TINY)
 
 
@@ -189,7 +191,41 @@ def test_neither_the_data_nor_the_rest_of_the_run_is_needed(run: Path, tmp_path:
         (
             {"samples": '{"sample_shape": [64], "classes": 1000000000000000, "symbols": 0}'},
             DataError,
-            r"does not fit the network .* allocate",
+            r"does not fit the network .* size mismatch",
+        ),
+        (
+            {
+                "config": "n_components: 3",
+                "samples": '{"sample_shape": [1000000, 1000000], "classes": 2, "symbols": 0}',
+            },
+            DataError,
+            r"does not fit the network",
+        ),
+        ({"samples": f'{{"sample_shape": {[1] * 99}, "classes": 10, "symbols": 0}}'}, DataError, "does not say what"),
+        (
+            {"config": ALIASES},
+            DataError,
+            r"c1\.safetensors: configuration: is none that .* aliases in it; use a file as",
+        ),
+        ({"config": f"#{'!' * LONGEST}"}, DataError, r"c1\.safetensors: configuration: is none that .* characters"),
+        ({"config": "graph: " + "[" * 5000}, ConfigError, r"c1\.safetensors: configuration: is no valid YAML"),
+        ({"config": f"seed: {'9' * 5000}"}, ConfigError, r"c1\.safetensors: configuration: is no valid YAML"),
+        ({"config": "n_components: 1000000000"}, DataError, r"c1\.safetensors: says 1000000000 of n_components, and"),
+        (
+            {"config": "n_components: 1000\nwiring: stream\ngraph: chain\nmethod: {momentum_head: chain}"},
+            DataError,
+            r"c1\.safetensors: says 998 of sections below it, and",
+        ),
+        *(
+            ({"config": f"n_components: 3\nmodel: {{{key}: {value}}}"}, DataError, said)
+            for key, value, said in (
+                ("blocks", 10**9, r"c1\.safetensors: says 1000000000 of model\.blocks, and"),
+                ("joiner", [1] * 999, r"says 999 of model\.joiner"),
+                ("student", [1] * 999, r"says 999 of model\.student"),
+                ("embedding", 10**7, r"does not fit the network .* size mismatch"),
+                ("joiner", [10**6, 10**6], r"does not fit the network"),
+                ("embedding", 10**30, r"does not fit the network"),
+            )
         ),
         ({"config": "n_components: 1"}, DataError, r"c1, in a run of 1 components"),
         ({"config": "wing: 1"}, ConfigError, r"c1\.safetensors: configuration: unknown key 'wing'; did you mean"),
