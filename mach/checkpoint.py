@@ -56,14 +56,12 @@ def save_state(
         )
         write_manifest(draft, manifest)
         to_disk(draft)
-        if version in shelf.versions():  # damaged, or of a life that went back to an older one
-            shutil.rmtree(replaced, ignore_errors=True)
-            os.rename(shelf.path(version), replaced)
-        os.rename(draft, shelf.path(version))
+        _put(draft, shelf.path(version), replaced)
         to_disk(shelf.folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+        if shelf.path(version).exists():
+            shutil.rmtree(replaced, ignore_errors=True)
     _thin_out(shelf, version, keep, abandoned)
 
 
@@ -200,6 +198,20 @@ def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> FileFacts:
     except DataError as error:
         raise OSError(str(error)) from error
     return FileFacts(size, digest)
+
+
+def _put(draft: Path, place: Path, replaced: Path) -> None:
+    """A checkpoint in its place; what stands there already is aside until then, and back if that fails."""
+    there = place.exists()  # damaged, or of a life that went back to an older one
+    if there:
+        shutil.rmtree(replaced, ignore_errors=True)
+        os.rename(place, replaced)
+    try:
+        os.rename(draft, place)
+    except OSError:
+        if there:
+            os.rename(replaced, place)
+        raise
 
 
 def _thin_out(shelf: Shelf, newest: int, keep: int, abandoned: Collection[int]) -> None:

@@ -1,6 +1,8 @@
 """Weights on disk: the same back, whole or not at all."""
 
+import errno
 import math
+import os
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -131,3 +133,30 @@ def test_missing_or_damaged_weights_are_one_sentence(tmp_path: Path) -> None:
     for name in ("missing", "damaged"):
         with pytest.raises(DataError, match=f"{name}: holds no weights"):
             load_weights(tmp_path / name)
+
+
+@pytest.mark.parametrize("works", [1, 2])
+def test_a_checkpoint_that_cannot_be_replaced_is_still_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, works: int
+) -> None:
+    """Of the renames, the first puts the old one aside and the second the new one in its place."""
+    shelf, rename, renamed = Shelf(tmp_path), os.rename, []
+
+    def broken(source: Path, target: Path) -> None:
+        renamed.append(target)
+        if len(renamed) == works:
+            raise OSError(errno.EIO, "Input/output error", str(target))
+        rename(source, target)
+
+    said = {"component": "c0", "version": 1, "incarnation": 1, "config": "", "keep": 2}
+    save_state(shelf, State({"weight": torch.zeros(2)}), **said)  # type: ignore[arg-type]
+    with monkeypatch.context() as patch:
+        patch.setattr("mach.checkpoint.os.rename", broken)
+        with pytest.raises(OSError, match="Input/output error"):
+            save_state(shelf, State({"weight": torch.ones(2)}), **said)  # type: ignore[arg-type]
+    assert len(renamed) >= works, "it was tried"
+    assert torch.equal(load_state(shelf, 1, "c0")[1].tensors["weight"], torch.zeros(2))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["1"]
+    save_state(shelf, State({"weight": torch.ones(2)}), **said)  # type: ignore[arg-type]
+    assert torch.equal(load_state(shelf, 1, "c0")[1].tensors["weight"], torch.ones(2))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["1"]
