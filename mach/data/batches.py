@@ -3,17 +3,27 @@
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from configs.errors import ConfigError, DataError
 from mach.data.dataset import Dataset
 from mach.messages import Batch
+from mach.seeds import seed_of
 from mach.state import State, tensor_of
+
+NONE = torch.empty(0, dtype=torch.uint8)
+"""The state of no generator."""
 
 
 class Batches(Iterator[Batch]):
     """Batches with ids 0, 1, 2, …; the same seed gives the same batches.
 
     An epoch is a permutation of all samples; what is left of it at its end, less than a batch, is left out.
+
+    The order is drawn on the CPU, wherever the data lie, and without noise the batches are the same on every device.
+    Noise is drawn where the data lie: on the CPU, by the generator of the order, on another device by one of its own.
+    So a state goes on anywhere: a generator that it has nothing for, or the state of another kind, begins anew, by the
+    seed and the number of the batch.
 
     Args:
         noise: standard deviation of Gaussian noise added to the inputs of every batch, fresh each time.
@@ -35,7 +45,9 @@ class Batches(Iterator[Batch]):
         self.noise = noise
         self.id = -1
         self.device = dataset.train_inputs.device
-        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self.seed = seed
+        self._generator = torch.Generator().manual_seed(seed)
+        self._noise = self._noise_of(NONE, self._generator, self.id)
         self._order = torch.empty(0, dtype=torch.int64)
         self._at = 0
         self._digest = ""
@@ -44,20 +56,22 @@ class Batches(Iterator[Batch]):
         """The next batch: inputs [B, ...], labels [B] or [B, T]."""
         if self._at + self.batch_size > len(self._order):
             count = len(self.dataset.train_labels)
-            self._order = torch.randperm(count, generator=self._generator, device=self.device)
+            self._order = torch.randperm(count, generator=self._generator).to(self.device)
             self._at = 0
         rows = self._order[self._at : self._at + self.batch_size]
         self._at += self.batch_size
         self.id += 1
         inputs = self.dataset.train_inputs.index_select(0, rows)
         if self.noise > 0.0:
-            inputs += self.noise * torch.randn(inputs.shape, generator=self._generator, device=self.device)
+            inputs += self.noise * torch.randn(inputs.shape, generator=self._noise, device=self.device)
         labels = self.dataset.train_labels.index_select(0, rows)
         return Batch(self.id, inputs, labels, rows if self.noise == 0.0 else None)
 
     def state(self) -> State:
-        """Where we are: the epoch's order, the place in it, the generator; and in which data."""
+        """Where we are: the epoch's order, the place in it, the generators; and in which data."""
         tensors = {"order": self._order, "generator": self._generator.get_state()}
+        if self._noise is not self._generator:
+            tensors["noise"] = self._noise.get_state()
         return State(tensors, {"id": self.id, "at": self._at, "data": self.digest})
 
     @property
@@ -70,7 +84,7 @@ class Batches(Iterator[Batch]):
         """Go on from there: the next batch is the one that would have come.
 
         Raises:
-            DataError: the state is of another data set, or of generators of another device.
+            DataError: the state is of another data set, or no state of a generator.
         """
         order = tensor_of(state.tensors, "order", torch.int64)
         generator = tensor_of(state.tensors, "generator", torch.uint8)
@@ -85,8 +99,21 @@ class Batches(Iterator[Batch]):
                 "trained on now. Give it the same files; a source that draws does so alike with torch's, numpy's and "
                 "Python's own generators, which data.split_seed seeds"
             )
+        own = self._at_state(torch.device("cpu"), generator, id)
+        noise = tensor_of({"noise": NONE, **state.tensors}, "noise", torch.uint8)
+        self._noise = self._noise_of(noise, own, id)
+        self._generator, self._order, self._at, self.id = own, order.to(self.device), at, id
+
+    def _noise_of(self, state: Tensor, order: torch.Generator, id: int) -> torch.Generator:
+        """What noise is drawn by after batch `id`, beside the generator of the order."""
+        return order if self.device.type == "cpu" else self._at_state(self.device, state, id)
+
+    def _at_state(self, device: torch.device, state: Tensor, id: int) -> torch.Generator:
+        """A generator that goes on from there; anew where the state is of another device's kind."""
+        generator = torch.Generator(device)
+        if state.shape != generator.get_state().shape:
+            return generator.manual_seed(seed_of(self.seed, id, device.type))
         try:
-            self._generator.set_state(generator)
+            return generator.set_state(state)
         except RuntimeError as error:
-            raise DataError(f"batches: the generator's state is of another device or torch ({error})") from error
-        self._order, self._at, self.id = order.to(self.device), at, id
+            raise DataError(f"batches: holds no state of a generator ({error})") from error

@@ -7,6 +7,7 @@ import torch
 
 from configs.errors import DataError
 from mach.data import Batches, Dataset
+from mach.state import Copies
 
 N = 20
 
@@ -76,3 +77,57 @@ def test_the_global_generator_is_left_alone(noise: float) -> None:
     torch.manual_seed(5)
     next(Batches(dataset(), 6, seed=0, noise=noise))
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_what_another_device_drew_noise_by_is_of_no_account_here(noise: float) -> None:
+    first, here, there = (Batches(dataset(), 6, seed=seed, noise=noise) for seed in (1, 2, 3))
+    next(first)
+    state = first.state()
+    here.restore(state)
+    state.tensors["noise"] = torch.arange(16, dtype=torch.uint8)  # as long as a CUDA device's
+    there.restore(state)
+    for _ in range(7):
+        expected = next(first)
+        for batches in (here, there):
+            found = next(batches)
+            assert found.id == expected.id
+            assert torch.equal(found.inputs, expected.inputs)
+
+
+def test_an_order_that_was_drawn_on_another_device_is_gone_on_with_and_the_next_drawn_by_the_seed() -> None:
+    """As data on a CUDA device were drawn by its own generator once, whose state has 16 bytes."""
+    first, second = Batches(dataset(), 6, seed=1), Batches(dataset(), 6, seed=1)
+    next(first)
+    state = first.state()
+    state.tensors["generator"] = torch.arange(16, dtype=torch.uint8)
+    second.restore(state)
+    assert labels(second, 2) == labels(first, 2), "what is left of the epoch"
+    later = labels(second, 6)
+    assert later != labels(first, 6)
+    for seed, same in ((1, True), (2, False)):
+        again = Batches(dataset(), 6, seed=seed)
+        again.restore(state)
+        assert (labels(again, 8)[2:] == later) is same
+
+
+def on(data: Dataset, device: str) -> Dataset:
+    tensors = (data.train_inputs, data.train_labels, data.test_inputs, data.test_labels)
+    return Dataset(*(each.to(device) for each in tensors), data.classes)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_order_is_the_same_on_a_cuda_device_and_goes_on_from_either() -> None:
+    assert labels(Batches(on(dataset(), "cuda:0"), 6, seed=1), 9) == labels(Batches(dataset(), 6, seed=1), 9)
+    for was, now in (("cpu", "cuda:0"), ("cuda:0", "cpu"), ("cuda:0", "cuda:0")):
+        for noise in (0.0, 0.5):
+            first, second = (Batches(on(dataset(), where), 6, seed=1, noise=noise) for where in (was, now))
+            next(first)
+            second.restore(Copies().take(first.state()))
+            assert labels(second, 2) == labels(first, 2), "what is left of the epoch"
+            expected, found = next(first), next(second)
+            assert (found.id, found.inputs.device.type) == (expected.id, now.partition(":")[0])
+            if noise == 0.0 or was == now:  # on the CPU noise and order are drawn by one generator
+                assert torch.equal(found.labels.cpu(), expected.labels.cpu())
+                assert torch.equal(found.inputs.cpu(), expected.inputs.cpu())

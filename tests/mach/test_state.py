@@ -230,7 +230,7 @@ def test_batches_of_other_data_are_refused(dataset: Dataset) -> None:
     state.tensors["order"][0] = 10**6
     with pytest.raises(DataError, match="do not have"):
         batches.restore(state)
-    state.tensors["generator"] = torch.zeros(3, dtype=torch.uint8)
+    state.tensors["generator"] = torch.zeros_like(state.tensors["generator"])
     state.tensors["order"][0] = 0
     with pytest.raises(DataError, match="generator"):
         batches.restore(state)
