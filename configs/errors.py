@@ -4,7 +4,6 @@
     ├── ConfigError   a key, value, device or command line that cannot be run      exit 2
     ├── DataError     a data file that is missing or not what it should be         exit 2
     │   └── Diverged  a state whose numbers are ruined: not finite, or far too large  exit 2
-    ├── PeerError     a neighbour broke the protocol beyond repair                 exit 1
     ├── RunError      a run that is missing (exit 3), busy (exit 2) or broken
     └── Unsaved       a component has done its steps, and the disk takes the outcome not      exit 4 of its process
 
@@ -28,12 +27,6 @@ class DataError(MachError):
 
 class Diverged(DataError):
     """Weights, or what belongs to them, that are not finite or far too large."""
-
-
-class PeerError(MachError):
-    """A neighbour that broke the protocol."""
-
-    exit_code = 1
 
 
 class RunError(MachError):

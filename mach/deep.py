@@ -64,8 +64,6 @@ class Deep:
         """Whether anything has to be kept in mind here: our questions go deeper, or a parent has had an errand."""
         self.closed = False
         """Whether nobody can be asked any more."""
-        self.cut = 0
-        """Errands that were answered with a student of ours for want of an answer."""
         self._waiting: OrderedDict[int, Errand] = OrderedDict()
         self._ready: deque[Errand] = deque()
         self._next = DEEP_IDS
@@ -148,5 +146,4 @@ class Deep:
         self.closed = True
 
     def _give_up(self, id: int) -> None:
-        self.cut += 1
         self._ready.append(self._waiting.pop(id))

@@ -83,7 +83,6 @@ def test_an_answer_two_levels_down_is_over_the_true_answers_and_comes_when_they_
     e2 = join(c2.component, b.inputs, c3.component.joiner(b.inputs))
     torch.testing.assert_close(first.embedding, join(c1.component, b.inputs, e2))
     assert c1.due(99.0) == []
-    assert c1.deep.cut == c2.deep.cut == 0
 
 
 @pytest.mark.parametrize("late", ["recompute", "stash"])
@@ -122,7 +121,6 @@ def test_one_that_takes_too_long_is_given_with_the_student_and_what_comes_then_i
     ((parent, answer),) = learner.due(10.0 + PATIENCE_S / 2)  # before it would be too late for the parent
     assert (parent, answer.id) == ("c0", 1)
     torch.testing.assert_close(answer.embedding, join(learner.component, x))
-    assert learner.deep.cut == 1
     keep(learner, "c2", Target(on.id, 0, torch.zeros(B, E, dtype=torch.float64)))
     assert learner.forgotten == {"target": 1}
     assert [answer.id for _, answer in learner.due(10.0 + PATIENCE_S * 2 / 3)] == [2]

@@ -64,7 +64,6 @@ def test_answers_from_further_down_are_later_and_every_component_steps_as_often(
         learner = deep[name].trainer.learner
         assert not learner.unfit
         assert len(deep[name].ages) > 20
-        assert learner.deep.cut == 0
     middle = deep["c1"].trainer.mailbox.counts
     assert middle.received["gradient"] > 20
     assert middle.sent["gradient"] > len(deep["c1"].ages)  # its own, and those passed on
@@ -73,9 +72,8 @@ def test_answers_from_further_down_are_later_and_every_component_steps_as_often(
 def test_when_nobody_answers_further_down_the_student_does_and_nobody_waits() -> None:
     actors = run(1, dead="c2")
     assert actors["c0"].steps == actors["c1"].steps > 150
-    assert actors["c1"].trainer.learner.deep.cut > 5
     ages = actors["c0"].ages
-    assert len(ages) > 5
+    assert len(ages) > 5, "nobody but the student of c1 can have given them"
     assert max(ages) < 0.4, "given before the parent gives its place up"
     assert not actors["c0"].trainer.mailbox.counts.dropped["timeout"]
 
