@@ -17,13 +17,14 @@ from dataclasses import dataclass
 import msgspec
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from configs.errors import ConfigError
 from configs.tree import Config, Model
 from mach.assemble import component_of
 from mach.component import Component
 from mach.data import Batches, Dataset
-from mach.descent import back
+from mach.descent import average_of, back, follow
 from mach.draws import Draws
 from mach.effort import Effort
 from mach.graph import children_of, name_of
@@ -31,6 +32,7 @@ from mach.losses import cross_entropy
 from mach.modes import evaluating
 from mach.optimisers import optimiser_of, schedule_of
 from mach.seeds import seed_of
+from mach.state import unbounded_of
 from mach.whole import Reading, Whole, averaged, reading
 
 COUNTED = 2
@@ -63,6 +65,14 @@ class Loop:
     """(x [B, ...], y [B]) → the loss."""
     batches: Iterator[tuple[Tensor, Tensor]]
     optimisers: Sequence[torch.optim.Optimizer]
+    average: AveragedModel | None = None
+    """Of the weights, if that is examined in place of them (`evaluate.average`)."""
+    unbounded: Sequence[str] = ()
+
+    @property
+    def examined(self) -> nn.Module:
+        """What is judged."""
+        return self.forward if self.average is None else self.average.module
 
     def descend(self, rate: float | None) -> None:
         """One step of backpropagation."""
@@ -74,6 +84,8 @@ class Loop:
         back(self.objective(x, y), keep=False)
         for optimiser in self.optimisers:
             optimiser.step()
+        if self.average is not None:
+            follow(self.average, self.forward, self.unbounded)
 
 
 class Lone(nn.Module):
@@ -172,7 +184,7 @@ def trained(members: Sequence[Member], config: Config, dataset: Dataset) -> Trai
     """Train these networks side by side, and examine them as one."""
     loops = [loop(member, dataset, network) for member, network in members]
     rate = schedule_of(config)
-    read = averaged([each.forward for each in loops]) if len(loops) > 1 else loops[0].forward
+    read = averaged([each.examined for each in loops]) if len(loops) > 1 else loops[0].examined
     curve: list[tuple[int, Reading]] = []
     effort = 0
     for step in range(config.train.steps):
@@ -184,7 +196,7 @@ def trained(members: Sequence[Member], config: Config, dataset: Dataset) -> Trai
             else:
                 each.descend(None if rate is None else rate(step))
         if (step + 1) % config.evaluate.every_steps == 0 or step + 1 == config.train.steps:
-            with evaluating(module for each in loops for module in each.forward.modules()):
+            with evaluating(module for each in loops for module in each.examined.modules()):
                 curve.append((step + 1, reading(read, dataset, config.train.batch_size)))
     parameters = sum(learned(each.forward) for each in loops)
     return Trained(curve[-1][1], tuple(curve), effort / config.train.batch_size, parameters)
@@ -197,7 +209,9 @@ def loop(config: Config, dataset: Dataset, network: nn.Module) -> Loop:
     components = [module for module in network.modules() if isinstance(module, Component)]
     optimisers = [optimiser_of(config.optimiser, component) for component in components]
     objective = network.objective if isinstance(network, Supervised) else lambda x, y: cross_entropy(network(x), y)
-    return Loop(network, objective, ((batch.inputs, batch.labels) for batch in batches), optimisers)
+    pairs = ((batch.inputs, batch.labels) for batch in batches)
+    average = average_of(network, config.evaluate.average)
+    return Loop(network, objective, pairs, optimisers, average, unbounded_of(network))
 
 
 def whole_of(config: Config, dataset: Dataset) -> Whole:

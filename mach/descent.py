@@ -3,10 +3,10 @@
 Knows terms as 0-d tensors with their graphs, and nothing of where they come from.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mach.component import Component
@@ -45,11 +45,8 @@ class Descent:
         """Of every parameter, what `apart` will step along; [] for nothing."""
         self.unbounded = unbounded_of(component)
         """Buffers in which an infinity is meant, since it was there from the beginning."""
-        self.average: AveragedModel | None = None
+        self.average = average_of(component, average)
         """The moving average of the weights, for examinations."""
-        if average > 0.0:
-            ema = get_ema_multi_avg_fn(average)  # type: ignore[no-untyped-call]
-            self.average = AveragedModel(component, multi_avg_fn=ema, use_buffers=True)
         self.version = 0
         """Optimiser steps taken."""
         self.gathered = 0
@@ -119,13 +116,25 @@ class Descent:
             self.apart.step()
             self.late_gathered = []
         if self.average is not None:
-            self.average.update_parameters(self.component)
-            for name in self.unbounded:  # infinities, as in a mask, have no mean
-                mean, now = (each.get_buffer(name) for each in (self.average.module, self.component))
-                mean.copy_(torch.where(mean.isfinite(), mean, now))
+            follow(self.average, self.component, self.unbounded)
         self.gathered = 0
         self.version += 1
         self.late.stepped(self.version)
+
+
+def average_of(network: nn.Module, decay: float) -> AveragedModel | None:
+    """A moving average of a network's weights; None for a decay of 0."""
+    if decay == 0.0:
+        return None
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+
+
+def follow(average: AveragedModel, network: nn.Module, unbounded: Collection[str]) -> None:
+    """One step of it. `unbounded`: buffers with infinities, as in a mask, which have no mean."""
+    average.update_parameters(network)
+    for name in unbounded:
+        mean, now = (each.get_buffer(name) for each in (average.module, network))
+        mean.copy_(torch.where(mean.isfinite(), mean, now))
 
 
 def back(total: Tensor, *, keep: bool) -> None:

@@ -242,14 +242,14 @@ class Teacher:
         factor = self.staleness.scale(version - held.version, version)
         if factor is None:
             return
+        factor /= self.staleness.together
         guess = self.component.guess
         if guess is not None and held.labels is not None:
             seen = self.late.then(held)[1].detach() if held.seen is None else held.seen
-            learnt.add("guess", (guess(seen, held.labels) - g * len(g)).square().mean())
+            learnt.add("guess", scaled((guess(seen, held.labels) - g * len(g)).square().mean(), factor))
         else:
-            share = 1.0 if self.method.gradient_reach == "full" else 1.0 / self.staleness.together
             _, a = self.late.then(held)
-            learnt.add("activation", scaled(pull(a, g), factor * share), self.loss.activation, late=True)
+            learnt.add("activation", scaled(pull(a, g), factor), self.loss.activation, late=True)
 
 
 def scaled(value: Tensor, factor: float) -> Tensor:

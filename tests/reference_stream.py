@@ -106,7 +106,10 @@ def ddg(config: Config, network: Network, batches: Batches, rounds: int) -> None
 
 
 def dni(config: Config, network: Network, batches: Batches, rounds: int) -> None:
-    """Every section but the last descends a guess at once; the true gradient of the round before teaches the guess."""
+    """Every section but the last descends a guess at once; the true gradient of the round before teaches the guess, as
+    much as it is worth by `shrink`.
+    """
+    worth = config.staleness.shrink if "shrink" in config.staleness.policies else 1.0
     optimisers = [optimiser_of(config.optimiser, section) for section in network]
     before: list[tuple[Tensor, Tensor, Tensor] | None] = [None for _ in network]  # a, y, B·∂L/∂a
     for _ in range(rounds):
@@ -123,7 +126,7 @@ def dni(config: Config, network: Network, batches: Batches, rounds: int) -> None
                 assert section.guess is not None
                 loss = (a * (section.guess(a.detach(), batch.labels).detach() / size)).sum()
                 if known is not None:
-                    loss = loss + F.mse_loss(section.guess(known[0], known[1]), known[2])
+                    loss = loss + worth * F.mse_loss(section.guess(known[0], known[1]), known[2])
             x = a.detach()
             seen.append(x)
             descend(optimiser, loss)

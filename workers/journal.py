@@ -119,13 +119,13 @@ class Journal:
 
     def note(self, step: Step, now: float) -> None:
         """Take note of one step; losses stay on their device until the next report."""
-        if self._noted_at is not None:
-            self._step_ms.append(1000.0 * (now - self._noted_at))
-        self._noted_at = now
         self._born = now if self._born is None else self._born
         self._stepped = (self._stepped[0] if self.steps > self._before else now, now)
         self._on_child |= step.on_child
         if step.updated:
+            if self._noted_at is not None:
+                self._step_ms.append(1000.0 * (now - self._noted_at))
+            self._noted_at = now
             self.steps += 1
             self.child_steps += self._on_child
             self._on_child = False

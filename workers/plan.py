@@ -162,6 +162,17 @@ def check_settings(config: Config, *, lockstep: bool) -> None:
     twice = next((each for each in policies if policies.count(each) > 1), None)
     if twice is not None:
         raise ConfigError(f"staleness.policies: {twice} stands there more than once; name each policy once")
+    if config.wiring == "stream" and config.method.gradient_reach == "full":
+        if "accumulate" in policies:
+            raise ConfigError(
+                "staleness.policies: accumulate gathers late gradients beside own ones, and end to end a step is of "
+                "one answered batch; set method.update_every in its place"
+            )
+        if "clip" in policies and config.method.heads == "last":
+            raise ConfigError(
+                "staleness.policies: clip measures late gradients by those of the own loss, and by method.heads=last "
+                "only the last component has one; leave it out, or set method.heads=every"
+            )
     check_head(config)
     if config.method.targets_every > 1 and config.wiring == "skip":
         raise ConfigError(

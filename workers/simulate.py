@@ -5,8 +5,8 @@ serving its parents, saving) is the code of `workers/trainer.py`; here is only w
 whose supervisor is the simulation, a journal without TensorBoard, no checkpoints, and a clock that nobody waits for.
 
 Laws: exact and reproducible by seed: two simulations are equal to the last bit on one machine, weights, messages and
-reports. Examinations and the start of a process take no virtual time. Nothing is left when it ends, but the run's
-directory.
+reports. The start of a process takes no virtual time, nor does an examination, whose questions take places in windows
+as in a launch. Nothing is left when it ends, but the run's directory.
 """
 
 import hashlib

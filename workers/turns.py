@@ -5,7 +5,7 @@ every message. Both call the same ask, answer, keep and step: there is no second
 Knows no socket and no file, and also runs on the virtual bus.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import assert_never
 
 from bus.mailbox import Mailbox
@@ -57,11 +57,12 @@ class Trainer:
         there is no such room.
         """
         post: list[tuple[str, Message]] = [*self.answers(self.mailbox.receive())]  # 1 read what has come, if anything
-        taken = {child for child in self.children if self.examine(child)}
-        batch = self.next_batch(taken)
+        for child in self.children:
+            self.examine(child)
+        batch = self.next_batch()
         if batch is not None:
             for child in self.children:  # 2 ask ahead, while the window has room
-                if child not in taken and self.mailbox.room(child):
+                if self.mailbox.room(child):
                     if self.learner.deep.on:
                         self.ask_by_turns(batch, child)
                     else:
@@ -117,20 +118,20 @@ class Trainer:
         self.mailbox.bye()
         self.learner.deep.close()
 
-    def next_batch(self, taken: Collection[str]) -> Batch | None:
-        """Drawn, or in stream wiring what came from a parent. `taken`: children whose turn went to an examination.
+    def next_batch(self) -> Batch | None:
+        """Drawn, or in stream wiring what came from a parent.
 
         None if nothing came, or if a learner that has to send it on could not.
         """
         if self.learner.sends_all and (
-            self.learner.full or any(child in taken or not self.mailbox.room(child) for child in self.children)
+            self.learner.full or any(not self.mailbox.room(child) for child in self.children)
         ):
             return None
         stream = self.learner.stream
         return next(self.batches) if stream is None or stream.draws else stream.next()
 
     def examine(self, child: str) -> bool:
-        """Put the next question of an examination, if there is one and room for it."""
+        """Put the next question of an examination, if there is one and room for it; what is left is the batch's."""
         if not self.mailbox.room(child):
             return False
         question = self.question(child)

@@ -45,6 +45,30 @@ def test_one_alone_equals_a_loop_written_out(dataset: Dataset) -> None:
     assert found.reading.bits == pytest.approx(float(F.cross_entropy(z, dataset.test_labels)) / 0.693147, rel=1e-4)
 
 
+def test_a_control_is_judged_by_the_average_of_its_weights_if_the_run_is(dataset: Dataset) -> None:
+    settings = config("evaluate.average=0.9", "optimiser.name=sgd", "optimiser.schedule=constant")
+    component = component_of(settings, 0, [], dataset)
+    optimiser = torch.optim.SGD(component.parameters(), lr=settings.optimiser.lr, momentum=0.9)
+    batches = Batches(dataset, 16, seed=seed_of(settings.seed, 0, "data"), noise=settings.data.noise)
+    mean: dict[str, Tensor] = {}
+    for _ in range(12):
+        batch = next(batches)
+        optimiser.zero_grad()
+        z = component.classify(component.embed(component.activation(batch.inputs), {}))
+        F.cross_entropy(z, batch.labels).backward()
+        optimiser.step()
+        now = {name: each.detach().clone() for name, each in component.state_dict().items()}
+        mean = {name: 0.9 * mean[name] + 0.1 * each for name, each in now.items()} if mean else now
+    component.load_state_dict(mean)
+    with torch.no_grad():
+        z = component.classify(component.embed(component.activation(dataset.test_inputs), {}))
+    bits = float(F.cross_entropy(z, dataset.test_labels)) / 0.693147
+    found = controls.train("alone", settings, dataset)
+    assert found.reading.bits == pytest.approx(bits, rel=1e-4)
+    raw = controls.train("alone", config("optimiser.name=sgd", "optimiser.schedule=constant"), dataset)
+    assert raw.reading.bits != pytest.approx(bits, rel=1e-3)
+
+
 def test_a_network_that_is_frozen_as_a_whole_takes_its_steps(dataset: Dataset) -> None:
     frozen = component_of(config(), 0, [], dataset).requires_grad_(requires_grad=False)
     before = frozen.state_dict()

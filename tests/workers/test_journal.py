@@ -144,6 +144,14 @@ def test_a_step_of_several_batches_counts_once_however_many_of_them_a_child_answ
     assert desk.report(step_of()).child_share == 2 / 4
 
 
+def test_a_step_lasts_until_all_its_batches_are_in(desk: Desk) -> None:
+    desk.journal.begin(desk.now)
+    for updated in (False, False, True) * 3:
+        desk.now += 0.25
+        desk.journal.note(replace(step_of(), updated=updated), desk.now)
+    assert desk.report().step_ms_p99 == 750.0
+
+
 def test_a_report_before_the_first_step_says_nothing_of_steps(desk: Desk) -> None:
     report = desk.report()
     assert (report.step, report.rate, report.loss.target, report.child_share) == (0, None, None, None)

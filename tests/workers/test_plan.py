@@ -104,6 +104,8 @@ def test_every_recipe_has_a_plan(recipe: str, count: int) -> None:
         ("recipe=dgl", "method.heads=last", "n_components=1"),
         ("method.targets=none", "n_components=1"),
         ("method.heads=last", "n_components=1"),
+        ("recipe=ddg", "method.heads=every", "staleness.policies=[clip]"),
+        ("recipe=dni", "staleness.policies=[accumulate,clip]"),
     ],
 )
 def test_what_leaves_everybody_something_to_learn_has_a_plan(settings: tuple[str, ...]) -> None:
@@ -142,6 +144,8 @@ def test_what_leaves_everybody_something_to_learn_has_a_plan(settings: tuple[str
         (("method.heads=last",), False, "method.heads: last is for stream wiring; .* set method.heads=every"),
         (("method.targets_every=2",), False, "method.targets_every: is of stream"),
         (("staleness.policies=[clip,shrink,clip]",), False, "staleness.policies: clip stands there more than once"),
+        (("recipe=ddg", "staleness.policies=[accumulate]"), False, "set method.update_every in its place"),
+        (("recipe=ampnet", "staleness.policies=[bound,clip]"), False, "only the last component has one; leave it out"),
         (("bus.activation=indices",), False, "with data.noise=0.6 every sample is drawn anew, .* set data.noise=0, or"),
         (("recipe=ddg", "method.momentum_head=layer"), False, "heads=every"),
         (("recipe=dgl", "method.momentum_head=layer", "method.reach=2"), False, "method.reach: is for heads"),

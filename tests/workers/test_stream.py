@@ -132,6 +132,22 @@ def test_with_a_window_of_one_a_recipe_equals_its_textbook_loop(recipe: str, opt
     assert difference <= (0.0 if recipe == "backprop" else 1e-6), difference
 
 
+def test_a_late_gradient_that_is_scaled_teaches_a_guess_so_much_less() -> None:
+    settings = "optimiser.name=sgd", "optimiser.schedule=constant", "bus.window=1"
+    plain = configuration("dni", *settings)
+    scaled = configuration("dni", *settings, "staleness.policies=[shrink]", "staleness.shrink=0.25")
+    dataset = doubled(load_data(plain.data))
+    expected, other = networks(scaled, dataset), networks(plain, dataset)
+    reference_stream.dni(scaled, expected, batches_of(scaled, dataset), ROUNDS)
+    reference_stream.dni(plain, other, batches_of(plain, dataset), ROUNDS)
+    chain = Chain(scaled, dataset)
+    for _ in chain.run(ROUNDS):
+        pass
+    found = [trainer.learner.component for trainer in chain.trainers]
+    assert gap(found, expected) <= 1e-6
+    assert gap(found, other) > 1e-4
+
+
 def test_the_comparison_would_notice_a_difference() -> None:
     dataset = doubled(load_data(configuration("mach-hop").data))
     plain = configuration("mach-hop", "bus.window=1")

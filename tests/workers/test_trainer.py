@@ -178,6 +178,18 @@ def test_an_examination_takes_its_questions_through_the_window_and_owes_nothing(
     assert not any(message.owes for _, message in mailbox.sent if isinstance(message, Activation))
 
 
+@pytest.mark.parametrize(("rooms", "asked"), [(2, 1), (1, 0)])
+def test_a_question_of_an_examination_leaves_the_batch_its_place_if_there_is_room_for_both(
+    rooms: int, asked: int
+) -> None:
+    mailbox = ListMailbox([], rooms=rooms)
+    trainer = trainer_at(mailbox)
+    assert trainer.exam is not None
+    trainer.exam.begin(0)
+    assert trainer.turn() is not None
+    assert [message.owes for _, message in mailbox.sent if isinstance(message, Activation)] == [False] + [True] * asked
+
+
 @pytest.mark.parametrize(("above", "steps"), [("components.0.stub.rate=1", 3), ("components={}", 5)])
 def test_in_a_stream_a_component_below_a_stub_counts_its_own_steps(above: str, steps: int) -> None:
     config = load("digits", ("recipe=mach-hop", "n_components=3", "train.steps=3", above), RECIPES)
