@@ -27,6 +27,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from bus import kernel
 from bus.headroom import headroom
 from bus.memory import Pool
 from bus.wire import TENSORS_CAP, Frame, Frames, Reason, Rejected
@@ -56,7 +57,7 @@ _MAGIC = b"LANE"
 _ATTACHED, _READ, _ASLEEP, _WRITTEN, _GENERATIONS, _RELEASES = 8, 9, 10, 16, 64, 192
 """Words of 8 bytes in the head; what the two ends write lies in cache lines of their own."""
 _SLOTS_AT = PAGE + ENTRIES * ENTRY
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_SEALS = kernel.F_SEAL_SHRINK | kernel.F_SEAL_GROW | kernel.F_SEAL_SEAL
 _lock = threading.Lock()
 _acquire, _release = _lock.acquire, _lock.release
 
@@ -176,7 +177,7 @@ def make(door: Path, slots: int, size: int) -> tuple[Segment, int]:
     size = -(-max(size, 1) // PAGE) * PAGE
     slots = max(min(slots, SLOTS_CAP, BYTES_CAP // size), 1)
     total = _SLOTS_AT + slots * size
-    descriptor = os.memfd_create("mach-lane", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    descriptor = kernel.memfd_create("mach-lane")
     try:
         with alone(door.parent):
             free, limit = headroom()
@@ -185,7 +186,7 @@ def make(door: Path, slots: int, size: int) -> tuple[Segment, int]:
                 text = f"{total >> 10:,} KB are more than 1/{SPARE} of the {free >> 20:,} MB{of} that are free"
                 raise OSError(errno.ENOMEM, text)
             os.posix_fallocate(descriptor, 0, total)  # now, not by a SIGBUS in the middle of a copy
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+        fcntl.fcntl(descriptor, kernel.F_ADD_SEALS, _SEALS)
         memory = mmap.mmap(descriptor, total)
         number = secrets.randbits(63) | 1
         _HEAD.pack_into(memory, 0, _MAGIC, slots, number, size)
@@ -219,7 +220,7 @@ def find(door: Path, number: int) -> Segment | None:
         return None
     try:
         total = os.fstat(descriptor).st_size
-        if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS or total < _SLOTS_AT:
+        if fcntl.fcntl(descriptor, kernel.F_GET_SEALS) & _SEALS != _SEALS or total < _SLOTS_AT:
             return None
         memory = mmap.mmap(descriptor, total)
     except OSError:  # no memfd, so no seals; or no memory

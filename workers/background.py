@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from bus import keys
+from bus import kernel, keys
 from configs.errors import RunError
 from configs.load import dump
 from configs.tree import Config
@@ -174,7 +174,7 @@ def has_begun(status: Status) -> bool:
 
 def begun(run: RunDir, launcher: "subprocess.Popen[bytes]") -> int | None:
     """Wait until every component trains, or the launcher has ended; its exit code in that case."""
-    watch = os.pidfd_open(launcher.pid)
+    watch = kernel.pidfd_open(launcher.pid)
     try:
         while not select.select([watch], [], [], LOOK_S)[0]:
             if run.status.exists() and has_begun(read(run)):

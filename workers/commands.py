@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from bus import address, keys
+from bus import address, kernel, keys
 from configs.errors import ConfigError, NoSuchRun, RunError
 from configs.tree import Config
 from workers import desk, tryout
@@ -278,11 +278,11 @@ def stop(run: RunDir, number: signal.Signals) -> str:
     if status.state in FINAL or not launcher_alive(status):
         return f"run {run.name} has {ended(status)} already"
     try:
-        launcher = os.pidfd_open(status.launcher_pid)
+        launcher = kernel.pidfd_open(status.launcher_pid)
     except ProcessLookupError:
         return f"run {run.name} has ended already"
     try:
-        signal.pidfd_send_signal(launcher, number)
+        kernel.pidfd_send_signal(launcher, number)
         held = frozen(status.launcher_pid)  # nothing is heard until it goes on
         wait_s = 0.0 if held else rules_of(run).grace_ms / 1000 + PATIENCE_S
         if not select.select([launcher], [], [], wait_s)[0]:

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import msgspec
 
-from bus import address
+from bus import address, kernel
 from configs.errors import MachError
 from workers.plan import Plan, ProcessPlan
 from workers.report import Report
@@ -181,7 +181,7 @@ def die_with(launcher: int) -> None:
     if kept is not None:
         os.close(kept)
     try:
-        watch = os.pidfd_open(launcher)
+        watch = kernel.pidfd_open(launcher)
     except ProcessLookupError:
         os.kill(os.getpid(), signal.SIGKILL)
         return
