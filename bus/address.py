@@ -1,6 +1,6 @@
 """Where mailboxes are found: a short private directory per run, and endpoints published in it as files.
 
-    <base>/mach-<uid>-<random>/      0700; base is $XDG_RUNTIME_DIR, else the temporary directory
+    <base>/mach-<uid>-<random>/      0700; base is the temporary directory, or /tmp if that has too long a path
         owner                        pid and start time of the process that keeps the run
         c0-1.sock                    ipc socket of c0, incarnation 1
         c0.at                        where c0 is bound now: its endpoint; replaced atomically
@@ -9,9 +9,11 @@
 
 Knows no ZeroMQ. Laws: an address is never guessed and never reused: the kernel or the incarnation makes it,
 its owner publishes it after binding (a second bind of one ipc path succeeds and steals it). Nobody but the user
-can enter.
+can enter. It is there as long as its keeper: so it is not in $XDG_RUNTIME_DIR, which goes when the user logs out, and
+locked, for systemd-tmpfiles, which removes what has lain in temporary directories for long, passes over what is.
 """
 
+import fcntl
 import os
 import re
 import shutil
@@ -26,12 +28,14 @@ from configs.errors import ConfigError, RunError
 PATH_CAP = 107
 """Bytes of a socket's path, a limit of the kernel."""
 _PATTERN = re.compile(r"mach-(\d+)-[a-z0-9_]{8}")
+_held: dict[Path, int] = {}
+"""Descriptors of the directories that this process keeps."""
 
 
 def base() -> Path:
     """Where private directories are made: the first of the usual places that leaves room for names."""
-    places = (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp")
-    fit = [place for place in places if place and len(os.fsencode(place)) <= 60 and os.access(place, os.W_OK | os.X_OK)]
+    places = (tempfile.gettempdir(), "/tmp")
+    fit = [place for place in places if len(os.fsencode(place)) <= 60 and os.access(place, os.W_OK | os.X_OK)]
     if not fit:
         raise RunError("no short writable directory for sockets; set TMPDIR to one whose path has at most 60 bytes")
     return Path(fit[0])
@@ -47,8 +51,14 @@ def make_directory(place: Path | None = None) -> Path:
 
 
 def claim(directory: Path) -> None:
-    """The calling process keeps the run from now on: `sweep` leaves the directory alone while it lives."""
+    """The calling process keeps the run from now on: `sweep`, and who cleans up by age, leave the directory alone while
+    it lives.
+    """
     _replace(directory / "owner", f"{os.getpid()} {started(os.getpid())}")
+    if directory not in _held:
+        _held[directory] = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with suppress(OSError):  # a file system may know no locks; then nothing but the clean-up by age is the worse for it
+        fcntl.flock(_held[directory], fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def check_private(directory: Path) -> None:
@@ -72,6 +82,8 @@ def remove(directory: Path) -> None:
             elif entry.name != "owner":
                 Path(entry).unlink(missing_ok=True)
     shutil.rmtree(directory, ignore_errors=True)
+    if directory in _held:
+        os.close(_held.pop(directory))
 
 
 def sweep() -> list[Path]:

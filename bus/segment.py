@@ -201,13 +201,21 @@ def make(door: Path, slots: int, size: int) -> tuple[Segment, int]:
 def alone(directory: Path) -> Iterator[None]:
     """Nobody else of this directory takes memory meanwhile, for who looks while others take finds free what is gone.
 
+    A file is locked for it, and gone afterwards: the directory itself is locked by its keeper (`address.claim`).
+
     Raises:
         BlockingIOError: somebody does.
     """
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    path = directory / "memory.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        if not os.fstat(descriptor).st_nlink:  # opened before somebody removed it: others lock another by now
+            raise BlockingIOError(errno.EAGAIN, f"{path}: somebody took memory a moment ago")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
 

@@ -14,7 +14,6 @@ process is left when it ends.
 import atexit
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
@@ -187,7 +186,7 @@ class Supervisor:
         self._bell.close()
         self._bell_end.close()
         self._desk.close()
-        shutil.rmtree(self.plan.sockets, ignore_errors=True)
+        address.remove(Path(self.plan.sockets))
         if self._lock < 0:  # the run is another launcher's, or none
             return
         if kind is not None and self.exit_code is None and (self.members or not self.plan.resumed):

@@ -1,22 +1,28 @@
 """Private directories: who may enter, what is published, what is left of the dead."""
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from bus import address
 from configs.errors import ConfigError, RunError
+from conftest import DEADLINE_S
 
 
 @pytest.fixture(autouse=True)
 def _base(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A base of our own, short enough for sockets: sweeping must not meet the directories of live runs."""
     directory = address.make_directory()
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    monkeypatch.setenv("TMPDIR", str(directory))
     yield
     address.remove(directory)
 
@@ -62,8 +68,54 @@ def test_a_long_name_of_a_socket_becomes_a_digest_of_it() -> None:
 def test_a_long_base_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     deep = tmp_path / ("x" * 80)
     deep.mkdir()
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
-    assert address.base() != deep
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    assert address.base() == Path("/tmp")
+
+
+def test_what_goes_when_the_user_logs_out_is_no_base(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert address.base() == Path(tempfile.gettempdir())
+
+
+def locked(directory: Path) -> bool:
+    """As systemd-tmpfiles looks before it removes what is old."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def test_a_directory_is_locked_while_its_keeper_lives() -> None:
+    keep = "from bus import address; print(address.make_directory(), flush=True); input()"
+    piped = partial(subprocess.Popen, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with piped([sys.executable, "-c", keep]) as keeper:
+        directory = Path(keeper.stdout.readline().strip())
+        assert locked(directory)
+        keeper.kill()
+        keeper.wait(DEADLINE_S)
+        assert not locked(directory)
+
+
+@pytest.mark.usefixtures("leaks")
+def test_a_directory_that_is_claimed_twice_is_let_go_of_with_all_that_held_it() -> None:
+    directory = address.make_directory()
+    address.claim(directory)
+    address.remove(directory)
+
+
+@pytest.mark.usefixtures("leaks")
+def test_a_file_system_without_locks_keeps_nobody_from_his_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    directory = address.make_directory()
+    address.check_private(directory)
+    address.remove(directory)
 
 
 def test_publish_find_withdraw() -> None:

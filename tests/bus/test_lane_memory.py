@@ -1,6 +1,7 @@
 """Memory of the lane: who gets none, and that none is left."""
 
 import contextlib
+import fcntl
 import logging
 import os
 import resource
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bus import lane, segment
+from bus import address, lane, segment
 from lanes import CHILD, FIRST, LONG, Ends
 
 
@@ -89,6 +90,37 @@ def test_while_a_neighbour_takes_memory_nobody_else_does_and_is_not_refused_any(
     ends.child.receive()
     ends.open()
     assert ends.tells(FIRST)
+
+
+def test_memory_is_taken_in_a_directory_that_its_keeper_has_locked() -> None:
+    directory = address.make_directory()
+    ends = Ends(directory)
+    try:
+        ends.open()
+        assert ends.tells(FIRST, LONG)
+    finally:
+        ends.parent.close()
+        ends.child.close()
+        address.remove(directory)
+
+
+def test_who_died_while_it_took_memory_hinders_nobody(ends: Ends) -> None:
+    (ends.directory / "memory.lock").touch()
+    ends.open()
+    assert ends.tells(FIRST)
+
+
+def test_a_lock_that_was_removed_meanwhile_is_no_lock(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another may have locked the next one."""
+
+    def late(descriptor: int, operation: int) -> None:
+        (ends.directory / "memory.lock").unlink()
+        flock(descriptor, operation)
+
+    flock = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(BlockingIOError, match="a moment ago"), segment.alone(ends.directory):
+        pass
 
 
 def test_nothing_is_left_open(tmp_path: Path) -> None:

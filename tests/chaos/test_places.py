@@ -132,7 +132,7 @@ def in_a_row(tmp_path: Path, times: int) -> None:
     """Launch, and end by each of three ways in turn. No process of any session is left, and nothing that was made."""
     runs, shared = tmp_path / "runs", set(SHM.glob("mach-*"))
     with tempfile.TemporaryDirectory(prefix="mach-test-") as private:  # short enough for sockets
-        places = {**os.environ, "TMPDIR": private, "XDG_RUNTIME_DIR": private}
+        places = {**os.environ, "TMPDIR": private}
         for number in range(times):
             command = [sys.executable, "-m", "mach", "launch", "--name", "one", "--runs", str(runs), *QUICK]
             command += ["--components", "2", "--minutes", "5"]

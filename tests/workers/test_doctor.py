@@ -24,7 +24,8 @@ NAMES = ["versions", "devices", "ulimits", "runs directory", "sockets", "shared 
 def sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A place of its own for private directories, with a path that is short enough."""
     with tempfile.TemporaryDirectory() as place:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", place)
+        monkeypatch.setenv("TMPDIR", place)
+        monkeypatch.setattr(tempfile, "tempdir", place)
         yield Path(place)
 
 

@@ -63,7 +63,7 @@ def base() -> Iterator[Path]:
 
 def test_who_ends_with_its_launcher_removes_the_private_directories_that_are_left(base: Path) -> None:
     """As after kill -9; those of a launcher that lives stay."""
-    own_base = {**os.environ, "XDG_RUNTIME_DIR": str(base)}
+    own_base = {**os.environ, "TMPDIR": str(base)}
     keep = "from bus import address; print(address.make_directory(), flush=True); input()"
     ends = (
         "import os, sys; from workers.process import follow; watch = os.pidfd_open(int(sys.argv[1])); "
