@@ -2,6 +2,8 @@
 
     <base>/mach-<uid>-<random>/      0700; base is the temporary directory, or /tmp if that has too long a path
         owner                        pid and start time of the process that keeps the run
+        place                        where they are true: boot, PID namespace, host. A file of its own: versions that
+                                     do not know it go on taking the owner for alive
         c0-1.sock                    ipc socket of c0, incarnation 1
         c0.at                        where c0 is bound now: its endpoint; replaced atomically
         c0.life                      incarnation of c0 that lives now: nobody else can write it, so strangers cannot
@@ -54,6 +56,7 @@ def claim(directory: Path) -> None:
     """The calling process keeps the run from now on: `sweep`, and who cleans up by age, leave the directory alone while
     it lives.
     """
+    _replace(directory / "place", " ".join(_here()))
     _replace(directory / "owner", f"{os.getpid()} {started(os.getpid())}")
     if directory not in _held:
         _held[directory] = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -88,7 +91,8 @@ def remove(directory: Path) -> None:
 
 def sweep() -> list[Path]:
     """Remove this user's directories whose owner is gone (a launcher killed with -9); which ones. May be called by
-    several processes at a time.
+    several processes at a time. Of those of other hosts and containers, who may share a place with us, nobody here can
+    tell whether their owners live.
     """
     places = {base(), Path(tempfile.gettempdir())}
     stale = [path for place in places for path in place.glob(f"mach-{os.getuid()}-*") if _abandoned(path)]
@@ -167,9 +171,30 @@ def _abandoned(directory: Path) -> bool:
         if not _PATTERN.fullmatch(directory.name) or found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
             return False
         pid, _, since = (directory / "owner").read_text(encoding="utf-8").partition(" ")
-        return not pid.isdecimal() or started(int(pid)) != since
     except (OSError, UnicodeDecodeError):
         return False  # being made or being removed just now
+    there, here = _place_of(directory), _here()
+    if there[0] != here[0]:
+        return there[2] == here[2]  # of before a restart of this host
+    return there[1] == here[1] and (not pid.isdecimal() or started(int(pid)) != since)
+
+
+def _place_of(directory: Path) -> tuple[str, ...]:
+    """Where the owner is at home; here, if that was never said, as by older versions."""
+    try:
+        place = tuple((directory / "place").read_text(encoding="utf-8").split(" ", 2))
+    except (OSError, UnicodeDecodeError):
+        place = ()
+    return place if len(place) == 3 else _here()
+
+
+def _here() -> tuple[str, str, str]:
+    """Where pids and start times of processes mean what they mean to us: boot, PID namespace and host."""
+    boot, namespace = "-", "-"
+    with suppress(OSError):  # in a sandbox that does not tell; then all that lies there is of one place
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        namespace = str(os.stat("/proc/self/ns/pid").st_ino)
+    return boot, namespace, os.uname().nodename
 
 
 def started(pid: int) -> str:

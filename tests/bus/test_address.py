@@ -20,6 +20,7 @@ from conftest import DEADLINE_S
 @pytest.fixture(autouse=True)
 def _base(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A base of our own, short enough for sockets: sweeping must not meet the directories of live runs."""
+    tmp_path_factory.getbasetemp()  # not in there
     directory = address.make_directory()
     monkeypatch.setattr(tempfile, "tempdir", str(directory))
     monkeypatch.setenv("TMPDIR", str(directory))
@@ -166,6 +167,42 @@ def test_a_directory_whose_owners_number_was_given_to_another_process_is_swept()
     (directory / "owner").write_text(f"{os.getpid()} 1")
     assert address.sweep() == [directory]
     address.remove(directory)  # gone already is fine
+
+
+BOOT, SPACE, HOST = address._here()
+
+
+@pytest.mark.parametrize(
+    ("place", "swept"),
+    [
+        ((BOOT, SPACE, HOST), True),
+        ((BOOT, "1", HOST), False),  # a container on this host
+        ((BOOT, "1", "box"), False),
+        (("before", SPACE, HOST), True),  # nobody has outlived a restart of the host
+        (("before", "1", HOST), True),
+        (("other", SPACE, "box"), False),  # another host, whose processes nobody sees from here
+        (("other", SPACE, f"{HOST} box"), False),
+        (None, True),  # an older version did not say
+        (("", ""), True),
+    ],
+)
+def test_nobody_is_taken_for_dead_whose_process_could_not_be_seen(place: tuple[str, ...] | None, swept: bool) -> None:
+    directory = address.make_directory()
+    (directory / "owner").write_text(f"{os.getpid()} 1")
+    if place is None:
+        (directory / "place").unlink()
+    else:
+        (directory / "place").write_text(" ".join(place))
+    assert address.sweep() == ([directory] if swept else [])
+
+
+def test_an_owner_tells_where_it_lives_beside_what_older_versions_read() -> None:
+    directory = address.make_directory()
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    there = [boot_id, str(os.stat("/proc/self/ns/pid").st_ino), os.uname().nodename]
+    assert (directory / "place").read_text().split(" ", 2) == there
+    assert (directory / "owner").read_text() == f"{os.getpid()} {address.started(os.getpid())}"
+    assert address.sweep() == []
 
 
 def test_whoever_is_stopped_while_it_sweeps_leaves_what_is_swept_later(monkeypatch: pytest.MonkeyPatch) -> None:

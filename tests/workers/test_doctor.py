@@ -21,8 +21,8 @@ NAMES = ["versions", "devices", "ulimits", "runs directory", "sockets", "shared 
 
 
 @pytest.fixture
-def sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A place of its own for private directories, with a path that is short enough."""
+def sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A place of its own for private directories, with a path that is short enough: `tmp_path` is not."""
     with tempfile.TemporaryDirectory() as place:
         monkeypatch.setenv("TMPDIR", place)
         monkeypatch.setattr(tempfile, "tempdir", place)
