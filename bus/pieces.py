@@ -35,16 +35,20 @@ def cut(rest: Sequence[Frame]) -> tuple[bytes, list[Frame]]:
 
 
 def joined(frame: Any, following: Callable[[], Any], pool: Pool, cap: int) -> list[Frame]:
-    """The frames of a message that begins with this one, without an identity; they arrive together."""
+    """The frames of a message that begins with this one, without an identity; they arrive together. None of one whose
+    frames are longer than `cap` together.
+    """
     frames: list[Frame] = [frame.buffer]
+    left = cap - len(frame)
     while frame.more:
         if len(frame) == _PIECES.size and frames[-1][:4] == _MAGIC:
             frames[-1:] = _joined(frame.buffer, following, pool, cap)
             break
         frame = following()
-        if len(frames) < FRAMES_CAP:
+        left -= len(frame)
+        if len(frames) < FRAMES_CAP and left >= 0:
             frames.append(frame.buffer)
-    return frames
+    return frames if left >= 0 else []
 
 
 def _joined(announced: memoryview, following: Callable[[], Any], pool: Pool, cap: int) -> list[Frame]:

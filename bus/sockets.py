@@ -86,7 +86,7 @@ class ZmqTransport:
         self._directory = directory
         self._name, self._incarnation = name, incarnation
         self._identity = f"{name}:{incarnation}".encode()
-        self._max_bytes = (bus.max_message_mb << 20) + 2 * INLINE_CAP
+        self._max_bytes = (bus.max_message_mb << 20) + 2 * INLINE_CAP  # of tensors, and of heads
         self._parents = frozenset(parents)
         self._children = {child: Peer("child", child) for child in children}
         self._known: dict[bytes, Peer] = {}

@@ -10,7 +10,7 @@ import zmq
 
 from bus import address, wire
 from bus.wire import Frames, Kind, Stamp
-from mach.messages import Activation
+from mach.messages import Activation, Target
 from worlds import RUN, World, X, spoiling, view
 
 pytestmark = pytest.mark.usefixtures("leaks")
@@ -35,6 +35,32 @@ def test_more_than_the_largest_message_is_not_sent(world: World) -> None:
     assert parent.counts.dropped == {"too-large": 1}
     assert parent.send("c1", Activation(1, 0, torch.zeros(1 << 18)))
     assert [letter.message.id for letter in world.take(child)] == [1]
+
+
+def test_tensors_that_are_too_much_together_are_not_sent_and_as_much_as_may_be_is(world: World) -> None:
+    parent, child = world.pair(max_message_mb=1)
+    half = torch.zeros(1 << 16, dtype=torch.int64)
+    assert not parent.send("c1", Activation(0, 0, torch.zeros((1 << 17) + 1), half))
+    assert parent.counts.dropped == {"too-large": 1}
+    for id in (1, 2):
+        assert parent.send("c1", Activation(id, 0, torch.ones(1 << 17), half))  # to the byte: heads are not counted
+    letters = world.take(child, 2)
+    assert [letter.message.id for letter in letters] == [1, 2]
+    assert not child.send("c0", Target(1, 0, torch.zeros((1 << 17) + 1), torch.zeros(1 << 17)))
+    assert child.send("c0", Target(2, 0, torch.zeros(1 << 17), torch.zeros(1 << 17)))
+    assert [letter.message.id for letter in world.take(parent)] == [2]
+    assert child.counts.dropped == {"too-large": 1}
+    assert parent.counts.dropped == {"too-large": 1}
+
+
+def test_who_sends_too_much_all_the_same_is_refused(sockets: World) -> None:
+    parent = sockets.mailbox("c0", children="c1", max_message_mb=2)
+    child = sockets.mailbox("c1", parents="c0", max_message_mb=1)
+    sockets.until(lambda: parent.room("c1"), parent, child)
+    assert parent.send("c1", Activation(0, 0, torch.zeros(3 << 16), torch.zeros(1 << 16, dtype=torch.int64)))
+    assert parent.send("c1", Activation(1, 0, X))
+    assert [letter.message.id for letter in sockets.take(child)] == [1]
+    assert child.counts.dropped == {"bad-frames": 1}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import tracemalloc
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 import torch
 import zmq
@@ -18,13 +19,14 @@ DEADLINE_S = 30.0
 
 
 @pytest.fixture
-def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ZmqMailbox, ZmqMailbox]]:
-    """c0 asks c1; pieces of 1000 bytes from 70,000 bytes up."""
+def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ZmqMailbox, ZmqMailbox]]:
+    """c0 asks c1; pieces of 1000 bytes from 70,000 bytes up. A test may say through which lane."""
+    bus = msgspec.structs.replace(BUS, lane=getattr(request, "param", BUS.lane))
     monkeypatch.setattr(pieces, "PIECE", 1000)
     monkeypatch.setattr(pieces, "PIECES_FROM", 70_000)
     directory = address.make_directory()
-    parent = ZmqMailbox("c0", run_id="r", incarnation=1, children=("c1",), parents=(), bus=BUS, directory=directory)
-    child = ZmqMailbox("c1", run_id="r", incarnation=1, children=(), parents=("c0",), bus=BUS, directory=directory)
+    parent = ZmqMailbox("c0", run_id="r", incarnation=1, children=("c1",), parents=(), bus=bus, directory=directory)
+    child = ZmqMailbox("c1", run_id="r", incarnation=1, children=(), parents=("c0",), bus=bus, directory=directory)
     end = parent.now() + DEADLINE_S
     while not parent.room("c1"):
         assert parent.now() < end
@@ -57,6 +59,19 @@ def test_pieces_become_the_tensor_again_in_both_directions(pair: tuple[ZmqMailbo
         assert isinstance(letter.message, Target)
         assert torch.equal(letter.message.embedding, inputs + 1)
     assert not parent.counts.dropped
+    assert not child.counts.dropped
+
+
+@pytest.mark.parametrize("pair", ["inline", "auto"], indirect=True)
+def test_pieces_that_are_too_many_together_are_not_sent_and_nobody_misses_them(
+    pair: tuple[ZmqMailbox, ZmqMailbox],
+) -> None:
+    parent, child = pair
+    for id, rows in ((0, 1 << 17), (1, 3 << 16), (2, 1 << 17)):
+        sent = parent.send("c1", Activation(id, 0, torch.ones(rows), torch.zeros(1 << 16, dtype=torch.int64)))
+        assert sent == (id != 1)
+        assert [letter.message.id for letter in child.receive(DEADLINE_S if sent else 0.0)] == [id] * sent
+    assert parent.counts.dropped == {"too-large": 1}
     assert not child.counts.dropped
 
 
