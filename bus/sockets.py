@@ -67,7 +67,7 @@ _DONTWAIT, _MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)
 
 
 class ZmqTransport:
-    """Frames over ipc or loopback TCP."""
+    """Frames over ipc or TCP: on loopback or, encrypted with the run's keys, to addresses that others can reach."""
 
     farewell_s = 1.0
     inline_cap = INLINE_CAP

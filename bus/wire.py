@@ -15,7 +15,8 @@ Long tensors are frames of their own, which are referred to, not copied, so nobo
 sent. An activation of samples that both ends hold says which they are (`indices`, int64 [B]) in place of the context,
 or where none comes along of the inputs.
 Which tensors follow is a mask in the head. Frame 0 begins with a crc32 of head and descriptions; what keeps the
-tensors whole is the transport, a unix socket or TCP. Everything is little-endian.
+tensors whole is the transport, a unix socket or TCP. Heads are little-endian; tensors travel as the machine has them,
+so all hosts of a run have one byte order.
 Laws: nothing that comes in can raise. Nothing is allocated before every check is passed: a claim of 2⁶⁰ elements
 costs one multiplication of Python ints. A tensor that is read owns aligned memory and is equal bit for bit.
 Nothing is ever pickled or evaluated.
