@@ -21,6 +21,7 @@ from typing import Self
 import msgspec
 import psutil
 
+from bus import kernel
 from configs.errors import RunError
 from workers.attempt import SIGNALS
 from workers.chaos import Chaos, Fired, Kind, Spec, schedule
@@ -86,7 +87,7 @@ class Held:
         if self.gone:
             return False
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._descriptor, number)
+            kernel.pidfd_send_signal(self._descriptor, number)
             return True
         return False
 
@@ -110,7 +111,7 @@ def find(run: RunDir, component: str) -> Held | None:
 def hold(pid: int, launcher: int, incarnation: int) -> Held | None:
     """Process `pid`, if it lives and is below the process `launcher`."""
     try:
-        held = Held(pid, os.pidfd_open(pid), incarnation)
+        held = Held(pid, kernel.pidfd_open(pid), incarnation)
     except ProcessLookupError:
         return None
     # in this order: if it lives after the look at its parents, then they were its own, not a later process's
@@ -203,7 +204,7 @@ class Launcher:
 
     def __init__(self, status: Status) -> None:
         try:
-            self._descriptor = os.pidfd_open(status.launcher_pid)
+            self._descriptor = kernel.pidfd_open(status.launcher_pid)
         except ProcessLookupError:
             raise RunError(f"run {status.run} has just ended; there is nothing to be hit") from None
 
