@@ -70,7 +70,9 @@ class Model(Node, frozen=True):
 
 
 class Loss(Node, frozen=True):
-    """Weights of the terms of the loss (method.md, "One component")."""
+    """Weights of the terms of the loss (method.md, "One component"). A step that no child has answered, students
+    standing in for those that there are, has one term against the labels, whose weight is 1.
+    """
 
     child: NonNegative = 1.0
     """CE(head(joiner(a, d)), y): with the child's target; where the head looks down the chain, the CE there."""
