@@ -1,7 +1,6 @@
 """The commands. `mach --help` is the documentation; every command has examples in its help.
 
-Loads neither torch nor ZeroMQ: both belong to the processes that it starts. What the commands do lies in
-`workers/`; here they are named and their words are read.
+Loads neither torch nor ZeroMQ: its processes do. What the commands do lies in `workers/`; here their words are read.
 
 Exit codes: of `launch` and `resume`, `workers/verdict.py`; of `status` and `chaos`, in their help; of the others, and
 of all when nothing can be printed any more, `workers/output.py`.
@@ -22,6 +21,7 @@ from configs.load import dump
 from configs.tree import Config
 from workers import chaos as faults
 from workers import commands, foreground, output, screen, victims
+from workers.finding import every_run, find_component, find_run
 from workers.options import (
     ANEW,
     ANY_RUNS,
@@ -38,7 +38,7 @@ from workers.options import (
     options,
 )
 from workers.scratch import interruptible
-from workers.status import every_run, exit_code_of, find_component, find_run, read
+from workers.status import exit_code_of, read
 from workers.timing import timing_of
 from workers.verdict import exits_help
 from workers.words import configured, fresh_name, lengths

@@ -20,11 +20,12 @@ from workers import desk, tryout
 from workers import devices as devices_of
 from workers.attempt import frozen
 from workers.background import BEGUN, MAKING, TAKEN, detach, resumed, unwritable
+from workers.finding import find_run
 from workers.foreground import Opening, supervised
 from workers.plan import Plan, make_plan
 from workers.resume import check_length, config_of, has_finished, recorded_plan, resumed_plan, same_devices, where
 from workers.rundir import RunDir
-from workers.status import FINAL, Status, find_run, launcher_alive, read, rules_of
+from workers.status import FINAL, Status, launcher_alive, read, rules_of
 from workers.supervisor import Supervisor, warm
 from workers.vacant import is_vacant
 
@@ -156,7 +157,8 @@ def resume(
         raise RunError(f"run {run.name!r} is running (pid {status.launcher_pid}); to stop it: mach stop {run.called}")
     config = config_of(old, file, settings)
     if status is not None and has_finished(status, old.config, config):
-        check_free(run)
+        if run.locked():  # by one that could not say so, as on a full disk
+            raise busy(run)
         done = max([config.train.steps, *(row.step for row in status.components)])
         length = f"--steps {2 * done}" if config.train.minutes is None else "--minutes M"
         print(f"run {run.name} has finished: nothing is left to do; to train on: mach resume {run.called} {length}")
@@ -173,18 +175,6 @@ def resume(
         return plan, partial(opened, where(run, plan), begun)
 
     return launched(run.path, config, plan_at, f"mach resume {run.called}")
-
-
-def check_free(run: RunDir) -> None:
-    """Raise a RunError if a launcher has the run, though status.json does not say so: it is written when processes are
-    started, seconds after the lock is taken.
-    """
-    try:
-        os.close(run.lock(make=False))
-    except BlockingIOError as error:
-        raise busy(run) from error
-    except OSError:
-        return  # there is no lock, or none that could be taken, by others neither
 
 
 def busy(run: RunDir) -> RunError:
@@ -269,7 +259,8 @@ def run_quietly(config: Config, runs: Path, name: str, devices: tuple[str, ...])
 
 
 def stop(run: RunDir, number: signal.Signals) -> str:
-    """Tell the launcher to end and wait until it has; what to say about it.
+    """Tell the launcher to end and wait until it has, also one that still starts its processes, which hears once they
+    are; what to say about it.
 
     Raises:
         RunError: it does not, and what ends it.
@@ -283,13 +274,32 @@ def stop(run: RunDir, number: signal.Signals) -> str:
         return f"run {run.name} has ended already"
     try:
         kernel.pidfd_send_signal(launcher, number)
-        held = frozen(status.launcher_pid)  # nothing is heard until it goes on
-        wait_s = 0.0 if held else rules_of(run).grace_ms / 1000 + PATIENCE_S
-        if not select.select([launcher], [], [], wait_s)[0]:
-            raise RunError(f"run {run.name}: {unmoved(run, status.launcher_pid, number, held=held)}")
+        see_end(run, launcher, status.launcher_pid, number)
     finally:
         os.close(launcher)
     return f"run {run.name} has {ended(read(run))}"
+
+
+def see_end(run: RunDir, launcher: int, pid: int, number: signal.Signals) -> None:
+    """Wait until the launcher has ended that was sent a signal.
+
+    Raises:
+        RunError: it does not, and what ends it.
+    """
+    patience_s = rules_of(run).grace_ms / 1000 + PATIENCE_S
+    until = time.monotonic() + patience_s
+    held = frozen(pid)  # nothing is heard until it goes on
+    while not select.select([launcher], [], [], 0.0 if held else LOOK_S)[0]:
+        if not held and has_reason(status_of(run)):
+            until = time.monotonic() + patience_s
+        elif held or time.monotonic() >= until:
+            raise RunError(f"run {run.name}: {unmoved(run, pid, number, held=held)}")
+        held = frozen(pid)
+
+
+def has_reason(status: Status | None) -> bool:
+    """Whether a run that was told to stop takes its time rightly: its processes are yet to be started."""
+    return status is not None and not status.stale and status.state == "starting"
 
 
 def unmoved(run: RunDir, pid: int, number: signal.Signals, *, held: bool) -> str:

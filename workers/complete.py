@@ -9,8 +9,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from configs.load import shipped
+from workers.finding import every_run
 from workers.rundir import USUAL
-from workers.status import every_run
 
 
 def config_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

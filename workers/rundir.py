@@ -11,7 +11,7 @@ runs/<name>/
     weights/c0.safetensors  final weights (`mach/export.py` makes a network of them)
     checkpoints/c0/         newest states to go on from (`mach/shelf.py`)
     earlier/plan-1.json     the plan before the first `mach resume`, and so on
-    .lock                   held by the launcher for as long as it lives
+    .lock                   held by the launcher for as long as it lives, and says which one (`workers/holder.py`)
 """
 
 import fcntl
@@ -24,6 +24,7 @@ from itertools import chain, count
 from pathlib import Path
 
 from configs.errors import ConfigError
+from workers import holder
 
 USUAL = Path("runs")
 """Where runs lie, unless `--runs` says otherwise."""
@@ -148,17 +149,34 @@ class RunDir:
         """One of them, from 1; the last is the newest."""
         return self.path / "earlier" / f"plan-{number}.json"
 
+    @property
+    def lock_file(self) -> Path:
+        """What `lock` opens."""
+        return self.path / ".lock"
+
     def lock(self, *, make: bool = True) -> int:
         """An open file that marks the run as running until it is closed; BlockingIOError if another launcher does.
-        `make`: the file, if there is none (else FileNotFoundError).
+        `make`: the file, if there is none (else FileNotFoundError), and a note in it that the run is ours.
         """
-        fd = os.open(self.path / ".lock", os.O_RDWR | (os.O_CREAT if make else 0), 0o644)
+        fd = os.open(self.lock_file, os.O_RDWR | (os.O_CREAT if make else 0), 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(fd)
             raise
+        if make:
+            holder.note(fd)
         return fd
+
+    def locked(self) -> bool:
+        """Whether a launcher has the run just now."""
+        try:
+            os.close(self.lock(make=False))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False  # there is no lock, or none that could be taken, by others neither
+        return False
 
     def restore(self) -> None:
         """Create the folders that are not there."""

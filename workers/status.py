@@ -5,23 +5,20 @@ more grows old in plain sight. Ages and identities never come from the clock on 
 of the monotonic clock, which all processes of one boot share, and of the boot itself.
 """
 
-import difflib
-import functools
 import math
-import os
-import re
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from bus import address
-from configs.errors import ConfigError, NoSuchRun, RunError
+from configs.errors import ConfigError, RunError
 from configs.load import load
 from configs.tree import Supervise
 from workers.attempt import frozen
+from workers.holder import Holder, noted
+from workers.holder import boot as boot
+from workers.plan import Plan
 from workers.policy import patience_s
 from workers.report import Checkpoint, Peer, Record, Report, older
 from workers.rundir import RunDir, replace
@@ -31,8 +28,6 @@ FINAL = ("finished", "stopped", "failed")
 """States, of runs and of components, that nothing follows."""
 STALE_S = 5.0
 """A status.json that is older says so, while its launcher lives: normally it is at most a second old."""
-COMPONENT = re.compile(r"c\d+(\.\d+)?")
-"""A component's name, c2, or one life's of it, c2.1."""
 UNBORN = ("starting", "restarting")
 START_UP_S = 10.0
 """From the start of a life: so long its edges may not be open yet."""
@@ -119,15 +114,31 @@ def write(run: RunDir, status: Status) -> None:
 
 
 def read(run: RunDir, now: float | None = None) -> Status:
-    """The run as it is now, from its files alone; `now` on the monotonic clock.
+    """The run as it is now, from its files alone; `now` on the monotonic clock. While a launcher that has its lock has
+    written no status yet, it is starting, whatever an earlier one wrote.
 
     Raises:
         RunError: status.json is missing or is none of ours.
     """
+    now = time.monotonic() if now is None else now
+    holder = noted(run.lock_file)  # before: who writes status.json then, or has written it, is known to have the lock
+    status = recorded(run, missing_ok=holder is not None)
+    if status is not None:
+        bring_up(status, run, now)
+    if holder is not None and (status is None or (holder_of(status) != holder and has(run, holder))):
+        return starting(run, holder, planned(run) if status is None else status.components, now)
+    assert status is not None
+    return status
+
+
+def recorded(run: RunDir, *, missing_ok: bool) -> Status | None:
+    """What status.json says; None if it is not there, but a plan is, and that is well."""
     try:
-        status = msgspec.json.decode(run.status.read_bytes(), type=Status)
+        return msgspec.json.decode(run.status.read_bytes(), type=Status)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and run.plan.is_file():
+            if missing_ok:
+                return None
             raise RunError(
                 f"{run.status} is not written yet, or there was no room for it; where nobody trains any more, make "
                 f"room, then mach resume {run.called}"
@@ -144,12 +155,17 @@ def read(run: RunDir, now: float | None = None) -> Status:
             f"{run.status}: is damaged ({error}); where nobody trains any more, mach resume {run.called} goes on all "
             "the same"
         ) from error
+
+
+def bring_up(status: Status, run: RunDir, now: float) -> None:
+    """Make what was written what is so `now`: ages, who is not heard of, a launcher that is gone."""
     same = status.boot == boot()  # the monotonic clocks of two boots are never compared
-    age = max(0.0, (time.monotonic() if now is None else now) - status.written_s) if same else 0.0
+    age = max(0.0, now - status.written_s) if same else 0.0
     lost = status.state not in FINAL and not launcher_alive(status)
     rules = rules_of(run)
     if age > STALE_S and status.state not in FINAL and not lost:
-        status.stale = unwritten(run, status.launcher_pid, age)
+        old = f"{run.status.name} is {age:.0f} s old, and so is what stands here"
+        status.stale = unwritten(run, status.launcher_pid, old)
     for row in status.components:
         mark(row, patience_s(rules.stalled_ms, row.step_ms_p99), 0.0 if status.stale else age, lost=lost)
         if row.last_seen_s is not None:
@@ -159,14 +175,73 @@ def read(run: RunDir, now: float | None = None) -> Status:
             setattr(row.loss, name, math.nan)
     if lost:
         status.state = "failed"
-        status.reason = f"the launcher (pid {status.launcher_pid}) is gone, and its processes with it"
-        if not same:
-            status.reason = "the machine was started anew since, or this is another one"
-        status.reason += (
-            f"; what stands here is from {status.elapsed_s:.1f} s after its start, when {run.status.name} was last "
-            f"written; go on with mach resume {run.called}"
+        status.reason = (
+            f"{gone(holder_of(status))}; what stands here is from {status.elapsed_s:.1f} s after its start, when "
+            f"{run.status.name} was last written; go on with mach resume {run.called}"
         )
+
+
+def starting(run: RunDir, holder: Holder, rows: Sequence[ComponentStatus], now: float) -> Status:
+    """Of a launcher that has written no status yet. `rows`: the components as they were when the run was left, or as
+    planned.
+    """
+    alive = has(run, holder)
+    since_s = max(0.0, now - holder.since_s) if alive else 0.0
+    status = Status(
+        run=run.name,
+        state="starting" if alive else "failed",
+        launcher_pid=holder.pid,
+        launcher_started=holder.started,
+        boot=holder.boot,
+        started_at=run.lock_file.stat().st_mtime,
+        written_s=now,
+        elapsed_s=since_s,
+        components=[unborn(row) for row in rows],
+    )
+    if not alive:
+        status.reason = f"{gone(holder)}, before {run.status.name} was written; mach resume {run.called} begins anew"
+        for row in status.components:
+            mark(row, math.inf, 0.0, lost=True)
+    elif since_s > rules_of(run).starting_ms / 1000 or frozen(holder.pid):
+        status.stale = unwritten(run, holder.pid, f"{run.status.name} is not written {since_s:.0f} s after the start")
     return status
+
+
+def has(run: RunDir, holder: Holder) -> bool:
+    """Whether who has taken the lock of a run lives and has not let go of it since."""
+    return holder.alive and run.locked()
+
+
+def unborn(row: ComponentStatus) -> ComponentStatus:
+    """A row of a component whose process is yet to be started."""
+    its = {name: getattr(row, name) for name in ("component", "kind", "incarnation", "device", *REACHED)}
+    return ComponentStatus(pid=0, state="starting", **its)
+
+
+def planned(run: RunDir) -> list[ComponentStatus]:
+    """Rows of the components that are to be; none where the plan cannot be read."""
+    try:
+        plan = msgspec.json.decode(run.plan.read_bytes(), type=Plan)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return []
+    return [
+        ComponentStatus(
+            component=one.name, kind=one.kind, incarnation=one.incarnation, pid=0, device=one.device, state="starting"
+        )
+        for one in plan.processes
+    ]
+
+
+def holder_of(status: Status) -> Holder:
+    """The launcher that wrote it."""
+    return Holder(status.launcher_pid, status.launcher_started, status.boot)
+
+
+def gone(holder: Holder) -> str:
+    """What to say of a launcher that has ended without a verdict."""
+    if holder.boot != boot():
+        return "the machine was started anew since, or this is another one"
+    return f"the launcher (pid {holder.pid}) is gone, and its processes with it"
 
 
 REACHED = ("step", "samples", "child_steps", "child_share", "loss", "accuracy", "checkpoint")
@@ -185,9 +260,8 @@ def reached(run: RunDir) -> dict[str, dict[str, Any]]:
     return {row.component: {name: getattr(row, name) for name in REACHED} for row in rows}
 
 
-def unwritten(run: RunDir, launcher: int, age: float) -> str:
-    """What to say of a status.json that a living launcher has not written for `age` seconds."""
-    old = f"{run.status.name} is {age:.0f} s old, and so is what stands here"
+def unwritten(run: RunDir, launcher: int, old: str) -> str:
+    """What to say of a status.json that a living launcher does not write; `old`: since when."""
     if frozen(launcher):
         return (
             f"{old}: the launcher (pid {launcher}) is stopped (SIGSTOP, or Ctrl-Z), and nobody watches its components; "
@@ -220,58 +294,7 @@ def rules_of(run: RunDir) -> Supervise:
 
 def launcher_alive(status: Status) -> bool:
     """Whether the launcher still runs here, and is not another process with its number."""
-    return status.boot == boot() and address.started(status.launcher_pid) == status.launcher_started
-
-
-@functools.cache
-def boot() -> str:
-    """Name of the boot that this process lives in."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-
-
-def every_run(runs: Path) -> list[RunDir]:
-    """Runs in a directory, newest first; also those whose status.json found no room, or is not written yet."""
-    found = [run for run in map(RunDir, runs.glob("*")) if is_run(run)]
-    return sorted(found, key=lambda run: run.plan.stat().st_mtime if run.plan.exists() else 0.0, reverse=True)
-
-
-def is_run(run: RunDir) -> bool:
-    """Whether there is one."""
-    return os.path.exists(run.status) or os.path.exists(run.plan)
-
-
-def find_run(runs: Path, name: str | None) -> RunDir:
-    """The run called `name`, which may also be a path, of `runs` or as a shell has it; or the newest.
-
-    Raises:
-        NoSuchRun: there is none.
-    """
-    found = every_run(runs)
-    if name is None:
-        if not found:
-            raise NoSuchRun(
-                f"there is no run in {runs}/; start one with mach launch, or name another place with --runs"
-            )
-        return found[0]
-    for path in (runs / name, *([Path(name)] if os.sep in name else ())):
-        if is_run(RunDir(path)):
-            return RunDir(path)
-    near = difflib.get_close_matches(name, [run.name for run in found], 1)
-    hint = f"; did you mean {near[0]!r}?" if near else "; mach runs lists those that there are"
-    raise NoSuchRun(f"there is no run {name!r} in {runs}/{hint}")
-
-
-def find_component(runs: Path, run: str | None, component: str | None) -> tuple[RunDir, str | None]:
-    """The run, and the component if one is meant, of two words that may both be left out. One word alone that has a
-    component's form, or that of one life of it, means the newest run, unless it names a run.
-
-    Raises:
-        NoSuchRun: there is none.
-    """
-    alone = run is not None and component is None and COMPONENT.fullmatch(run) is not None
-    if alone and not any(found.name == run for found in every_run(runs)):
-        run, component = None, run
-    return find_run(runs, run), component
+    return holder_of(status).alive
 
 
 def cut_edges(status: Status, *, patient: bool = False) -> list[str]:

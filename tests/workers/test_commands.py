@@ -19,11 +19,12 @@ from fakes import status
 from workers import output
 from workers.background import BEGUN, MAKING, TAKEN
 from workers.commands import check_name, log_lines, restart, stop, train
+from workers.finding import find_component
 from workers.foreground import Opening
 from workers.options import Group
 from workers.plan import Plan
 from workers.rundir import RunDir
-from workers.status import ComponentStatus, find_component, write
+from workers.status import ComponentStatus, write
 
 
 @pytest.fixture

@@ -294,6 +294,9 @@ def test_a_run_that_another_launcher_begins_to_go_on_with_has_not_finished(run: 
     assert (resumed()[0], "has finished" in resumed()[1]) == (0, True), "no lock was ever taken"
     lock = run.lock()
     code, said = resumed()
+    assert (code, f"is running (pid {os.getpid()}); to stop it: mach stop run" in said) == (2, True)
+    run.lock_file.write_text("")  # who has it could not say so
+    code, said = resumed()
     assert (code, "another launcher is running this run; mach stop run" in said) == (2, True)
     os.close(lock)
     assert resumed()[0] == 0

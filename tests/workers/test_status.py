@@ -15,6 +15,7 @@ from bus import address
 from configs.errors import NoSuchRun, RunError
 from fakes import component
 from workers import screen
+from workers.finding import find_component, find_run
 from workers.report import Accuracies, Checkpoint, Losses, Messages, Peer, Spread, Staleness
 from workers.rundir import RunDir
 from workers.status import (
@@ -24,8 +25,6 @@ from workers.status import (
     Status,
     boot,
     exit_code_of,
-    find_component,
-    find_run,
     reached,
     read,
     untrained,

@@ -1,0 +1,153 @@
+"""A run whose launcher starts its processes, and has written no status yet: shown, listed, stopped, or gone."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from bus import kernel
+from cli import cli
+from configs.errors import RunError
+from configs.load import dump, load
+from fakes import component, status
+from mach.recipes import RECIPES
+from workers.commands import check_name, stop
+from workers.holder import noted
+from workers.plan import make_plan
+from workers.report import Checkpoint
+from workers.rundir import RunDir
+from workers.status import Status, exit_code_of, reached, read, write
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LAUNCHER = """
+import sys
+from pathlib import Path
+from workers.rundir import RunDir
+lock = RunDir(Path(sys.argv[1])).lock()
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """As a launch leaves it that has planned."""
+    run = RunDir(tmp_path / "r")
+    run.make()
+    config = load("digits", ("n_components=2",), RECIPES)
+    run.config.write_text(dump(config))
+    run.plan.write_bytes(msgspec.json.encode(make_plan(config, run="r", directory=run.path, sockets=tmp_path)))
+    return run
+
+
+@pytest.fixture
+def launcher(run: RunDir) -> Iterator["subprocess.Popen[str]"]:
+    """One that has the run's lock, and no more."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, str(run.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def ended() -> Status:
+    """An earlier launch of the run."""
+    earlier = status("stopped")
+    earlier.launcher_started, earlier.exit_code = "1", 130
+    row = component(state="stopped", exit_code=130, checkpoint=Checkpoint(step=7, age_s=2.0))
+    earlier.components = [row, component("c1", state="failed", exit_code=1, reason="diverged")]
+    return earlier
+
+
+@pytest.mark.usefixtures("launcher")
+@pytest.mark.parametrize("before", [None, ended()])
+def test_a_run_whose_launcher_starts_its_processes_is_starting(run: RunDir, before: Status | None) -> None:
+    if before is not None:
+        write(run, before)
+    found = read(run)
+    assert (found.run, found.state, found.stale, exit_code_of(found)) == ("r", "starting", "", 0)
+    steps = 0 if before is None else 7
+    shown = [(row.component, row.state, row.step, row.exit_code, row.reason) for row in found.components]
+    assert shown == [("c0", "starting", steps, None, ""), ("c1", "starting", steps, None, "")]
+    listed = CliRunner().invoke(cli, ["runs", "--runs", str(run.path.parent)])
+    assert [line.split()[:2] for line in listed.stdout.splitlines()] == [["run", "state"], ["r", "starting"]]
+    with pytest.raises(RunError, match=r"is running .* or stop it: mach stop r"):
+        check_name(run.path.parent, "r")
+
+
+@pytest.mark.parametrize("before", [None, ended()])
+def test_a_run_that_is_starting_is_stopped(
+    run: RunDir, launcher: "subprocess.Popen[str]", before: Status | None
+) -> None:
+    if before is not None:
+        write(run, before)
+    said = stop(run, signal.SIGTERM)
+    assert launcher.wait() == -signal.SIGTERM
+    assert said == ("run r has failed" if before is None else "run r has been stopped")
+
+
+def test_a_launcher_that_was_killed_before_it_wrote_a_status_is_gone(
+    run: RunDir, launcher: "subprocess.Popen[str]"
+) -> None:
+    launcher.kill()
+    launcher.wait()
+    found = read(run)
+    assert (found.state, exit_code_of(found)) == ("failed", 2)
+    gone = f"the launcher (pid {launcher.pid}) is gone, and its processes with it, before status.json was written; "
+    assert found.reason == f"{gone}mach resume {run.called} begins anew"
+    assert stop(run, signal.SIGTERM) == "run r has failed already"
+    write(run, ended())
+    assert read(run).state == "stopped", "it changed nothing"
+
+
+@pytest.mark.usefixtures("launcher")
+def test_a_stop_waits_for_who_is_starting_and_not_for_ever_for_another(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starting = status("starting")
+    looks = [status("training"), starting, starting, starting]
+    for name, value in (("PATIENCE_S", 0.0), ("LOOK_S", 0.0), ("status_of", lambda run: looks.pop())):
+        monkeypatch.setattr(f"workers.commands.{name}", value)
+    monkeypatch.setattr(kernel, "pidfd_send_signal", lambda pidfd, number: None)  # nobody hears it
+    run.config.write_text("supervise: {grace_ms: 0}")
+    with pytest.raises(RunError, match="did not end"):
+        stop(run, signal.SIGTERM)
+    assert looks == []
+
+
+def test_a_launcher_that_writes_no_status_for_long_says_so(run: RunDir, launcher: "subprocess.Popen[str]") -> None:
+    holder = noted(run.lock_file)
+    assert holder is not None
+    assert read(run, now=holder.since_s + 59.0).stale == ""
+    found = read(run, now=holder.since_s + 61.0)
+    assert found.stale.startswith(f"status.json is not written 61 s after the start: the launcher (pid {launcher.pid})")
+    assert exit_code_of(found) == 1
+
+
+def test_who_takes_a_run_up_finds_what_it_had_come_to(run: RunDir) -> None:
+    write(run, ended())
+    lock = run.lock()
+    assert [came["step"] for came in reached(run).values()] == [7, 7]
+    assert reached(run)["c0"]["checkpoint"].age_s >= 2.0
+    os.close(lock)
+    assert read(run).state == "stopped", "it was let go of"
+
+
+def test_of_a_lock_that_nobody_has_noted_nothing_is_known(run: RunDir) -> None:
+    run.lock_file.write_text("")
+    assert noted(run.lock_file) is None
+    with pytest.raises(RunError, match="not written yet"):
+        read(run)

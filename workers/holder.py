@@ -1,0 +1,55 @@
+"""Who has a run: the launcher that took its lock, and from then on stands in the lock's file.
+
+    PID STARTED BOOT SINCE      its number, when it began in ticks since the boot, which boot, when it took the lock
+
+status.json tells it as well, but seconds later, when processes have been started, and until then it is an earlier
+launcher's, or nobody's. Knows no process but by number.
+"""
+
+import functools
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bus import address
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A launcher, alive or not."""
+
+    pid: int
+    started: str
+    boot: str
+    since_s: float = field(default=0.0, compare=False)
+    """When it took the lock, on the monotonic clock of the boot."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs here, and is not another process with its number."""
+        return self.boot == boot() and address.started(self.pid) == self.started
+
+
+@functools.cache
+def boot() -> str:
+    """Name of the boot that this process lives in."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def note(lock: int) -> None:
+    """Write into the open file of a lock that this process has it."""
+    words = f"{os.getpid()} {address.started(os.getpid())} {boot()} {time.monotonic():.3f}\n".encode()
+    with suppress(OSError):  # a full disk: the run itself will tell of it
+        os.pwrite(lock, words, 0)
+        os.ftruncate(lock, len(words))  # after the line, not before: a reader takes the first line
+
+
+def noted(lock: Path) -> Holder | None:
+    """Who took a lock last; None if nobody did, or that cannot be read."""
+    try:
+        pid, started, where, since_s = lock.read_text(encoding="ascii").partition("\n")[0].split()
+        return Holder(int(pid), started, where, float(since_s))
+    except (OSError, ValueError):
+        return None
