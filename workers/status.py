@@ -124,6 +124,7 @@ def read(run: RunDir, now: float | None = None) -> Status:
     holder = noted(run.lock_file)  # before: who writes status.json then, or has written it, is known to have the lock
     status = recorded(run, missing_ok=holder is not None)
     if status is not None:
+        status.run = run.name  # its directory's, which may have been renamed or copied
         bring_up(status, run, now)
     if holder is not None and (status is None or (holder_of(status) != holder and has(run, holder))):
         return starting(run, holder, planned(run) if status is None else status.components, now)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from bus import address
+from cli import cli
 from configs.errors import NoSuchRun, RunError
 from fakes import component
 from workers import screen
@@ -99,6 +101,15 @@ def test_a_run_whose_status_found_no_room_is_a_run(tmp_path: Path) -> None:
     assert find_component(tmp_path, "c1", None) == (run, None)
     with pytest.raises(RunError, match=r"status\.json is not written yet, or there was no room .* resume c1 --runs"):
         read(run)
+
+
+def test_a_run_is_called_like_its_directory_also_where_that_was_renamed_or_copied(tmp_path: Path) -> None:
+    run_with(tmp_path / "runs", status()).path.rename(tmp_path / "runs" / "moved")
+    words = ("--runs", str(tmp_path / "runs"))
+    shown = [CliRunner().invoke(cli, [*command, *words]).stdout for command in (["runs"], ["status", "moved"])]
+    assert shown[0].splitlines()[1].startswith("moved ")
+    assert shown[1].startswith("run moved  ")
+    assert read(RunDir(tmp_path / "runs" / "moved")).run == "moved"
 
 
 @pytest.mark.parametrize("damage", [b"", b'{"run": "r', b'{"run": "\xff"}'])
