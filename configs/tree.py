@@ -304,7 +304,7 @@ class Supervise(Node, frozen=True):
     starting_ms: Positive = 60_000
     """The same before its first report: it loads data and builds networks."""
     grace_ms: Annotated[int, Meta(ge=0)] = 5000
-    """From an order to stop, save and leave to SIGKILL."""
+    """From an order to stop, save and leave to SIGKILL; who still writes its checkpoint is given more, from its end."""
     max_restarts: Annotated[int, Meta(ge=0)] = 100
     """Restarts of one component in all. Before its first step it may fail once, and after three restarts in a row
     without a new checkpoint it is given up in any case. A stub saves none, so each of its restarts is such a one."""

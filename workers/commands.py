@@ -23,6 +23,7 @@ from workers.background import BEGUN, MAKING, TAKEN, detach, resumed, unwritable
 from workers.finding import find_run
 from workers.foreground import Opening, supervised
 from workers.plan import Plan, make_plan
+from workers.report import SAVING
 from workers.resume import check_length, config_of, has_finished, recorded_plan, resumed_plan, same_devices, where
 from workers.rundir import RunDir
 from workers.status import FINAL, Status, launcher_alive, read, rules_of
@@ -298,8 +299,13 @@ def see_end(run: RunDir, launcher: int, pid: int, number: signal.Signals) -> Non
 
 
 def has_reason(status: Status | None) -> bool:
-    """Whether a run that was told to stop takes its time rightly: its processes are yet to be started."""
-    return status is not None and not status.stale and status.state == "starting"
+    """Whether a run that was told to stop takes its time rightly: its processes are yet to be started, or somebody
+    writes a checkpoint, which the launcher waits for as well.
+    """
+    if status is None or status.stale:
+        return False
+    saving = ("stopping", SAVING)
+    return status.state == "starting" or any((row.state, row.reason) == saving for row in status.components)
 
 
 def unmoved(run: RunDir, pid: int, number: signal.Signals, *, held: bool) -> str:

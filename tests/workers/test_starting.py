@@ -1,4 +1,6 @@
-"""A run whose launcher starts its processes, and has written no status yet: shown, listed, stopped, or gone."""
+"""A run whose launcher starts its processes, and has written no status yet: shown, listed, stopped, or gone; and how
+long one that stops is waited for.
+"""
 
 import os
 import signal
@@ -20,7 +22,7 @@ from mach.recipes import RECIPES
 from workers.commands import check_name, stop
 from workers.holder import noted
 from workers.plan import make_plan
-from workers.report import Checkpoint
+from workers.report import SAVING, Checkpoint
 from workers.rundir import RunDir
 from workers.status import Status, exit_code_of, reached, read, write
 
@@ -113,12 +115,19 @@ def test_a_launcher_that_was_killed_before_it_wrote_a_status_is_gone(
     assert read(run).state == "stopped", "it changed nothing"
 
 
+def saving() -> Status:
+    """A run that stops and writes a checkpoint."""
+    found = status("stopping")
+    found.components = [component(state="stopping"), component("c1", state="stopping", reason=SAVING)]
+    return found
+
+
 @pytest.mark.usefixtures("launcher")
-def test_a_stop_waits_for_who_is_starting_and_not_for_ever_for_another(
-    run: RunDir, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("busy", [status("starting"), saving()])
+def test_a_stop_waits_for_who_starts_or_saves_and_not_for_ever_for_another(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, busy: Status
 ) -> None:
-    starting = status("starting")
-    looks = [status("training"), starting, starting, starting]
+    looks = [status("training"), busy, busy, busy]
     for name, value in (("PATIENCE_S", 0.0), ("LOOK_S", 0.0), ("status_of", lambda run: looks.pop())):
         monkeypatch.setattr(f"workers.commands.{name}", value)
     monkeypatch.setattr(kernel, "pidfd_send_signal", lambda pidfd, number: None)  # nobody hears it
