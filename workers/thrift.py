@@ -1,11 +1,15 @@
 """Imported by the forkserver alone, before all that is large (`workers.process.PRELOAD`): it looks for no garbage.
 
 That is a tenth of the time of its imports. What it has imported is none, and its children, which look for theirs,
-leave those pages alone. Knows nothing else.
+leave those pages alone. And it looks for the temporary directory once for all of them. Knows nothing else.
 """
 
 import gc
 import os
+import tempfile
 
 gc.disable()
 os.register_at_fork(before=gc.freeze, after_in_child=gc.enable)
+# A file is written there and removed. Who looked for it first when its launcher was killed, to sweep, would be killed
+# before the file was removed.
+tempfile.gettempdir()

@@ -21,3 +21,9 @@ def test_a_child_of_the_forkserver_looks_for_its_own_garbage_alone() -> None:
     looks, frozen = child.split()
     assert looks == "True"
     assert int(frozen) > 1000, "what was there before the child was"
+
+
+def test_a_child_of_the_forkserver_knows_the_temporary_directory() -> None:
+    """To find it, a file is written there, which one that is killed meanwhile leaves."""
+    code = "import tempfile, workers.thrift; print(tempfile.tempdir is not None)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"
