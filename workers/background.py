@@ -7,31 +7,38 @@
 
 So nobody takes another's run for the one just launched, however close to each other two are, nor a launcher that failed
 for one whose name was taken. `mach resume --detach` does the same with a run that is there: its launcher says BEGUN
-alone, and nothing where another one goes on with the run already.
+alone, and nothing where another one goes on with the run already. Who is interrupted while it waits for that has the
+launcher stop.
 """
 
 import errno
 import os
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from bus import kernel, keys
+from bus import address, kernel, keys
 from configs.errors import RunError
 from configs.load import dump
 from configs.tree import Config
+from workers.holder import noted
 from workers.rundir import RunDir
+from workers.scratch import interruptible
 from workers.status import FINAL, Status, read
 
 MAKING, TAKEN, BEGUN = b"m", b"t", b"."
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LOOK_S = 0.25
 """Time between two looks into files that the launcher writes."""
+PATIENCE_S = 15.0
+"""Longest wait for a launcher to stop that was still to begin."""
 
 
+@interruptible()
 def detach(
     config: Config,
     runs: Path,
@@ -61,6 +68,7 @@ def detach(
     return told(RunDir(runs / name), code, words)
 
 
+@interruptible()
 def resumed(run: RunDir, file: str | None, settings: Sequence[str], gpus: str | None) -> int:
     """Start a launcher that goes on with a run that has ended, and see that its components begin; the exit code.
     `file` and `settings`: its configuration, as of `mach resume`.
@@ -131,16 +139,36 @@ def started(run: RunDir, words: list[str], log: Path) -> tuple[bytes, int | None
                 )
         finally:
             os.close(tell)
-        said = heard(hear)
-        ours, place = said == BEGUN, log
-        if ours:
-            place = log.replace(run.next_launcher_log())
-        code = begun(run, launcher) if ours else launcher.wait()
+        try:
+            said = heard(hear)
+            ours, place = said == BEGUN, log
+            if ours:
+                place = log.replace(run.next_launcher_log())
+            code = begun(run, launcher) if ours else launcher.wait()
+        except KeyboardInterrupt:
+            call_off(run, launcher)
+            holder = noted(run.lock_file)  # its last word may be lost with the interrupt
+            if holder is not None and holder.pid == launcher.pid and log.exists():
+                log.replace(run.next_launcher_log())
+            raise
         lines = place.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return said, code, lines[-1] if lines else ""
     finally:
         os.close(hear)
         log.unlink(missing_ok=True)
+
+
+def call_off(run: RunDir, launcher: "subprocess.Popen[bytes]") -> None:
+    """Stop a launcher that is no longer wanted. Who does not wait for its end, or waits too long, is told where to see
+    it.
+    """
+    launcher.send_signal(signal.SIGTERM)
+    try:
+        launcher.wait(PATIENCE_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        way = f"mach status {run.called}"
+        print(f"mach: the launcher (pid {launcher.pid}) was told to stop, and has not yet; {way}", file=sys.stderr)
+    address.sweep()  # one that did not listen yet was ended by it, and removed nothing
 
 
 def command(words: list[str], tell: int) -> list[str]:

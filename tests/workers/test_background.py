@@ -1,9 +1,12 @@
 """A launch in the background that loses the race for its name, or fails: real processes, a played launcher."""
 
 import errno
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -20,8 +23,16 @@ LAUNCHER = """
 import os, signal, sys
 from pathlib import Path
 from workers.background import MAKING, TAKEN, tell_begun
+from workers.rundir import RunDir
 folder, tell, state, trouble = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
 print("it begins", flush=True)
+def interrupt():
+    signal.signal(signal.SIGTERM, lambda number, frame: Path(folder.parent.parent, "stopped").touch() or sys.exit(130))
+    os.kill(os.getppid(), int(trouble.split()[1]))
+    while True:
+        signal.pause()
+if trouble.startswith("early"):
+    interrupt()
 if trouble == "looked" and folder.exists():
     sys.exit("mach: it exists; choose another --name")
 if trouble.startswith("resume"):
@@ -43,9 +54,14 @@ if trouble == "full":
 if trouble == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 (folder / "logs").mkdir()
-(folder / "status.json").write_bytes(state.read_bytes())
+lock = RunDir(folder).lock()
+if not trouble.startswith("late"):
+    (folder / "status.json").write_bytes(state.read_bytes())
 tell_begun(tell)
+if trouble.startswith("late"):
+    interrupt()
 """
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -116,6 +132,59 @@ def test_a_launcher_that_fails_in_its_own_directory_is_told_of_and_not_repeated(
     assert launch(runs, "r-2", other) == code
     assert capsys.readouterr().err == f"{cause}\n"
     assert sorted(path.name for path in runs.iterdir()) == ["r", "r-2"]
+
+
+@pytest.fixture
+def _signals() -> Iterator[None]:
+    """As a command has them that is run from a shell; and as they were."""
+    earlier = {number: signal.getsignal(number) for number in ENDS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in earlier.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_signals")
+@pytest.mark.parametrize("trouble", [f"{when} {number:d}" for when in ("early", "late") for number in ENDS])
+def test_who_is_interrupted_while_a_launcher_begins_has_stopped_it_and_leaves_nothing(
+    runs: Path, capsys: pytest.CaptureFixture[str], trouble: str
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        launch(runs, "r-2")
+    assert (runs.parent / "stopped").exists()
+    assert capsys.readouterr() == ("", "")
+    late = trouble.startswith("late")
+    assert sorted(path.name for path in runs.iterdir()) == (["r", "r-2"] if late else ["r"])
+    if late:
+        assert (runs / "r-2" / "logs" / "launcher.log").read_text() == "it begins\n"
+
+
+@pytest.mark.usefixtures("_signals")
+@pytest.mark.parametrize("trouble", [f"early {signal.SIGHUP:d}"])
+def test_a_resume_that_is_interrupted_while_it_begins_is_stopped_as_well(runs: Path) -> None:
+    run = RunDir(runs / "r")
+    before = sorted(run.path.rglob("*"))
+    with pytest.raises(KeyboardInterrupt):
+        resumed(run, None, (), None)
+    assert (runs.parent / "stopped").exists()
+    assert sorted(run.path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), subprocess.TimeoutExpired("mach", 1.0)])
+def test_of_a_launcher_that_does_not_stop_at_once_it_is_said_where_to_look(
+    runs: Path, capsys: pytest.CaptureFixture[str], error: BaseException
+) -> None:
+    sent: list[int] = []
+
+    def wait(within_s: float) -> int:
+        raise error
+
+    launcher = SimpleNamespace(pid=4711, send_signal=sent.append, wait=wait)
+    run = RunDir(runs / "r")
+    background.call_off(run, launcher)  # type: ignore[arg-type]
+    assert sent == [signal.SIGTERM]
+    said = f"mach: the launcher (pid 4711) was told to stop, and has not yet; mach status {run.called}\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("trouble", ["resume"])
