@@ -46,6 +46,9 @@ TICK_S = 0.25
 """Longest time between two looks, and between two versions of status.json."""
 AWAY_S = 1.0
 """A longer time between two looks: the launcher itself was stopped or starved, and nobody was silent meanwhile."""
+SAME_S = 0.5
+"""A Ctrl-C that comes no later after the first signal is that one again: `timeout -s INT` sends it to the launcher, and
+at once to its whole group."""
 QUIET = {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM}
 """Blocked in the forkserver, and so in components, which let SIGTERM through again: a terminal, `timeout` or a service
 manager sends them to all processes at once, and stopping is the launcher's business."""
@@ -125,8 +128,8 @@ class Supervisor:
         self._ordered: set[str] = set()
         self._gathering: Gathering | None = None
         self._gone: Member | None = None
-        self._signals: list[int] = []
-        self._signalled = False
+        self._signals: list[tuple[int, float]] = []  # and when they came
+        self._signalled_s: float | None = None
         self._handlers: dict[int, object] = {}
         self._bell, self._bell_end = socket.socketpair()
         self._earlier_bell: int | None = None
@@ -181,7 +184,7 @@ class Supervisor:
             signal.set_wakeup_fd(self._earlier_bell)
         while self._handlers:
             number, handler = self._handlers.popitem()
-            told = (self._signalled or self._signals) and number in (signal.SIGTERM, signal.SIGHUP)
+            told = (self._signalled_s is not None or self._signals) and number in (signal.SIGTERM, signal.SIGHUP)
             signal.signal(number, signal.SIG_IGN if told else handler)  # type: ignore[arg-type]
         self._bell.close()
         self._bell_end.close()
@@ -271,7 +274,7 @@ class Supervisor:
         self._earlier_bell = signal.set_wakeup_fd(self._bell_end.fileno(), warn_on_full_buffer=False)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._signals.append(number)
+        self._signals.append((number, self.clock.elapsed_s()))
 
     def _wait(self) -> None:
         """Until something happens, or the next thing is due."""
@@ -304,14 +307,15 @@ class Supervisor:
             self._order("stop", 0.0 if at_once else self._grace_s, now)
 
     def _obey(self) -> None:
-        """The first signal stops the run cleanly; SIGQUIT, or a Ctrl-C after it, at once. A second SIGTERM or SIGHUP
-        changes nothing: `timeout` and shells send it to the launcher, and then to its whole group.
+        """The first signal stops the run cleanly; SIGQUIT, or a Ctrl-C more than SAME_S after it, at once. A second
+        SIGTERM or SIGHUP changes nothing: `timeout` and shells send it to the launcher, and then to its whole group.
         """
         signals, self._signals = self._signals, []
-        for number in signals:
-            at_once = number == signal.SIGQUIT or (self._signalled and number == signal.SIGINT)
-            self._signalled = True  # not `stopping`: the Ctrl-C that stops may kill the reader a moment before
-            self.stop(f"by {signal.Signals(number).name}", at_once=at_once)
+        for number, came_s in signals:
+            if self._signalled_s is None:  # not `stopping`: the Ctrl-C that stops may kill the reader a moment before
+                self._signalled_s = came_s
+            again = number == signal.SIGINT and came_s - self._signalled_s > SAME_S
+            self.stop(f"by {signal.Signals(number).name}", at_once=again or number == signal.SIGQUIT)
 
     def _restart(self, wanted: Ask, *, now: float) -> Promise:
         """Somebody asked for a restart."""

@@ -22,7 +22,7 @@ from workers.output import UNREAD
 from workers.plan import ProcessPlan, make_plan
 from workers.rundir import RunDir
 from workers.status import read
-from workers.supervisor import AWAY_S, Clock, Supervisor, orphans
+from workers.supervisor import AWAY_S, SAME_S, Clock, Supervisor, orphans
 
 
 class FakeTime:
@@ -272,9 +272,11 @@ def test_who_is_killed_on_purpose_is_told_from_who_did_not_leave_in_time(
     lockstep: tuple[Supervisor, list[Life]], signals: tuple[signal.Signals, ...], late_s: float, why: str
 ) -> None:
     supervisor, _ = lockstep
+    supervisor.clock = Clock(time := FakeTime())
     for number in signals:
         supervisor._note(number, None)
         supervisor._obey()
+        time.now += 2 * SAME_S
     supervisor._gathering = None
     supervisor._decide(late_s)
     for member in supervisor.members:
@@ -287,23 +289,44 @@ def test_a_first_signal_stops_cleanly_also_when_the_reader_left_before_it(
 ) -> None:
     """Ctrl-C kills `tee`, too, and may be heard of second."""
     supervisor, lives = lockstep
+    supervisor.clock = Clock(time := FakeTime())
     supervisor.stop(UNREAD)
     for expected in (["gather"], ["stop"]):
         supervisor._note(signal.SIGINT, None)
         supervisor._obey()
+        time.now += 2 * SAME_S
         assert [life.orders() for life in lives] == [expected] * 2
 
 
 def test_a_second_sigterm_hurries_nobody(lockstep: tuple[Supervisor, list[Life]]) -> None:
     """`timeout` sends one to the launcher and then one to its group."""
     supervisor, lives = lockstep
+    supervisor.clock = Clock(time := FakeTime())
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGHUP):
         supervisor._note(number, None)
         supervisor._obey()
+        time.now += 2 * SAME_S
     assert [life.orders() for life in lives] == [["gather"]] * 2
     supervisor._note(signal.SIGINT, None)
     supervisor._obey()
     assert [life.orders() for life in lives] == [["stop"]] * 2, "a Ctrl-C after it does"
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_ctrl_c_that_comes_twice_at_once_is_one(lockstep: tuple[Supervisor, list[Life]], together: bool) -> None:
+    """As of `timeout -s INT`; however late the launcher looks, it counts when they came."""
+    supervisor, lives = lockstep
+    supervisor.clock = Clock(time := FakeTime())
+    for _ in range(2):
+        supervisor._note(signal.SIGINT, None)
+        if not together:
+            supervisor._obey()
+        time.now += SAME_S
+    supervisor._obey()
+    assert [life.orders() for life in lives] == [["gather"]] * 2
+    supervisor._note(signal.SIGINT, None)
+    supervisor._obey()
+    assert [life.orders() for life in lives] == [["stop"]] * 2, "one that is pressed later ends it at once"
 
 
 @pytest.mark.parametrize("obeyed", [True, False])
