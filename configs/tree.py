@@ -9,7 +9,13 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-Positive = Annotated[int, Meta(ge=1)]
+LARGEST = (1 << 63) - 1
+"""Whole numbers beyond fit neither into a run's files, nor into torch's numbers."""
+Positive = Annotated[int, Meta(ge=1, le=LARGEST)]
+Whole = Annotated[int, Meta(ge=0, le=LARGEST)]
+Size = Annotated[int, Meta(ge=1, le=1 << 20)]
+"""Of one dimension of a network: with a million in each of two, a layer has four terabytes."""
+Samples = Annotated[int, Meta(ge=1, le=1 << 40)]
 NonNegative = Annotated[float, Meta(ge=0.0)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 
@@ -26,17 +32,17 @@ class Data(Node, frozen=True):
     (a folder of arrays), `hf` (Hugging Face's `datasets`), or `package.module:factory`; see `mach/data`."""
     path: str | None = None
     """File or directory of the data; None looks in the usual places, where there are any."""
-    split_seed: int = 0
+    split_seed: Whole = 0
     """Seed of the train/test split, and of what is generated. Not `seed`: runs of different seeds stay comparable."""
     test_share: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.2
     """Share of the samples held out where the source has no split of its own."""
-    train_samples: Positive | None = None
+    train_samples: Samples | None = None
     """How many samples to train on, for `mnist1d` and `bytes`; None: 4,000, or all there are."""
-    test_samples: Positive | None = None
+    test_samples: Samples | None = None
     """How many samples to test on, for `mnist1d` and `bytes`; None: 6,000, or all there are."""
     length: Positive = 64
     """T, bytes of one sample of `bytes`."""
-    symbols: Annotated[int, Meta(ge=0)] = 0
+    symbols: Whole = 0
     """For `npy` and `hf`: inputs are whole numbers below this, which stand for symbols; 0: they are quantities."""
     input_column: str = "inputs"
     """For `hf`."""
@@ -52,20 +58,20 @@ class Model(Node, frozen=True):
 
     family: str = "mlp"
     """`mlp`, `conv` (lines, pictures), `transformer` (symbols), or `package.module:factory` (see `mach/networks`)."""
-    embedding: Positive = 64
+    embedding: Size = 64
     """E, the width of an embedding, the same for every component of a run."""
-    joiner: tuple[Positive, ...] = (256,)
+    joiner: tuple[Size, ...] = (256,)
     """Hidden widths of the joiner, which maps (activation, target) to the embedding."""
-    student: tuple[Positive, ...] = (256,)
+    student: tuple[Size, ...] = (256,)
     """Hidden widths of a student, which maps the activation to an imitation of the child's embedding."""
     join: Literal["concat", "residual", "sum", "mean"] = "concat"
     """What a component makes of its activation and its children's targets: f([a, d]); f([a, d]) + d; or f([a, d]) with
     logits that are the sum, or the mean, of its own and of all below it (on a graph without cycles)."""
-    blocks: Positive = 2
+    blocks: Annotated[int, Meta(ge=1, le=1024)] = 2
     """Residual blocks of a component's section, in `conv` and `transformer`."""
-    channels: Positive = 32
+    channels: Size = 32
     """Of a `conv` section."""
-    heads: Positive = 4
+    heads: Size = 4
     """Of attention, in `transformer`; they divide `embedding`."""
 
 
@@ -130,7 +136,7 @@ class Method(Node, frozen=True):
     the child sends along with its answers now and then. `layer`: joiner and head get what the child's first layer makes
     of the activation in place of the activation itself (MAN; see `mach/momentum.py`). `chain`: the loss is that of the
     last component's head, over all sections in between (`mach/below.py`); for chains."""
-    reach: Annotated[int, Meta(ge=0)] = 0
+    reach: Whole = 0
     """How many sections such a `chain` has at most, so that memory and time of a component do not grow with the depth:
     what the last of them makes is read out by a joiner and a head of our own, which learn. 0: all, to the end."""
     momentum_decay: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.995
@@ -156,7 +162,7 @@ class Staleness(Node, frozen=True):
     a copy of the weights of its time; the gradient is exact for those."""
     policies: tuple[Literal["bound", "accumulate", "discount", "shrink", "predict", "compensate", "clip"], ...] = ()
     """Which of the following are at work, in this order."""
-    max_versions: Annotated[int, Meta(ge=0)] = 8
+    max_versions: Whole = 8
     """`bound`: gradients that are later than so many versions are not used."""
     accumulate: Positive = 4
     """So many late gradients are averaged before they are used."""
@@ -189,7 +195,7 @@ class Optimiser(Node, frozen=True):
     same kind steps along them, after the first and without decay of the weights."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     """How the rate falls from `lr` to a hundredth of it over `train.steps` (constant when a run is timed)."""
-    warmup_steps: Annotated[int, Meta(ge=0)] = 0
+    warmup_steps: Whole = 0
     """First the rate rises evenly to `lr` for so many steps."""
 
 
@@ -271,13 +277,13 @@ class Bus(Node, frozen=True):
     """Numeric address that `tcp` sockets bind. Any but loopback needs `keys`."""
     keys: str | None = None
     """Directory made by `mach keys new`, for `tcp`: messages are encrypted, and only who holds the keys gets in."""
-    window: Positive = 2
+    window: Annotated[int, Meta(ge=1, le=4096)] = 2
     """W: the most activations a component may have unanswered on one edge."""
     timeout_ms: Positive = 2000
     """An activation unanswered for this long gives its place in the window back."""
     hello_ms: Positive = 200
     """How often a parent knocks at a child that does not answer."""
-    max_message_mb: Positive = 256
+    max_message_mb: Annotated[int, Meta(ge=1, le=1 << 20)] = 256
     """Larger messages are refused unread."""
     lane: Literal["auto", "inline", "shared"] = "auto"
     """How messages travel between processes of one host: `shared`, through shared memory (on x86-64; elsewhere
@@ -303,9 +309,9 @@ class Supervise(Node, frozen=True):
     into its log, it is killed and restarted."""
     starting_ms: Positive = 60_000
     """The same before its first report: it loads data and builds networks."""
-    grace_ms: Annotated[int, Meta(ge=0)] = 5000
+    grace_ms: Whole = 5000
     """From an order to stop, save and leave to SIGKILL; who still writes its checkpoint is given more, from its end."""
-    max_restarts: Annotated[int, Meta(ge=0)] = 100
+    max_restarts: Whole = 100
     """Restarts of one component in all. Before its first step it may fail once, and after three restarts in a row
     without a new checkpoint it is given up in any case. A stub saves none, so each of its restarts is such a one."""
 
@@ -355,9 +361,9 @@ class Config(Node, frozen=True):
     graph: Literal["chain", "ring", "kgraph"] | tuple[tuple[int, ...], ...] = "ring"
     """Who is whose child: `chain` i → i+1, `ring` a chain whose last asks the first, `kgraph` everybody
     everybody's, or an adjacency list [[children of 0], [children of 1], …]."""
-    n_components: Positive = 4
-    seed: int = 0
-    threads: Positive = 1
+    n_components: Annotated[int, Meta(ge=1, le=1 << 16)] = 4
+    seed: Whole = 0
+    threads: Annotated[int, Meta(ge=1, le=1024)] = 1
     """CPU threads of one component."""
     data: Data = Data()
     model: Model = Model()

@@ -6,7 +6,7 @@ import pytest
 
 from configs.errors import ConfigError
 from configs.load import dump, find, load, merge, parse_setting, shipped
-from configs.tree import Config
+from configs.tree import LARGEST, Config
 from mach.recipes import RECIPES
 
 
@@ -177,6 +177,30 @@ def test_what_is_expected_is_told_in_plain_words(setting: str, said: str) -> Non
     with pytest.raises(ConfigError) as error:
         load("digits", (setting,), RECIPES)
     assert str(error.value) == f"--set {setting}: {said}"
+
+
+@pytest.mark.parametrize(
+    ("key", "least", "most"),
+    [
+        ("bus.window", 1, 4096),
+        ("bus.max_message_mb", 1, 1 << 20),
+        ("threads", 1, 1024),
+        ("n_components", 1, 1 << 16),
+        ("model.embedding", 1, 1 << 20),
+        ("model.blocks", 1, 1024),
+        ("data.train_samples", 1, 1 << 40),
+        ("data.split_seed", 0, LARGEST),
+        ("seed", 0, LARGEST),
+        ("train.steps", 1, LARGEST),
+    ],
+)
+def test_a_whole_number_that_nothing_could_be_done_with_is_refused_by_its_key(key: str, least: int, most: int) -> None:
+    for value in (least, most):
+        load("digits", (f"{key}={value}",), RECIPES)
+    for value, bound in ((least - 1, f">= {least}"), (most + 1, f"<= {most}"), (10**40, f"<= {most}")):
+        with pytest.raises(ConfigError) as error:
+            load("digits", (f"{key}={value}",), RECIPES)
+        assert str(error.value) == f"--set {key}={value}: {key}: expected a whole number {bound}"
 
 
 def test_an_unknown_recipe_names_the_nearest_and_all() -> None:
