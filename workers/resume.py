@@ -130,23 +130,40 @@ def has_finished(status: Status, old: Config, new: Config) -> bool:
 
 
 def check_length(old: Plan, config: Config) -> None:
-    """Refuse other steps than the run was to have that all its components have done already: nothing would be trained,
-    and a run that was not at its end would be finished.
+    """Refuse another length than the run was to have that all its components have done already: nothing would be
+    trained, and a run that was not at its end would be finished.
 
     Raises:
         ConfigError: so it is.
     """
-    steps = config.train.steps
-    if config.train.minutes is not None or length_of(config) == length_of(old.config):
+    if length_of(config) == length_of(old.config):
         return
     run = RunDir(Path(old.directory))
     names = [process.name for process in old.processes if process.kind == "trainer"]
-    done = [common_step(run, old)] if old.lockstep else [Shelf(run.checkpoints(name)).newest(name)[0] for name in names]
-    if (least := min(done)) >= steps:
+    if config.train.minutes is not None:
+        least = min((trained_s(run, name) for name in names), default=0.0) / 60
+        asked, enough, done = f"--minutes {config.train.minutes:g}", least >= config.train.minutes, f"{least:,.2f}"
+    else:
+        sound = [common_step(run, old)] if old.lockstep else [newest(run, name) for name in names]
+        asked, enough, done = f"--steps {config.train.steps}", min(sound) >= config.train.steps, f"{min(sound):,}"
+    if enough:
         raise ConfigError(
-            f"--steps {steps}: counts from the beginning, and {least:,} are done by all components of run {old.run!r}; "
+            f"{asked}: counts from the beginning, and {done} are done by all components of run {old.run!r}; "
             f"give more than that, or leave it out to go on to {length_of(old.config)}"
         )
+
+
+def newest(run: RunDir, component: str) -> int:
+    """The step of the newest checkpoint of a component that is whole; 0, the beginning, if there is none."""
+    return Shelf(run.checkpoints(component)).newest(component)[0]
+
+
+def trained_s(run: RunDir, component: str) -> float:
+    """How long a component had trained, in all its lives, when it wrote that checkpoint."""
+    if not (step := newest(run, component)):
+        return 0.0
+    manifest = read_manifest(Shelf(run.checkpoints(component)).path(step))
+    return float(manifest.values.get("life", {}).get("seconds", 0.0))
 
 
 def length_of(config: Config) -> str:

@@ -54,10 +54,10 @@ def keep_plan(run: RunDir, plan: Plan) -> None:
     run.plan.write_bytes(msgspec.json.encode(plan))
 
 
-def save(run: RunDir, component: str, version: int, incarnation: int = 1) -> None:
+def save(run: RunDir, component: str, version: int, incarnation: int = 1, *, seconds: float = 0.0) -> None:
     save_state(
         Shelf(run.checkpoints(component)),
-        State({"w": torch.zeros(1)}),
+        State({"w": torch.zeros(1)}, {"life": {"seconds": seconds}}),
         component=component,
         version=version,
         incarnation=incarnation,
@@ -204,6 +204,24 @@ def test_steps_that_all_have_done_are_refused_since_they_count_from_the_beginnin
     check("train.minutes=1", "train.steps=100")
     keep_plan(run, old := plan_of(run, "n_components=2", "train.steps=695", lockstep=lockstep))
     check("train.batch_size=64")  # killed between its last step and its end, which is still to come
+
+
+def test_minutes_that_all_have_done_are_refused_as_steps_are(run: RunDir) -> None:
+    for component, seconds in (("c0", 150.0), ("c1", 120.0)):
+        save(run, component, 500, seconds=seconds)
+    keep_plan(run, old := plan_of(run, "n_components=2", "train.minutes=3"))
+
+    def check(*settings: str) -> None:
+        check_length(old, config_of(old, None, settings))
+
+    for minutes in ("0.5", "2"):
+        said = rf"^--minutes {minutes}: counts .* and 2.00 are done by all .* to go on to 3 minutes$"
+        with pytest.raises(ConfigError, match=said):
+            check(f"train.minutes={minutes}")
+    check("train.minutes=2.1")
+    check("train.minutes=3")
+    keep_plan(run, old := plan_of(run, "n_components=3", "train.minutes=3"))
+    check("train.minutes=0.1")  # c2 has no checkpoint
 
 
 def test_fewer_steps_than_are_done_are_refused_and_the_run_is_left_as_it_was(run: RunDir) -> None:
