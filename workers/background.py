@@ -11,7 +11,6 @@ alone, and nothing where another one goes on with the run already. Who is interr
 launcher stop.
 """
 
-import errno
 import os
 import select
 import signal
@@ -26,12 +25,12 @@ from configs.errors import RunError
 from configs.load import dump
 from configs.tree import Config
 from workers.holder import noted
+from workers.room import FULL, WAYS, room
 from workers.rundir import RunDir
 from workers.scratch import interruptible
 from workers.status import FINAL, Status, read
 
 MAKING, TAKEN, BEGUN = b"m", b"t", b"."
-FULL = (errno.ENOSPC, errno.EDQUOT)
 LOOK_S = 0.25
 """Time between two looks into files that the launcher writes."""
 PATIENCE_S = 15.0
@@ -98,12 +97,10 @@ def told(run: RunDir, code: int | None, said: str) -> int:
 
 
 def unwritable(place: Path, error: OSError, again: str = "") -> RunError:
-    """What to say of a disk that does not take a run; `again`: the command that goes on with one that lies there."""
-    full = error.errno in FULL
-    if again:
-        way = f"{'make room' if full else 'make it writable'}, then {again}"
-    else:
-        way = f"{'make room, or ' if full else ''}choose another place with --runs"
+    """What to say of a system that does not take a run; `again`: the command that goes on with one that lies there."""
+    way = f"{room(error.errno, 'make it writable')}, then {again or 'launch again'}"
+    if not again and (error.errno in FULL or error.errno not in WAYS):
+        way = f"{'make room, or ' if error.errno in FULL else ''}choose another place with --runs"
     return RunError(f"{error.filename or place}: {error.strerror or error}; {way}")
 
 

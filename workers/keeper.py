@@ -43,6 +43,8 @@ class Keeper:
 
     diverged = False
     """Whether it is no fault of the disk that the newest is not on it: its numbers are ruined."""
+    errno: int | None = None
+    """The number of the system's error that kept it from the disk, if one did."""
 
     def __init__(self, plan: Plan, name: str, *, incarnation: int, write: Callable[..., None] | None = None) -> None:
         self.name = name
@@ -191,7 +193,7 @@ class Keeper:
         except (OSError, DataError) as error:
             self._taken = (-1, now)  # the same version may be tried again
             self._trouble = f"checkpoints cannot be written ({error}); training goes on, and it is tried again"
-            self.diverged = isinstance(error, Diverged)
+            self.diverged, self.errno = isinstance(error, Diverged), getattr(error, "errno", None)
             if self.diverged:
                 self._trouble = f"training has diverged, so no checkpoint is written ({error}); lower optimiser.lr"
             if not self._failing:
@@ -200,7 +202,7 @@ class Keeper:
             return
         if self._failing:
             self._say(version, "checkpoints are written again")
-        self._failing, self.diverged, self._trouble = False, False, ""
+        self._failing, self.diverged, self.errno, self._trouble = False, False, None, ""
         self._abandoned, self._on_disk = set(), (version, now)
 
     def _slow(self, now: float) -> str:

@@ -15,6 +15,8 @@ from typing import Any
 
 import click
 
+from workers.room import room
+
 UNREAD = "nobody reads what is printed any more"
 INTERRUPTED = 130
 DONE_HELP = "Exit code: 0 done, 1 standard output cannot be written, 2 cannot be done, 3 no such run, 130 interrupted."
@@ -110,6 +112,6 @@ def run(command: click.Command) -> int:
         print_nowhere()
         if not isinstance(error, Unwritable):
             return 0
-        print(f"mach: {lost(error)}; make room, or send it elsewhere", file=sys.stderr)
+        print(f"mach: {lost(error)}; {room(error.errno)}, or send it elsewhere", file=sys.stderr)
         return 1
     return int(code)

@@ -31,6 +31,7 @@ from workers.keeper import Unkept
 from workers.plan import ProcessPlan, unanswered
 from workers.process import Control
 from workers.report import Report
+from workers.room import room
 from workers.rundir import RunDir
 from workers.stage import Stage
 from workers.status import ComponentStatus, Status, untrained
@@ -145,7 +146,7 @@ class Examined(Life):
     def answer_for_its_end(self) -> None:
         """Raise a `RunError` if its weights could not be written: what a simulation is for is not there."""
         if self.unsaved:
-            way = remedy("", None, diverged=True) if self.diverged else "make room"
+            way = remedy("", None, diverged=True) if self.diverged else room(self.errno)
             error = RunError(f"{self.process.name}: {self.unsaved}; {way}")
             error.exit_code = FAILED
             raise error

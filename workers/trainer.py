@@ -30,6 +30,7 @@ from workers.keeper import Keeper, say
 from workers.plan import Plan, ProcessPlan, bus_of
 from workers.process import Control, device_of
 from workers.report import SAVING, State
+from workers.room import room
 from workers.rundir import RunDir
 from workers.turns import WAIT_S, Trainer
 
@@ -65,6 +66,7 @@ class Life:
         """Why the end is not on disk."""
         self.diverged = False
         """Whether that is no fault of the disk: its numbers are ruined."""
+        self.errno: int | None = None  # of the error, where it is the system's
         self.bound: int | None = None
         """Lock-step, told to gather: the step that it said it is bound to reach."""
         self.first = 1
@@ -106,11 +108,12 @@ class Life:
             if self.keeper.failing:
                 self.checkpoint(last=True)
             save_weights(learner.examined, weights, said, learner.descent.unbounded)
-            self.unsaved, self.diverged = self.keeper.failing, self.keeper.diverged
+            self.unsaved, self.diverged, self.errno = self.keeper.failing, self.keeper.diverged, self.keeper.errno
         except Diverged as error:
             self.unsaved, self.diverged = self.keeper.failing or f"training has diverged: {error}", True
         except OSError as error:
             self.unsaved, self.diverged = f"{weights}: cannot be written ({error.strerror or error})", False
+            self.errno = error.errno
         if not self.unsaved:
             self.say(f"{when}; weights are saved")
         elif not before:
@@ -124,7 +127,7 @@ class Life:
         newest = "it has no checkpoint" if kept is None else f"its newest checkpoint is of step {kept}"
         raise Unsaved(
             f"could not save its end: {self.unsaved}; {newest}; "
-            f"{remedy(RunDir(Path(self.plan.directory)).called, kept, diverged=self.diverged)}"
+            f"{remedy(RunDir(Path(self.plan.directory)).called, kept, diverged=self.diverged, errno=self.errno)}"
         )
 
     def train(self) -> None:
@@ -327,12 +330,10 @@ def rate(accuracy: float | None, bits: float | None) -> str:
     return "not known" if accuracy is None or bits is None else f"{accuracy:.4f} ({bits:.4f} bits)"
 
 
-def remedy(run: str, kept: int | None, *, diverged: bool) -> str:
-    """What to do about an end that could not be saved, where the checkpoint of step `kept` is on disk, if any is; `run`
-    as commands are told it.
-    """
+def remedy(run: str, kept: int | None, *, diverged: bool, errno: int | None = None) -> str:
+    """What to do about an unsaved end. `run`: as commands are told it; `kept`: step on disk; `errno`: the system's."""
     if not diverged:
-        return f"make room, then mach resume {run}"
+        return f"{room(errno)}, then mach resume {run}"
     again = "begin again" if kept is None else f"mach resume {run}, or launch again,"
     return (
         f"{again} with --set optimiser.lr=SMALLER; if that does not help, look in the data for numbers that are far "

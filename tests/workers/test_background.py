@@ -256,10 +256,12 @@ def test_what_a_launcher_printed_is_told_whatever_the_terminal_can_show(
     [
         (errno.ENOSPC, "make room, or choose another place with --runs", "make room, then mach resume r"),
         (errno.EDQUOT, "make room, or choose another place with --runs", "make room, then mach resume r"),
+        (errno.EMFILE, "raise ulimit -n, then launch again", "raise ulimit -n, then mach resume r"),
+        (errno.EFBIG, "raise ulimit -f, then launch again", "raise ulimit -f, then mach resume r"),
         (errno.EROFS, "choose another place with --runs", "make it writable, then mach resume r"),
     ],
 )
-def test_of_a_full_disk_it_is_said_that_it_wants_room(number: int, new: str, resumed: str) -> None:
+def test_of_a_full_disk_it_is_said_that_it_wants_room_and_of_a_limit_which(number: int, new: str, resumed: str) -> None:
     error = OSError(number, "no", "runs/r/plan.json")
     assert str(background.unwritable(Path("runs"), error)) == f"runs/r/plan.json: no; {new}"
     assert str(background.unwritable(Path("runs"), error, "mach resume r")) == f"runs/r/plan.json: no; {resumed}"

@@ -215,12 +215,14 @@ def test_a_disk_that_fails_is_said_once_and_recovers(
         saved = keeper.record(10.0 * version)
         assert saved.step == 1
         assert "No space left" in saved.trouble
+        assert keeper.errno == 28
     assert not keeper.due(4, 42.0), "it is not tried at every step"
     writer.error = None
     save(keeper, 4, state_of(4), 45.0)
     assert writer.fired == 3
     assert writer.wrote == [1, 4]
     assert keeper.record(45.0).trouble == ""
+    assert keeper.errno is None
     said = capfd.readouterr().out
     assert said.count("cannot be written") == 1
     assert said.count("written again") == 1

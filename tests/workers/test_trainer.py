@@ -1,5 +1,6 @@
 """A turn and its lock-step twin, on a mailbox that is a list."""
 
+import errno
 from collections import Counter
 from pathlib import Path
 
@@ -236,6 +237,11 @@ def test_who_ends_with_the_run_says_after_how_many_steps(
     assert life.ending() == said
     learner.descent.version = 3
     assert (life.ending() == "has done its steps") == (config.train.minutes is None), "nor does it matter who ended it"
+
+
+def test_who_reached_a_limit_is_told_which_and_not_to_make_room() -> None:
+    said = [remedy("r", 7, diverged=False, errno=number) for number in (errno.EMFILE, errno.EFBIG, errno.ENOSPC, None)]
+    assert said == [f"{way}, then mach resume r" for way in ("raise ulimit -n", "raise ulimit -f", *["make room"] * 2)]
 
 
 def test_who_diverged_is_told_what_to_lower_and_not_to_make_room() -> None:
