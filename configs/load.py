@@ -30,12 +30,29 @@ KINDS = {
     "str": "text",
 }
 """What msgspec's names of types are called here."""
+TOO_DEEP = "is no valid YAML: nested deeper than any configuration; look for brackets that nothing closes"
 Layer = dict[str, Any]
 Recipes = Mapping[str, Mapping[str, Any]]
 
 
+class Twice(yaml.MarkedYAMLError):
+    """A key that stands in one mapping twice."""
+
+
 class Loader(yaml.SafeLoader):
-    """Plain YAML, no objects; but 1e-3 is a number, which YAML 1.1 reads as a string."""
+    """Plain YAML, no objects; but 1e-3 is a number, which YAML 1.1 reads as a string, and no key is said twice."""
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        """As it is written: what is merged into it later (<<) may be said again."""
+        node = super().compose_mapping_node(anchor)
+        seen: dict[tuple[str, str], int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (first := seen.get((key.tag, key.value))) is not None:
+                raise Twice(
+                    None, None, f"the key {key.value!r} is there twice, first in line {first + 1}", key.start_mark
+                )
+            seen[key.tag, key.value] = key.start_mark.line
+        return node
 
 
 Loader.add_implicit_resolver(
@@ -119,8 +136,10 @@ def parse(text: str, where: str, loader: type[Loader] = Loader) -> Layer:
     """The mapping that a YAML text is; an empty one is an empty mapping."""
     try:
         content = yaml.load(text, loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # no such date, too many digits, too deep
+    except (yaml.YAMLError, ValueError) as error:  # no such date, too many digits
         raise ConfigError(f"{where}{_trouble(error, text)}") from error
+    except RecursionError:
+        raise ConfigError(f"{where}: {TOO_DEEP}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -136,8 +155,12 @@ def parse_setting(text: str) -> Layer:
         raise ConfigError(f"--set {text}: is not of the form key=value, for example --set optimiser.lr=0.001")
     try:
         leaf: Any = yaml.load(value, Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except Twice as error:
+        raise ConfigError(f"--set {text}: {error.problem}; say it once") from error
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"--set {text}: {value!r} is no valid YAML value; quote it") from error
+    except RecursionError:
+        raise ConfigError(f"--set {key}: {TOO_DEEP}") from None
     if isinstance(leaf, dict) and value.rstrip().endswith(":"):
         raise ConfigError(f"--set {text}: nothing follows the colon; write package.module:factory, or KEY: VALUE")
     for part in reversed(parts):
@@ -201,6 +224,11 @@ def convert(merged: Layer, where: str) -> Config:
         return msgspec.convert(merged, Config)
     except msgspec.ValidationError as error:
         text, _, at = str(error).partition(" - at ")
+        if at.startswith("`key`"):
+            name = next(name for name in merged["components"] if not isinstance(name, int) or isinstance(name, bool))
+            raise ConfigError(
+                f"{where}: components.{name}: expected the number of a component, got {name!r}"
+            ) from error
         key = at.strip("`").removeprefix("key` in `").removeprefix("$").removeprefix(".") or "the file"
         key = _numbered(key, merged)
         value = dict(_leaves(merged)).get(key)

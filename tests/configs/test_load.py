@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import ConfigError
-from configs.load import dump, find, load, merge, parse_setting, shipped
+from configs.load import dump, find, load, merge, parse, parse_setting, shipped
 from configs.tree import LARGEST, Config
 from mach.recipes import RECIPES
 
@@ -240,6 +240,14 @@ def test_a_file_that_is_no_mapping_is_named(tmp_path: Path, text: str, said: str
         ("a: [1,\n", ", line 2, column 1: is no valid YAML: expected the node content, but found"),
         ("a: 'b\nc: d\n", "while scanning a quoted scalar that begins in line 1, found unexpected end"),
         ("c: *d", "found undefined alias 'd'; found 'c: *d'"),
+        (
+            "train: {steps: 3}\n\ntrain: {steps: 4}",
+            ", line 3, column 1: is no valid YAML: the key 'train' is there twice",
+        ),
+        (
+            "bus:\n  lane: auto\n  lane: inline",
+            "the key 'lane' is there twice, first in line 2; found '  lane: inline'",
+        ),
         ("a: \x01", ": is no valid YAML: special characters are not allowed"),
     ],
 )
@@ -250,6 +258,37 @@ def test_what_is_no_yaml_is_shown_where_it_stands(tmp_path: Path, text: str, sai
     assert str(error.value).startswith(file)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_what_is_merged_may_be_said_again(tmp_path: Path) -> None:
+    text = "train: &mine {steps: 3, batch_size: 9}\ntrain2: &more {<<: *mine, steps: 4}\ntrain3: {<<: *more, steps: 5}"
+    assert parse(text, "")["train3"] == {"steps": 5, "batch_size": 9}
+
+
+def test_a_key_that_a_setting_says_twice_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"^--set train=.*: the key 'steps' is there twice, .*; say it once$"):
+        parse_setting("train={steps: 3, steps: 4}")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{a: " * 3000])
+def test_what_is_nested_without_end_is_named(tmp_path: Path, text: str) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(
+        ConfigError, match=r": is no valid YAML: nested deeper than any configuration; look for"
+    ) as error:
+        load(file)
+    assert str(error.value).startswith(f"{file}: ")
+    with pytest.raises(ConfigError, match=r"^--set data: is no valid YAML: nested deeper"):
+        parse_setting(f"data={text}")
+
+
+@pytest.mark.parametrize(("name", "shown"), [("a", "'a'"), ("1.5", "1.5"), ("true", "True"), ("c1", "'c1'")])
+def test_what_is_no_number_of_a_component_is_named(tmp_path: Path, name: str, shown: str) -> None:
+    file = write(tmp_path, f"components: {{0: {{}}, {name}: {{stub: {{}}}}}}")
+    with pytest.raises(ConfigError) as error:
+        load(file)
+    key = f"components.{shown.strip(chr(39))}"
+    assert str(error.value) == f"{file}: {key}: expected the number of a component, got {shown}"
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
@@ -268,7 +307,7 @@ def test_a_file_of_ones_own_may_use_anchors_and_what_is_no_value_is_one_sentence
     file = tmp_path / "own.yaml"
     file.write_text("model:\n  joiner: &widths [8, 8]\n  student: *widths\n")
     assert load(str(file)).model.student == (8, 8)
-    for text in ("seed: 2024-99-99", f"seed: {'9' * 5000}", "graph: " + "[" * 5000):
+    for text in ("seed: 2024-99-99", f"seed: {'9' * 5000}"):
         file.write_text(text)
         with pytest.raises(ConfigError, match=r"own\.yaml: is no valid YAML: .*; correct that value$") as raised:
             load(str(file))
