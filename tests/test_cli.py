@@ -89,7 +89,7 @@ def test_status_documents_its_json() -> None:
         (("--set", "data.noise=.inf"), "data.noise: expected a finite number"),
         (("--set", "components.2.stub.drop=2"), "components.2.stub.drop: expected a number <= 1.0"),
         (("--set", "components.9.stub.drop=1"), "components.9"),
-        (("--set", "components.two.stub.drop=0.1"), ": components: expected a whole number, got text"),
+        (("--set", "components.two.stub.drop=0.1"), ": components.two: expected the number of a component, got 'two'"),
         (("--lockstep", "--minutes", "1"), "lock-step"),
     ],
 )
@@ -281,6 +281,17 @@ def test_what_a_terminal_cannot_show_ends_no_command(
         assert (done.returncode, done.stderr) == (0, ""), words
         assert "finished" in done.stdout
     assert not list(place.iterdir()), "no traceback"
+
+
+@pytest.mark.parametrize("words", [("status",), ("launch", "--dry-run")])
+def test_a_working_directory_that_is_gone_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    said = "mach: the working directory is gone (No such file or directory); cd to one that is there\n"
+    assert invoke(*words) == (2, said)
 
 
 def test_a_name_that_nobody_chose_is_one_whatever_the_file_is_called(tmp_path: Path) -> None:

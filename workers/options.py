@@ -14,7 +14,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from configs.errors import MachError
+from configs.errors import ConfigError, MachError
 from configs.load import recipe, shipped
 from mach.recipes import RECIPES
 from workers.background import tell_begun
@@ -141,6 +141,14 @@ ELSEWHERE = {
 """Where to find what is no command, though some look for one."""
 
 
+def stand() -> None:
+    """Refuse to run nowhere: every path that is given from here would be wrong, and torch cannot be loaded."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError(f"the working directory is gone ({error.strerror}); cd to one that is there") from error
+
+
 class Group(click.Group):
     """Turns our errors into one sentence and their exit code; a surprise into one line and a file."""
 
@@ -155,6 +163,7 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
+            stand()
             return super().invoke(ctx)
         except MachError as error:
             click.echo(f"mach: {error}", err=True)
