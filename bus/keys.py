@@ -8,6 +8,7 @@ Knows no ZeroMQ: `bus/curve.py` does.
 All components of a run share one CURVE key pair: it proves that a peer belongs to the run, in both directions.
 """
 
+import errno
 import ipaddress
 import os
 import socket
@@ -93,6 +94,8 @@ def check(bus: Bus) -> None:
 
 def _try_out(host: str) -> None:
     try:
+        if (wanted := ipaddress.IPv4Address(host)).is_multicast or wanted.is_reserved:  # of many: `bind` takes some
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
         with socket.socket() as door:
             door.bind((host, 0))
     except OSError as error:

@@ -69,10 +69,11 @@ def test_addresses_that_need_keys_and_keys_that_need_addresses(settings: dict[st
         keys.check(msgspec.convert(settings, Bus))
 
 
-def test_an_address_of_another_machine_is_refused_by_its_name(tmp_path: Path) -> None:
-    bus = Bus(transport="tcp", host="192.0.2.1", keys=str(made(tmp_path / "keys")))
+@pytest.mark.parametrize("host", ["192.0.2.1", "224.0.0.1", "239.1.2.3", "255.255.255.255"])
+def test_an_address_of_another_machine_or_of_many_is_refused_by_its_name(tmp_path: Path, host: str) -> None:
+    bus = Bus(transport="tcp", host=host, keys=str(made(tmp_path / "keys")))
     with pytest.raises(
-        ConfigError, match=r"^bus.host: 192.0.2.1: no socket can be bound there \(Cannot assign.* 0.0.0.0"
+        ConfigError, match=rf"^bus.host: {host}: no socket can be bound there \(Cannot assign.* 0.0.0.0"
     ):
         keys.check(bus)
 
