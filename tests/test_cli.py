@@ -299,7 +299,7 @@ def test_a_name_that_nobody_chose_is_one_whatever_the_file_is_called(tmp_path: P
         assert fresh_name(file, tmp_path).startswith(begins)
 
 
-@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "-x", "a\nb", "a\x1b[2J"])
+@pytest.mark.parametrize("name", ["", " ", ".hidden", "a/b", "-x", "a\nb", "a\x1b[2J"])
 def test_a_name_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
     code, output = invoke("launch", "--dry-run", "--name", name, "--runs", str(tmp_path))
     assert code == 2

@@ -47,7 +47,7 @@ def check_name(runs: Path, name: str) -> None:
         ConfigError: it is no name of one directory.
     """
     whole = name.isprintable() and name == Path(name).name  # a line break would break every table
-    if not name or not whole or name.startswith((".", "-")):  # a dash: an option of every other command
+    if not name.strip() or not whole or name.startswith((".", "-")):  # a dash: an option of every other command
         raise ConfigError(
             f"--name {name!r}: give the name of one directory, without / or control characters and no leading dot or "
             "dash"
