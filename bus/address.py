@@ -16,6 +16,7 @@ locked, for systemd-tmpfiles, which removes what has lain in temporary directori
 """
 
 import fcntl
+import functools
 import os
 import re
 import shutil
@@ -190,11 +191,19 @@ def _place_of(directory: Path) -> tuple[str, ...]:
 
 def _here() -> tuple[str, str, str]:
     """Where pids and start times of processes mean what they mean to us: boot, PID namespace and host."""
-    boot, namespace = "-", "-"
+    namespace = "-"
     with suppress(OSError):  # in a sandbox that does not tell; then all that lies there is of one place
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         namespace = str(os.stat("/proc/self/ns/pid").st_ino)
-    return boot, namespace, os.uname().nodename
+    return boot(), namespace, os.uname().nodename
+
+
+@functools.cache
+def boot() -> str:
+    """Name of the boot that this process lives in; "-" in a sandbox that does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return "-"
 
 
 def started(pid: int) -> str:

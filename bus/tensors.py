@@ -90,17 +90,12 @@ TYPES = tuple(
 _TYPE_OF = {each.dtype: each for each in TYPES}
 
 
-def describe(tensor: Tensor, codec: Codec) -> Described:
-    """What to say of a tensor that is to travel.
+def describe(dtype: torch.dtype, shape: torch.Size, codec: Codec) -> Described:
+    """What to say of a tensor of this dtype and shape that is to travel.
 
     Raises:
-        ValueError: its dtype may not travel, or it has too many dimensions: the caller's mistake.
+        ValueError: the dtype may not travel, or it has too many dimensions: the caller's mistake.
     """
-    return describe_all(tensor.dtype, tensor.shape, codec)
-
-
-def describe_all(dtype: torch.dtype, shape: torch.Size, codec: Codec) -> Described:
-    """The same of all tensors of this dtype and shape."""
     kind = _TYPE_OF.get(dtype)
     if kind is None or len(shape) > NDIM_CAP:
         raise ValueError(

@@ -339,7 +339,7 @@ def _preamble_of(
     is said of each, their bytes.
     """
     mask = sum([1 << place for place, kind in enumerate(kinds) if kind is not None])
-    described = tuple([None if kind is None else tensors.describe_all(*kind, codec) for kind in kinds])
+    described = tuple([None if kind is None else tensors.describe(*kind, codec) for kind in kinds])
     words, size = _PREAMBLE.pack(code, 0, flags, mask, 0, tag(run), tag(sender), incarnation, 0), 0
     for each in described:
         if each is not None:

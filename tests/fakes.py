@@ -11,7 +11,7 @@ from bus import address
 from workers.attempt import Attempt
 from workers.plan import ProcessPlan
 from workers.report import Checkpoint, Report
-from workers.status import ComponentStatus, RunState, Status, boot
+from workers.status import ComponentStatus, RunState, Status
 
 
 def status(state: RunState) -> Status:
@@ -21,7 +21,7 @@ def status(state: RunState) -> Status:
         state=state,
         launcher_pid=os.getpid(),
         launcher_started=address.started(os.getpid()),
-        boot=boot(),
+        boot=address.boot(),
         started_at=0.0,
         written_s=time.monotonic(),
         elapsed_s=1.0,

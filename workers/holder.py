@@ -6,7 +6,6 @@ status.json tells it as well, but seconds later, when processes have been starte
 launcher's, or nobody's. Knows no process but by number.
 """
 
-import functools
 import os
 import time
 from contextlib import suppress
@@ -29,18 +28,12 @@ class Holder:
     @property
     def alive(self) -> bool:
         """Whether it still runs here, and is not another process with its number."""
-        return self.boot == boot() and address.started(self.pid) == self.started
-
-
-@functools.cache
-def boot() -> str:
-    """Name of the boot that this process lives in."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return self.boot == address.boot() and address.started(self.pid) == self.started
 
 
 def note(lock: int) -> None:
     """Write into the open file of a lock that this process has it."""
-    words = f"{os.getpid()} {address.started(os.getpid())} {boot()} {time.monotonic():.3f}\n".encode()
+    words = f"{os.getpid()} {address.started(os.getpid())} {address.boot()} {time.monotonic():.3f}\n".encode()
     with suppress(OSError):  # a full disk: the run itself will tell of it
         os.pwrite(lock, words, 0)
         os.ftruncate(lock, len(words))  # after the line, not before: a reader takes the first line

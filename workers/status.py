@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import msgspec
 
+from bus import address
 from configs.errors import ConfigError, RunError
 from configs.load import load
 from configs.tree import Supervise
 from workers.attempt import frozen
 from workers.holder import Holder, noted
-from workers.holder import boot as boot
 from workers.plan import Plan
 from workers.policy import patience_s
 from workers.report import Checkpoint, Peer, Record, Report, older
@@ -160,7 +160,7 @@ def recorded(run: RunDir, *, missing_ok: bool) -> Status | None:
 
 def bring_up(status: Status, run: RunDir, now: float) -> None:
     """Make what was written what is so `now`: ages, who is not heard of, a launcher that is gone."""
-    same = status.boot == boot()  # the monotonic clocks of two boots are never compared
+    same = status.boot == address.boot()  # the monotonic clocks of two boots are never compared
     age = max(0.0, now - status.written_s) if same else 0.0
     lost = status.state not in FINAL and not launcher_alive(status)
     rules = rules_of(run)
@@ -240,7 +240,7 @@ def holder_of(status: Status) -> Holder:
 
 def gone(holder: Holder) -> str:
     """What to say of a launcher that has ended without a verdict."""
-    if holder.boot != boot():
+    if holder.boot != address.boot():
         return "the machine was started anew since, or this is another one"
     return f"the launcher (pid {holder.pid}) is gone, and its processes with it"
 

@@ -237,7 +237,7 @@ class Supervisor:
             lockstep=self.plan.lockstep,
             launcher_pid=os.getpid(),
             launcher_started=address.started(os.getpid()),
-            boot=status_file.boot(),
+            boot=address.boot(),
             started_at=self.started_at,
             written_s=time.monotonic(),
             elapsed_s=self.clock.elapsed_s(),

@@ -72,7 +72,7 @@ def written(tmp_path: Path, launcher: int, pid: int, state: str = "training", **
         "state": state,
         "launcher_pid": launcher,
         "launcher_started": address.started(launcher),
-        "boot": status_file.boot(),
+        "boot": address.boot(),
         "started_at": 0.0,
         "written_s": 0.0,
         "elapsed_s": 1.0,
