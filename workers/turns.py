@@ -5,6 +5,7 @@ every message. Both call the same ask, answer, keep and step: there is no second
 Knows no socket and no file, and also runs on the virtual bus.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import assert_never
 
@@ -18,6 +19,8 @@ from mach.relay import Relay
 
 WAIT_S = 0.1
 """Longest wait for a letter while there is nothing to train: orders of the supervisor are read in between."""
+BATCHES_FIRST = 4
+"""So many batches go to a child before the next question of an examination, unless there is room for that, too."""
 
 
 class Trainer:
@@ -45,6 +48,8 @@ class Trainer:
         """Children whose last question was one that a parent wanted to be asked on."""
         self.paid = True
         """Lock-step only: whether the parents' gradients of our last answers are at hand."""
+        self.went: Counter[str] = Counter()
+        """Batches that went to a child since the last question of an examination."""
         self.waited_s = 0.0
         """Spent waiting for letters with nothing to train on."""
 
@@ -58,7 +63,8 @@ class Trainer:
         """
         post: list[tuple[str, Message]] = [*self.answers(self.mailbox.receive())]  # 1 read what has come, if anything
         for child in self.children:
-            self.examine(child)
+            if self.went[child] >= BATCHES_FIRST:
+                self.examine(child)
         batch = self.next_batch()
         if batch is not None:
             for child in self.children:  # 2 ask ahead, while the window has room
@@ -67,8 +73,11 @@ class Trainer:
                         self.ask_by_turns(batch, child)
                     else:
                         post.append((child, self.learner.ask(batch, child)))
+                        self.went[child] += 1
         for peer, message in post:  # together: the first wakes the bus, the rest find it awake
             self.mailbox.send(peer, message)
+        for child in self.children:
+            self.examine(child)
         step = self.learner.step(batch, self.mailbox.now())  # 3 learn: from an answered batch, else with the student
         if step is None:
             self.take(self.wait(WAIT_S))
@@ -102,6 +111,7 @@ class Trainer:
             asked = self.learner.ask(batch, child)
             deep.went(child, asked.id, asked.depth, now)
             self.mailbox.send(child, asked)
+            self.went[child] += 1
             self.passed.discard(child)
         if last and self.pass_on(child):
             self.passed.add(child)
@@ -131,11 +141,14 @@ class Trainer:
         return next(self.batches) if stream is None or stream.draws else stream.next()
 
     def examine(self, child: str) -> bool:
-        """Put the next question of an examination, if there is one and room for it; what is left is the batch's."""
-        if not self.mailbox.room(child):
+        """Put the next question of an examination, if there is one and room for it."""
+        if self.exam is None or not self.exam.has(child, self.mailbox.now()) or not self.mailbox.room(child):
             return False
-        question = self.question(child)
-        return question is not None and self.mailbox.send(child, question)
+        question = self.exam.ask(child, self.mailbox.now())
+        if question is None or not self.mailbox.send(child, question):
+            return False
+        self.went[child] = 0
+        return True
 
     def lockstep_turn(self, interrupted: Callable[[], bool]) -> Step | None:
         """The same step, every message waited for: this batch's target from every child, and from every parent
@@ -234,12 +247,6 @@ class Trainer:
         """Return what is owed for the tensors that this step was trained on."""
         for peer, message in step.owed:
             self.mailbox.send(peer, message)
-
-    def question(self, child: str) -> Activation | None:
-        """The next part of a running examination for `child`, if any."""
-        if self.exam is None or not self.exam.has(child, self.mailbox.now()):
-            return None
-        return self.exam.ask(child, self.mailbox.now())
 
     def due_letters(self) -> set[tuple[str, type]]:
         """Lock-step: the (sender, kind of message) that this turn waits for."""

@@ -179,16 +179,27 @@ def test_an_examination_takes_its_questions_through_the_window_and_owes_nothing(
     assert not any(message.owes for _, message in mailbox.sent if isinstance(message, Activation))
 
 
-@pytest.mark.parametrize(("rooms", "asked"), [(2, 1), (1, 0)])
-def test_a_question_of_an_examination_leaves_the_batch_its_place_if_there_is_room_for_both(
-    rooms: int, asked: int
-) -> None:
+def questions_and_batches(rooms: int, turns: int, freed: int) -> str:
+    """What went to the child while an examination ran, q and b, with so many places free in every turn."""
     mailbox = ListMailbox([], rooms=rooms)
     trainer = trainer_at(mailbox)
     assert trainer.exam is not None
     trainer.exam.begin(0)
-    assert trainer.turn() is not None
-    assert [message.owes for _, message in mailbox.sent if isinstance(message, Activation)] == [False] + [True] * asked
+    for _ in range(turns):
+        assert trainer.turn() is not None
+        mailbox.rooms += freed
+    return "".join("b" if message.owes else "q" for _, message in mailbox.sent if isinstance(message, Activation))
+
+
+def test_a_question_of_an_examination_takes_the_room_that_a_batch_leaves() -> None:
+    assert questions_and_batches(rooms=2, turns=3, freed=2) == "bqbqbq"
+
+
+@pytest.mark.parametrize("rooms", [1, 3])
+def test_where_there_is_no_room_for_both_every_fifth_place_goes_to_an_examination(rooms: int) -> None:
+    """A window as short as the round trip, in which a place becomes free in every turn."""
+    at_first = {1: "", 3: "bqbq"}[rooms]
+    assert questions_and_batches(rooms, turns=20, freed=1).removeprefix(at_first).startswith("bbbbqbbbbqbbbb")
 
 
 @pytest.mark.parametrize(("above", "steps"), [("components.0.stub.rate=1", 3), ("components={}", 5)])
