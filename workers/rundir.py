@@ -19,6 +19,8 @@ import os
 import re
 import shlex
 import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -28,6 +30,8 @@ from workers import holder
 
 USUAL = Path("runs")
 """Where runs lie, unless `--runs` says otherwise."""
+LOOKS_S = 0.5
+"""So long a launcher tries to take a lock: those who only look have it for a moment."""
 
 
 def ground(runs: Path) -> Path:
@@ -158,25 +162,29 @@ class RunDir:
         """An open file that marks the run as running until it is closed; BlockingIOError if another launcher does.
         `make`: the file, if there is none (else FileNotFoundError), and a note in it that the run is ours.
         """
-        fd = os.open(self.lock_file, os.O_RDWR | (os.O_CREAT if make else 0), 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(fd)
-            raise
+        fd, until = os.open(self.lock_file, os.O_RDWR | (os.O_CREAT if make else 0), 0o644), time.monotonic() + LOOKS_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if isinstance(error, BlockingIOError) and time.monotonic() < until:
+                    time.sleep(LOOKS_S / 50)  # it may be a look
+                    continue
+                os.close(fd)
+                raise
         if make:
             holder.note(fd)
         return fd
 
     def locked(self) -> bool:
-        """Whether a launcher has the run just now."""
-        try:
-            os.close(self.lock(make=False))
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False  # there is no lock, or none that could be taken, by others neither
-        return False
+        """Whether a launcher has the run just now. However many look at once, none takes another for a launcher."""
+        with suppress(OSError), self.lock_file.open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False  # there is no lock, or none that could be taken, by others neither
 
     def restore(self) -> None:
         """Create the folders that are not there."""

@@ -1,6 +1,8 @@
 """What a run goes on with: its own configuration, what --set allows, the next incarnation, the common step."""
 
+import fcntl
 import os
+import time
 from pathlib import Path
 
 import msgspec
@@ -299,6 +301,19 @@ def test_one_launcher_at_a_time(run: RunDir) -> None:
         run.lock()
     os.close(lock)
     os.close(run.lock())
+
+
+def test_who_looks_whether_a_run_is_locked_is_waited_out_and_taken_for_no_launcher(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.close(run.lock())
+    look = os.open(run.lock_file, os.O_RDONLY)
+    fcntl.flock(look, fcntl.LOCK_SH)
+    assert not run.locked()
+    monkeypatch.setattr(time, "sleep", lambda _: os.close(look))
+    lock = run.lock()
+    assert run.locked()
+    os.close(lock)
 
 
 def test_a_run_that_another_launcher_begins_to_go_on_with_has_not_finished(run: RunDir) -> None:
