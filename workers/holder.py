@@ -24,6 +24,8 @@ class Holder:
     boot: str
     since_s: float = field(default=0.0, compare=False)
     """When it took the lock, on the monotonic clock of the boot."""
+    noted_at: float = field(default=0.0, compare=False)
+    """The same in seconds since 1970, by the clock on the wall."""
 
     @property
     def alive(self) -> bool:
@@ -42,7 +44,8 @@ def note(lock: int) -> None:
 def noted(lock: Path) -> Holder | None:
     """Who took a lock last; None if nobody did, or that cannot be read."""
     try:
-        pid, started, where, since_s = lock.read_text(encoding="ascii").partition("\n")[0].split()
-        return Holder(int(pid), started, where, float(since_s))
+        with lock.open(encoding="ascii") as file:
+            pid, started, where, since_s = file.readline().split()
+            return Holder(int(pid), started, where, float(since_s), os.fstat(file.fileno()).st_mtime)
     except (OSError, ValueError):
         return None

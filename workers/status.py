@@ -194,7 +194,7 @@ def starting(run: RunDir, holder: Holder, rows: Sequence[ComponentStatus], now: 
         launcher_pid=holder.pid,
         launcher_started=holder.started,
         boot=holder.boot,
-        started_at=run.lock_file.stat().st_mtime,
+        started_at=holder.noted_at,
         written_s=now,
         elapsed_s=since_s,
         components=[unborn(row) for row in rows],

@@ -3,6 +3,7 @@ long one that stops is waited for.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,3 +161,10 @@ def test_of_a_lock_that_nobody_has_noted_nothing_is_known(run: RunDir) -> None:
     assert noted(run.lock_file) is None
     with pytest.raises(RunError, match="not written yet"):
         read(run)
+
+
+def test_a_run_that_is_removed_at_the_very_moment_is_one_sentence(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a launch that takes the place of a refused one."""
+    os.close(run.lock())
+    monkeypatch.setattr("workers.status.recorded", lambda run, missing_ok: shutil.rmtree(run.path))
+    assert read(run).state == "failed"
