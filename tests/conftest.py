@@ -1,6 +1,7 @@
 """Fixtures for every floor: one CPU thread, a run launched as a user would, and a check that nothing leaks."""
 
 import contextlib
+import fcntl
 import inspect
 import json
 import os
@@ -20,6 +21,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli import cli
+from workers.rundir import RunDir
 
 pytest_plugins = ["pytester"]
 
@@ -49,6 +51,18 @@ def leaks() -> Iterator[None]:
     assert not left, f"processes left behind: {left}"
     assert set(threading.enumerate()) <= before_threads
     assert me.num_fds() <= before_fds
+
+
+@pytest.fixture
+def hold() -> Iterator[Callable[[RunDir], RunDir]]:
+    """Has the lock of a run, as its launcher would, until the test ends; gives the run back."""
+    with contextlib.ExitStack() as locks:
+
+        def hold(run: RunDir) -> RunDir:
+            fcntl.flock(locks.enter_context(run.lock_file.open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return run
+
+        yield hold
 
 
 def forbid_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -264,10 +264,10 @@ def stop(run: RunDir, number: signal.Signals) -> str:
     are; what to say about it.
 
     Raises:
-        RunError: it does not, and what ends it.
+        RunError: it does not, and what ends it; or it is not to be seen from here.
     """
     status = read(run)
-    if status.state in FINAL or not launcher_alive(status):
+    if status.state in FINAL or not launcher_alive(run, status):
         return f"run {run.name} has {ended(status)} already"
     try:
         launcher = kernel.pidfd_open(status.launcher_pid)
@@ -331,7 +331,7 @@ def restart(run: RunDir, component: str | None) -> str:
         ConfigError: nobody said which component.
     """
     status = read(run)
-    if status.state in FINAL or not launcher_alive(status):
+    if status.state in FINAL or not launcher_alive(run, status):
         raise RunError(f"run {run.name} has {ended(status)}; there is nothing to restart")
     if component is None:
         names = [row.component for row in status.components]

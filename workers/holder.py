@@ -3,7 +3,8 @@
     PID STARTED BOOT SINCE      its number, when it began in ticks since the boot, which boot, when it took the lock
 
 status.json tells it as well, but seconds later, when processes have been started, and until then it is an earlier
-launcher's, or nobody's. Knows no process but by number.
+launcher's, or nobody's. Whether it has the run still is told by the lock, not by its number, which means nothing in
+another container, and another process after a while. Knows no process but by number.
 """
 
 import os
@@ -29,7 +30,9 @@ class Holder:
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs here, and is not another process with its number."""
+        """Whether it still runs and can be seen from here, and is not another process with its number. One of another
+        container cannot: that a launcher is gone is told by the lock alone.
+        """
         return self.boot == address.boot() and address.started(self.pid) == self.started
 
 

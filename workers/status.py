@@ -121,13 +121,14 @@ def read(run: RunDir, now: float | None = None) -> Status:
         RunError: status.json is missing or is none of ours.
     """
     now = time.monotonic() if now is None else now
-    holder = noted(run.lock_file)  # before: who writes status.json then, or has written it, is known to have the lock
+    # before: who writes status.json then, or has written it, is known to have the lock, or to have had it
+    holder, held = noted(run.lock_file), run.locked()
     status = recorded(run, missing_ok=holder is not None)
     if status is not None:
         status.run = run.name  # its directory's, which may have been renamed or copied
-        bring_up(status, run, now)
-    if holder is not None and (status is None or (holder_of(status) != holder and has(run, holder))):
-        return starting(run, holder, planned(run) if status is None else status.components, now)
+        bring_up(status, run, now, held=held)
+    if holder is not None and (status is None or (holder_of(status) != holder and held)):
+        return starting(run, holder, planned(run) if status is None else status.components, now, held=held)
     assert status is not None
     return status
 
@@ -158,15 +159,18 @@ def recorded(run: RunDir, *, missing_ok: bool) -> Status | None:
         ) from error
 
 
-def bring_up(status: Status, run: RunDir, now: float) -> None:
-    """Make what was written what is so `now`: ages, who is not heard of, a launcher that is gone."""
+def bring_up(status: Status, run: RunDir, now: float, *, held: bool) -> None:
+    """Make what was written what is so `now`: ages, who is not heard of, a launcher that is gone, and with it its hold
+    of the run's lock (`held`). Its number tells less: in a copy of the run it is another's, in another container
+    nobody's.
+    """
     same = status.boot == address.boot()  # the monotonic clocks of two boots are never compared
     age = max(0.0, now - status.written_s) if same else 0.0
-    lost = status.state not in FINAL and not launcher_alive(status)
+    lost = status.state not in FINAL and not held
     rules = rules_of(run)
     if age > STALE_S and status.state not in FINAL and not lost:
         old = f"{run.status.name} is {age:.0f} s old, and so is what stands here"
-        status.stale = unwritten(run, status.launcher_pid, old)
+        status.stale = unwritten(run, holder_of(status), old)
     for row in status.components:
         mark(row, patience_s(rules.stalled_ms, row.step_ms_p99), 0.0 if status.stale else age, lost=lost)
         if row.last_seen_s is not None:
@@ -182,15 +186,14 @@ def bring_up(status: Status, run: RunDir, now: float) -> None:
         )
 
 
-def starting(run: RunDir, holder: Holder, rows: Sequence[ComponentStatus], now: float) -> Status:
-    """Of a launcher that has written no status yet. `rows`: the components as they were when the run was left, or as
-    planned.
+def starting(run: RunDir, holder: Holder, rows: Sequence[ComponentStatus], now: float, *, held: bool) -> Status:
+    """Of a launcher that has written no status yet, and has the run's lock (`held`) or is gone. `rows`: the components
+    as they were when the run was left, or as planned.
     """
-    alive = has(run, holder)
-    since_s = max(0.0, now - holder.since_s) if alive else 0.0
+    since_s = max(0.0, now - holder.since_s) if held and holder.boot == address.boot() else 0.0
     status = Status(
         run=run.name,
-        state="starting" if alive else "failed",
+        state="starting" if held else "failed",
         launcher_pid=holder.pid,
         launcher_started=holder.started,
         boot=holder.boot,
@@ -199,18 +202,13 @@ def starting(run: RunDir, holder: Holder, rows: Sequence[ComponentStatus], now: 
         elapsed_s=since_s,
         components=[unborn(row) for row in rows],
     )
-    if not alive:
+    if not held:
         status.reason = f"{gone(holder)}, before {run.status.name} was written; mach resume {run.called} begins anew"
         for row in status.components:
             mark(row, math.inf, 0.0, lost=True)
-    elif since_s > rules_of(run).starting_ms / 1000 or frozen(holder.pid):
-        status.stale = unwritten(run, holder.pid, f"{run.status.name} is not written {since_s:.0f} s after the start")
+    elif since_s > rules_of(run).starting_ms / 1000 or (holder.alive and frozen(holder.pid)):
+        status.stale = unwritten(run, holder, f"{run.status.name} is not written {since_s:.0f} s after the start")
     return status
-
-
-def has(run: RunDir, holder: Holder) -> bool:
-    """Whether who has taken the lock of a run lives and has not let go of it since."""
-    return holder.alive and run.locked()
 
 
 def unborn(row: ComponentStatus) -> ComponentStatus:
@@ -239,7 +237,9 @@ def holder_of(status: Status) -> Holder:
 
 
 def gone(holder: Holder) -> str:
-    """What to say of a launcher that has ended without a verdict."""
+    """What to say of a launcher that has ended without a verdict, or never had this run."""
+    if holder.alive:
+        return f"this is a copy of a run that its launcher (pid {holder.pid}) trains elsewhere"
     if holder.boot != address.boot():
         return "the machine was started anew since, or this is another one"
     return f"the launcher (pid {holder.pid}) is gone, and its processes with it"
@@ -261,9 +261,10 @@ def reached(run: RunDir) -> dict[str, dict[str, Any]]:
     return {row.component: {name: getattr(row, name) for name in REACHED} for row in rows}
 
 
-def unwritten(run: RunDir, launcher: int, old: str) -> str:
+def unwritten(run: RunDir, holder: Holder, old: str) -> str:
     """What to say of a status.json that a living launcher does not write; `old`: since when."""
-    if frozen(launcher):
+    launcher = holder.pid
+    if holder.alive and frozen(launcher):
         return (
             f"{old}: the launcher (pid {launcher}) is stopped (SIGSTOP, or Ctrl-Z), and nobody watches its components; "
             f"kill -CONT {launcher} has it go on, or fg where Ctrl-Z was pressed"
@@ -293,9 +294,20 @@ def rules_of(run: RunDir) -> Supervise:
         return Supervise()
 
 
-def launcher_alive(status: Status) -> bool:
-    """Whether the launcher still runs here, and is not another process with its number."""
-    return holder_of(status).alive
+def launcher_alive(run: RunDir, status: Status) -> bool:
+    """Whether the launcher of a run that goes on is there still, to be sent a signal.
+
+    Raises:
+        RunError: it lives where its number says nothing here.
+    """
+    if holder_of(status).alive:
+        return True
+    if not run.locked():
+        return False  # it has ended since
+    raise RunError(
+        f"run {run.name}: its launcher (pid {status.launcher_pid}) lives in another container or on another host, and "
+        "is not to be seen from here; give the command there"
+    )
 
 
 def cut_edges(status: Status, *, patient: bool = False) -> list[str]:

@@ -378,6 +378,9 @@ class Supervisor:
         try:
             if not (self.run.plan.exists() and self.run.config.exists()):
                 self._plan_down()
+            if not self.run.lock_file.exists():  # or the run would have no launcher
+                lost, self._lock = self._lock, self.run.lock()
+                os.close(lost)
             status_file.write(self.run, self.status)
         except OSError as error:
             if not self._trouble:

@@ -26,7 +26,7 @@ from configs.errors import RunError
 from workers.attempt import SIGNALS
 from workers.chaos import Chaos, Fired, Kind, Spec, schedule
 from workers.rundir import RunDir
-from workers.status import FINAL, ComponentStatus, Status, launcher_alive, read
+from workers.status import FINAL, ComponentStatus, Status, holder_of, launcher_alive, read
 
 LATE_S = 10.0
 """How long after the end a fault may still wait for somebody to hit."""
@@ -103,7 +103,7 @@ def find(run: RunDir, component: str) -> Held | None:
     except (OSError, msgspec.MsgspecError):
         return None  # the file is gone for a while: so is what we know
     row = next((row for row in status.components if row.component == component), None)
-    if row is None or row.pid <= 0 or row.state in FINAL or not launcher_alive(status):
+    if row is None or row.pid <= 0 or row.state in FINAL or not holder_of(status).alive:
         return None
     return hold(row.pid, status.launcher_pid, row.incarnation)
 
@@ -194,7 +194,7 @@ def running(run: RunDir) -> Status:
         RunError: it is not.
     """
     status = read(run)
-    if status.state in FINAL or not launcher_alive(status):
+    if status.state in FINAL or not launcher_alive(run, status):
         raise RunError(f"run {run.name} is not running (it is {status.state}); there is nothing to be hit")
     return status
 

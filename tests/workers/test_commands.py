@@ -54,8 +54,10 @@ def test_one_that_is_not_there_is_named_with_those_that_are(run: RunDir) -> None
         list(log_lines(run, "c2", follow=False))
 
 
-def test_who_follows_sees_lives_that_begin_later_and_whole_lines_only(run: RunDir) -> None:
-    write(run, status("training"))
+def test_who_follows_sees_lives_that_begin_later_and_whole_lines_only(
+    run: RunDir, hold: Callable[[RunDir], RunDir]
+) -> None:
+    write(hold(run), status("training"))
     lines = log_lines(run, "c0", follow=True)
     assert next(lines) == "c0.1  of c0.1"
     with run.log("c0", 1).open("a") as log:
@@ -88,7 +90,13 @@ def test_what_has_ended_can_be_stopped_again_and_not_restarted(run: RunDir) -> N
     ],
 )
 def test_what_ends_a_launcher_that_does_not_end_is_told(
-    run: RunDir, monkeypatch: pytest.MonkeyPatch, script: str, stopped: bool, number: signal.Signals, told: str
+    run: RunDir,
+    hold: Callable[[RunDir], RunDir],
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    stopped: bool,
+    number: signal.Signals,
+    told: str,
 ) -> None:
     monkeypatch.setattr("workers.commands.PATIENCE_S", 0.0)
     run.config.write_text("supervise: {grace_ms: 1}")
@@ -102,7 +110,7 @@ def test_what_ends_a_launcher_that_does_not_end_is_told(
             os.waitid(os.P_PID, launcher.pid, os.WSTOPPED | os.WNOWAIT)
         running = status("training")
         running.launcher_pid, running.launcher_started = launcher.pid, address.started(launcher.pid)
-        write(run, running)
+        write(hold(run), running)
         with pytest.raises(RunError, match=re.escape(told.format(launcher.pid, run.called))):
             stop(run, number)
         if stopped:
@@ -114,12 +122,12 @@ def test_what_ends_a_launcher_that_does_not_end_is_told(
         launcher.communicate()
 
 
-def test_a_restart_of_nobody_names_those_that_there_are(run: RunDir) -> None:
+def test_a_restart_of_nobody_names_those_that_there_are(run: RunDir, hold: Callable[[RunDir], RunDir]) -> None:
     """In place of the words of a parser that misses an argument."""
     running = status("training")
     row = {"kind": "trainer", "incarnation": 1, "pid": 0, "device": "cpu", "state": "training"}
     running.components = [ComponentStatus(component=name, **row) for name in ("c0", "c1")]  # type: ignore[arg-type]
-    write(run, running)
+    write(hold(run), running)
     sentence = f"mach: run r: say which component is to begin anew, of c0, c1: mach restart {run.called} c1\n"
     for words in ((), ("r",)):
         result = CliRunner().invoke(cli, ["restart", *words, "--runs", str(run.path.parent)])
@@ -180,14 +188,14 @@ def test_a_file_in_the_way_of_all_runs_is_not_taken_for_a_name_that_is_taken(tmp
 
 
 def test_commands_are_told_where_a_run_lies_unless_that_is_the_usual_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hold: Callable[[RunDir], RunDir]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert RunDir(Path("runs/r")).called == RunDir(tmp_path / "runs" / "r").called == "r"
     elsewhere = RunDir(tmp_path / "my runs" / "r")
     assert elsewhere.called == f"r --runs '{tmp_path / 'my runs'}'"
     elsewhere.path.mkdir(parents=True)
-    write(elsewhere, status("training"))
+    write(hold(elsewhere), status("training"))
     with pytest.raises(RunError, match=f"mach stop {elsewhere.called}$"):
         check_name(elsewhere.path.parent, "r")
 

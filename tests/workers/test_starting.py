@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from bus import kernel
+from bus import address, kernel
 from cli import cli
 from configs.errors import RunError
 from configs.load import dump, load
@@ -22,10 +22,11 @@ from fakes import component, status
 from mach.recipes import RECIPES
 from workers.commands import check_name, stop
 from workers.holder import noted
-from workers.plan import make_plan
+from workers.plan import Plan, make_plan
 from workers.report import SAVING, Checkpoint
 from workers.rundir import RunDir
 from workers.status import Status, exit_code_of, reached, read, write
+from workers.supervisor import Supervisor
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LAUNCHER = """
@@ -147,6 +148,13 @@ def test_a_launcher_that_writes_no_status_for_long_says_so(run: RunDir, launcher
     assert exit_code_of(found) == 1
 
 
+@pytest.mark.usefixtures("launcher")
+def test_a_launcher_of_another_boot_starts_for_as_long_as_nobody_can_tell(run: RunDir) -> None:
+    run.lock_file.write_text("1 2 another 5.0\n")  # on another host, which shares the file and its lock
+    found = read(run, now=1000.0)
+    assert (found.state, found.stale, found.elapsed_s) == ("starting", "", 0.0)
+
+
 def test_who_takes_a_run_up_finds_what_it_had_come_to(run: RunDir) -> None:
     write(run, ended())
     lock = run.lock()
@@ -168,3 +176,14 @@ def test_a_run_that_is_removed_at_the_very_moment_is_one_sentence(run: RunDir, m
     os.close(run.lock())
     monkeypatch.setattr("workers.status.recorded", lambda run, missing_ok: shutil.rmtree(run.path))
     assert read(run).state == "failed"
+
+
+def test_a_run_whose_directory_was_removed_is_its_launchers_again(run: RunDir) -> None:
+    plan = msgspec.json.decode(run.plan.read_bytes(), type=Plan)
+    supervisor = Supervisor(msgspec.structs.replace(plan, sockets=str(address.make_directory())))
+    supervisor._lock = run.lock()
+    shutil.rmtree(run.path)
+    supervisor._write()
+    assert (run.locked(), read(run).state) == (True, "starting")
+    supervisor.__exit__(None, None, None)
+    assert not run.locked()

@@ -2,10 +2,13 @@
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import time
 import typing
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -17,6 +20,7 @@ from cli import cli
 from configs.errors import NoSuchRun, RunError
 from fakes import component
 from workers import screen
+from workers.commands import restart, stop
 from workers.finding import find_component, find_run
 from workers.report import Accuracies, Checkpoint, Losses, Messages, Peer, Spread, Staleness
 from workers.rundir import RunDir
@@ -31,6 +35,9 @@ from workers.status import (
     untrained,
     write,
 )
+from workers.victims import running
+
+Hold = Callable[[RunDir], RunDir]
 
 
 def status(**fields: object) -> Status:
@@ -56,8 +63,8 @@ def run_with(tmp_path: Path, content: Status, name: str = "r") -> RunDir:
     return run
 
 
-def test_a_fresh_run_reads_as_written(tmp_path: Path) -> None:
-    found = read(run_with(tmp_path, status()), now=1010.2)
+def test_a_fresh_run_reads_as_written(tmp_path: Path, hold: Hold) -> None:
+    found = read(hold(run_with(tmp_path, status())), now=1010.2)
     assert found.state == "training"
     assert found.components[0].state == "training"
     assert found.components[0].last_seen_s == pytest.approx(0.7)
@@ -135,8 +142,8 @@ def test_a_file_that_cannot_be_written_leaves_no_draft(tmp_path: Path) -> None:
     assert (sorted(run.path.iterdir()), run.status.read_bytes()) == before
 
 
-def test_who_was_silent_when_the_file_was_written_is_stalled(tmp_path: Path) -> None:
-    run = run_with(tmp_path, status(components=[component(last_seen_s=12.0)]))
+def test_who_was_silent_when_the_file_was_written_is_stalled(tmp_path: Path, hold: Hold) -> None:
+    run = hold(run_with(tmp_path, status(components=[component(last_seen_s=12.0)])))
     found = read(run, now=1010.5)
     row = found.components[0]
     assert (row.state, row.last_seen_s) == ("stalled", pytest.approx(12.5))
@@ -146,8 +153,9 @@ def test_who_was_silent_when_the_file_was_written_is_stalled(tmp_path: Path) -> 
     assert read(run, now=1010.5).components[0].state == "training", "the limit is the run's own"
 
 
-def test_a_file_that_a_living_launcher_does_not_write_says_so_and_judges_nobody(tmp_path: Path) -> None:
-    run = run_with(tmp_path, status(components=[component(), component("c1", last_seen_s=None, state="starting")]))
+def test_a_file_that_a_living_launcher_does_not_write_says_so_and_judges_nobody(tmp_path: Path, hold: Hold) -> None:
+    rows = [component(), component("c1", last_seen_s=None, state="starting")]
+    run = hold(run_with(tmp_path, status(components=rows)))
     assert read(run, now=1010.0 + STALE_S).stale == ""
     found = read(run, now=1024.0)
     assert [(row.state, row.reason, row.last_seen_s) for row in found.components] == [
@@ -164,13 +172,13 @@ def test_a_file_that_a_living_launcher_does_not_write_says_so_and_judges_nobody(
     assert read(run_with(tmp_path, status(state="finished"), "s"), now=1024.0).stale == ""
 
 
-def test_a_launcher_that_is_stopped_is_told_from_one_that_cannot_write(tmp_path: Path) -> None:
+def test_a_launcher_that_is_stopped_is_told_from_one_that_cannot_write(tmp_path: Path, hold: Hold) -> None:
     launcher = subprocess.Popen(["sleep", "1000"])
     try:
         launcher.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, launcher.pid, os.WSTOPPED | os.WNOWAIT)
         its = {"launcher_pid": launcher.pid, "launcher_started": address.started(launcher.pid)}
-        said = read(run_with(tmp_path, status(**its)), now=1024.0).stale
+        said = read(hold(run_with(tmp_path, status(**its))), now=1024.0).stale
     finally:
         launcher.kill()
         launcher.wait()
@@ -195,6 +203,32 @@ def test_a_run_without_its_launcher_has_failed(tmp_path: Path) -> None:
     assert exit_code_of(found) == 2
 
 
+def test_a_copy_of_a_run_that_goes_on_is_not_taken_for_it(tmp_path: Path, hold: Hold) -> None:
+    """Or `mach stop COPY` would stop the run that it was copied of, whose launcher stands in its files."""
+    run = hold(run_with(tmp_path, status()))
+    copy = RunDir(shutil.copytree(run.path, tmp_path / "copy"))
+    found = read(copy, now=1010.0)
+    assert (read(run, now=1010.0).state, found.state, found.components[0].state) == ("training", "failed", "failed")
+    assert found.reason.startswith(f"this is a copy of a run that its launcher (pid {os.getpid()}) trains elsewhere; ")
+    assert stop(copy, signal.SIGTERM) == "run copy has failed already"
+    with pytest.raises(RunError, match="nothing to restart"):
+        restart(copy, "c0")
+    with pytest.raises(RunError, match="nothing to be hit"):
+        running(copy)
+
+
+@pytest.mark.parametrize("there", [{"launcher_started": "1"}, {"boot": "another"}])
+def test_a_launcher_that_cannot_be_seen_from_here_lives_if_it_has_the_lock(
+    tmp_path: Path, hold: Hold, there: dict[str, str]
+) -> None:
+    """As in another container, where a number means another process, or on another host."""
+    run = hold(run_with(tmp_path, status(**there)))
+    assert (read(run, now=1010.0).state, read(run, now=1010.0).stale) == ("training", "")
+    for order in (partial(stop, run, signal.SIGTERM), partial(restart, run, "c0"), partial(running, run)):
+        with pytest.raises(RunError, match=rf"launcher \(pid {os.getpid()}\) lives in another container or on another"):
+            order()
+
+
 def test_a_run_of_another_boot_has_failed_and_its_ages_are_not_compared(tmp_path: Path) -> None:
     found = read(run_with(tmp_path, status(boot="another")), now=5000.0)
     assert found.state == "failed"
@@ -202,8 +236,10 @@ def test_a_run_of_another_boot_has_failed_and_its_ages_are_not_compared(tmp_path
     assert found.components[0].last_seen_s == 0.5
 
 
-def test_a_clock_on_the_wall_that_is_set_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = run_with(tmp_path, status(written_s=time.monotonic()))
+def test_a_clock_on_the_wall_that_is_set_back_changes_nothing(
+    tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = hold(run_with(tmp_path, status(written_s=time.monotonic())))
     an_hour_ago = time.time() - 3600.0
     monkeypatch.setattr(time, "time", lambda: an_hour_ago)
     found = read(run)
@@ -211,9 +247,10 @@ def test_a_clock_on_the_wall_that_is_set_back_changes_nothing(tmp_path: Path, mo
     assert found.components[0].last_seen_s == pytest.approx(0.5, abs=1.0)
 
 
-def test_one_that_waits_for_its_next_life_is_shown_so_however_long_it_is_unheard(tmp_path: Path) -> None:
+def test_one_that_waits_for_its_next_life_is_shown_so_however_long_it_is_unheard(tmp_path: Path, hold: Hold) -> None:
     row = component(state="restarting", last_seen_s=25.0, reason="ended by SIGKILL")
-    assert read(run_with(tmp_path, status(components=[row])), now=1010.2).components[0].state == "restarting"
+    run = hold(run_with(tmp_path, status(components=[row])))
+    assert read(run, now=1010.2).components[0].state == "restarting"
 
 
 def test_an_ended_run_stays_as_it_ended(tmp_path: Path) -> None:

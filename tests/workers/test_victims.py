@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -137,9 +137,11 @@ def test_what_is_not_running_is_refused_with_one_sentence(tmp_path: Path, launch
         wreak(written(tmp_path, launcher.pid, 0, launcher_started="1"), Spec(seconds=1.0, kill=1.0))
 
 
-def test_a_run_that_ends_ends_its_chaos(tmp_path: Path, launcher: "subprocess.Popen[bytes]") -> None:
+def test_a_run_that_ends_ends_its_chaos(
+    tmp_path: Path, launcher: "subprocess.Popen[bytes]", hold: Callable[[RunDir], RunDir]
+) -> None:
     """The only kill takes the launcher's last child, and so the launcher: what is left to do is not waited for."""
-    run = written(tmp_path, launcher.pid, child_of(launcher))
+    run = hold(written(tmp_path, launcher.pid, child_of(launcher)))
     told: list[Fired] = []
     account = wreak(run, Spec(seconds=3600.0, seed=2, kill=10.0, stop=1.0, stop_s=1.0), told.append)
     kills = [fired for fired in account.faults if fired.kind == "kill"]
