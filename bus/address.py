@@ -1,9 +1,7 @@
 """Where mailboxes are found: a short private directory per run, and endpoints published in it as files.
 
     <base>/mach-<uid>-<random>/      0700; base is the temporary directory, or /tmp if that has too long a path
-        owner                        pid and start time of the process that keeps the run
-        place                        where they are true: boot, PID namespace, host. A file of its own: versions that
-                                     do not know it go on taking the owner for alive
+        place                        boot and host of the process that keeps the run: there its lock is to be seen
         c0-1.sock                    ipc socket of c0, incarnation 1
         c0.at                        where c0 is bound now: its endpoint; replaced atomically
         c0.life                      incarnation of c0 that lives now: nobody else can write it, so strangers cannot
@@ -12,7 +10,8 @@
 Knows no ZeroMQ. Laws: an address is never guessed and never reused: the kernel or the incarnation makes it,
 its owner publishes it after binding (a second bind of one ipc path succeeds and steals it). Nobody but the user
 can enter. It is there as long as its keeper: so it is not in $XDG_RUNTIME_DIR, which goes when the user logs out, and
-locked, for systemd-tmpfiles, which removes what has lain in temporary directories for long, passes over what is.
+locked: systemd-tmpfiles, which removes what has lain in temporary directories for long, passes over what is, and so
+does `sweep`. A lock is of the kernel, and means the same in all of its containers.
 """
 
 import fcntl
@@ -30,7 +29,7 @@ from configs.errors import ConfigError, RunError
 
 PATH_CAP = 107
 """Bytes of a socket's path, a limit of the kernel."""
-_PATTERN = re.compile(r"mach-(\d+)-[a-z0-9_]{8}")
+_PATTERN = re.compile(r"mach-\d+-[a-z0-9_]{8}")
 _held: dict[Path, int] = {}
 """Descriptors of the directories that this process keeps."""
 
@@ -57,12 +56,13 @@ def claim(directory: Path) -> None:
     """The calling process keeps the run from now on: `sweep`, and who cleans up by age, leave the directory alone while
     it lives.
     """
-    _replace(directory / "place", " ".join(_here()))
-    _replace(directory / "owner", f"{os.getpid()} {started(os.getpid())}")
     if directory not in _held:
         _held[directory] = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    with suppress(OSError):  # a file system may know no locks; then nothing but the clean-up by age is the worse for it
-        fcntl.flock(_held[directory], fcntl.LOCK_SH | fcntl.LOCK_NB)
+    try:
+        fcntl.flock(_held[directory], fcntl.LOCK_SH)
+    except OSError:
+        return  # a file system may know no locks; then nobody sweeps there, but who cleans up by age
+    _replace(directory / "place", _place())  # once it is locked, for it is swept when it has a place and no lock
 
 
 def check_private(directory: Path) -> None:
@@ -76,14 +76,14 @@ def check_private(directory: Path) -> None:
 
 
 def remove(directory: Path) -> None:
-    """Remove a private directory and all in it; one that is gone already is fine. Its owner goes last: whoever is
+    """Remove a private directory and all in it; one that is gone already is fine. Its place goes last: whoever is
     stopped halfway leaves what `sweep` finds again.
     """
     with suppress(OSError):
         for entry in tuple(os.scandir(directory)):
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry, ignore_errors=True)
-            elif entry.name != "owner":
+            elif entry.name != "place":
                 Path(entry).unlink(missing_ok=True)
     shutil.rmtree(directory, ignore_errors=True)
     if directory in _held:
@@ -91,9 +91,9 @@ def remove(directory: Path) -> None:
 
 
 def sweep() -> list[Path]:
-    """Remove this user's directories whose owner is gone (a launcher killed with -9); which ones. May be called by
-    several processes at a time. Of those of other hosts and containers, who may share a place with us, nobody here can
-    tell whether their owners live.
+    """Remove this user's directories whose keeper is gone (a launcher killed with -9); which ones. May be called by
+    several processes at a time. Of those of other hosts, who may share a file system with us and not its locks, nobody
+    here can tell whether their keepers live; nor of those of before a restart of this one, for hosts may have one name.
     """
     places = {base(), Path(tempfile.gettempdir())}
     stale = [path for place in places for path in place.glob(f"mach-{os.getuid()}-*") if _abandoned(path)]
@@ -171,30 +171,23 @@ def _abandoned(directory: Path) -> bool:
         found = directory.lstat()
         if not _PATTERN.fullmatch(directory.name) or found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
             return False
-        pid, _, since = (directory / "owner").read_text(encoding="utf-8").partition(" ")
+        if (directory / "place").read_text(encoding="utf-8") != _place():
+            return False
+        look = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (OSError, UnicodeDecodeError):
         return False  # being made or being removed just now
-    there, here = _place_of(directory), _here()
-    if there[0] != here[0]:
-        return there[2] == here[2]  # of before a restart of this host
-    return there[1] == here[1] and (not pid.isdecimal() or started(int(pid)) != since)
-
-
-def _place_of(directory: Path) -> tuple[str, ...]:
-    """Where the owner is at home; here, if that was never said, as by older versions."""
     try:
-        place = tuple((directory / "place").read_text(encoding="utf-8").split(" ", 2))
-    except (OSError, UnicodeDecodeError):
-        place = ()
-    return place if len(place) == 3 else _here()
+        fcntl.flock(look, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False  # its keeper lives, or another looks just now
+    finally:
+        os.close(look)
+    return True
 
 
-def _here() -> tuple[str, str, str]:
-    """Where pids and start times of processes mean what they mean to us: boot, PID namespace and host."""
-    namespace = "-"
-    with suppress(OSError):  # in a sandbox that does not tell; then all that lies there is of one place
-        namespace = str(os.stat("/proc/self/ns/pid").st_ino)
-    return boot(), namespace, os.uname().nodename
+def _place() -> str:
+    """Where locks are seen by all: one kernel. The host, too, for one that does not tell which boot it is of."""
+    return f"{boot()} {os.uname().nodename}"
 
 
 @functools.cache

@@ -61,7 +61,7 @@ def world(
         made.kill(box)
     left = sorted(path.name for path in directory.iterdir())
     address.remove(directory)
-    assert left == ["owner", "place"]
+    assert left == ["place"]
 
 
 @pytest.fixture

@@ -31,7 +31,8 @@ def _base(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 def test_a_directory_is_private_short_and_claimed() -> None:
     directory = address.make_directory()
     assert directory.stat().st_mode & 0o777 == 0o700
-    assert (directory / "owner").read_text().startswith(f"{os.getpid()} ")
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert (directory / "place").read_text() == f"{boot_id} {os.uname().nodename}"
     address.check_private(directory)
     assert len(os.fsencode(address.socket_path(directory, "c127", 999))) <= address.PATH_CAP
 
@@ -116,6 +117,9 @@ def test_a_file_system_without_locks_keeps_nobody_from_his_run(monkeypatch: pyte
     monkeypatch.setattr(fcntl, "flock", refused)
     directory = address.make_directory()
     address.check_private(directory)
+    assert address.sweep() == [], "nobody can tell whether it is in use"
+    monkeypatch.undo()
+    assert address.sweep() == [], "nor could its keeper have said so"
     address.remove(directory)
 
 
@@ -148,72 +152,67 @@ def test_a_life_is_announced_until_it_departs_and_a_later_one_stays() -> None:
         assert address.life_of(directory, "c0") == 0
 
 
-def test_sweep_removes_what_the_dead_left_and_nothing_else() -> None:
+def left_by_the_dead() -> Path:
     make = "from bus import address; print(address.make_directory())"
     made = subprocess.run([sys.executable, "-c", make], capture_output=True, text=True, check=True)
-    dead, alive = Path(made.stdout.strip()), address.make_directory()
-    unclaimed = address.make_directory()
-    (unclaimed / "owner").unlink()
+    return Path(made.stdout.strip())
+
+
+def test_sweep_removes_what_the_dead_left_and_nothing_else() -> None:
+    dead, alive, unclaimed = left_by_the_dead(), address.make_directory(), left_by_the_dead()
+    (unclaimed / "place").unlink()
     (address.base() / f"mach-{os.getuid()}-note").write_text("not a directory")
     assert dead.is_dir()
     assert address.sweep() == [dead]
     assert not dead.exists()
     assert alive.is_dir()
     assert unclaimed.is_dir()
+    address.remove(dead)  # gone already is fine
 
 
-def test_a_directory_whose_owners_number_was_given_to_another_process_is_swept() -> None:
-    directory = address.make_directory()
-    (directory / "owner").write_text(f"{os.getpid()} 1")
-    assert address.sweep() == [directory]
-    address.remove(directory)  # gone already is fine
-
-
-BOOT, SPACE, HOST = address._here()
+BOOT, HOST = address.boot(), os.uname().nodename
 
 
 @pytest.mark.parametrize(
     ("place", "swept"),
     [
-        ((BOOT, SPACE, HOST), True),
-        ((BOOT, "1", HOST), False),  # a container on this host
-        ((BOOT, "1", "box"), False),
-        (("before", SPACE, HOST), True),  # nobody has outlived a restart of the host
-        (("before", "1", HOST), True),
-        (("other", SPACE, "box"), False),  # another host, whose processes nobody sees from here
-        (("other", SPACE, f"{HOST} box"), False),
-        (None, True),  # an older version did not say
-        (("", ""), True),
+        (f"{BOOT} {HOST}", True),
+        (f"before {HOST}", False),  # of another host called like this one, or of before a restart of this one
+        (f"- {HOST}", False),  # a sandbox
+        (f"{BOOT} box", False),
+        ("other box", False),
+        (f"{BOOT} 4026531836 {HOST}", False),  # an older version's, which may have had no lock
+        ("", False),
     ],
 )
-def test_nobody_is_taken_for_dead_whose_process_could_not_be_seen(place: tuple[str, ...] | None, swept: bool) -> None:
-    directory = address.make_directory()
-    (directory / "owner").write_text(f"{os.getpid()} 1")
-    if place is None:
-        (directory / "place").unlink()
-    else:
-        (directory / "place").write_text(" ".join(place))
+def test_only_where_locks_are_to_be_seen_anybody_is_taken_for_dead(place: str, swept: bool) -> None:
+    directory = left_by_the_dead()
+    (directory / "place").write_text(place)
     assert address.sweep() == ([directory] if swept else [])
 
 
-def test_an_owner_tells_where_it_lives_beside_what_older_versions_read() -> None:
+@pytest.mark.parametrize("elsewhere", [f"- - {HOST}", f"before 4026531836 {HOST}", f"before {HOST}", f"- {HOST}"])
+def test_nobody_who_lives_is_taken_for_dead_whatever_his_host_is_called(elsewhere: str) -> None:
     directory = address.make_directory()
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    there = [boot_id, str(os.stat("/proc/self/ns/pid").st_ino), os.uname().nodename]
-    assert (directory / "place").read_text().split(" ", 2) == there
-    assert (directory / "owner").read_text() == f"{os.getpid()} {address.started(os.getpid())}"
+    (directory / "place").write_text(elsewhere)
     assert address.sweep() == []
 
 
-def test_whoever_is_stopped_while_it_sweeps_leaves_what_is_swept_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whoever_lives_in_another_container_is_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     directory = address.make_directory()
-    (directory / "owner").write_text(f"{os.getpid()} 1")
+    monkeypatch.setattr(address, "started", lambda pid: "")  # no process is to be seen
+    assert address.sweep() == []
+    assert directory.is_dir()
+
+
+def test_whoever_is_stopped_while_it_sweeps_leaves_what_is_swept_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = left_by_the_dead()
     for name in ("c0.at", "desk.sock"):
         (directory / name).write_text("")
     (directory / "c0-1-c1-child.lane").symlink_to("nowhere")
     with monkeypatch.context() as patched:
         patched.setattr("shutil.rmtree", lambda *_, **__: None)  # as if it had ended just before
         address.sweep()
-    assert [path.name for path in directory.iterdir()] == ["owner"]
+    assert [path.name for path in directory.iterdir()] == ["place"]
     assert address.sweep() == [directory]
     assert not directory.exists()
