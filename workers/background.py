@@ -25,7 +25,7 @@ from configs.errors import RunError
 from configs.load import dump
 from configs.tree import Config
 from workers.holder import noted
-from workers.room import FULL, WAYS, room
+from workers.room import ROOM, WRITABLE, room
 from workers.rundir import RunDir
 from workers.scratch import interruptible
 from workers.status import FINAL, Status, read
@@ -98,9 +98,11 @@ def told(run: RunDir, code: int | None, said: str) -> int:
 
 def unwritable(place: Path, error: OSError, again: str = "") -> RunError:
     """What to say of a system that does not take a run; `again`: the command that goes on with one that lies there."""
-    way = f"{room(error.errno, 'make it writable')}, then {again or 'launch again'}"
-    if not again and (error.errno in FULL or error.errno not in WAYS):
-        way = f"{'make room, or ' if error.errno in FULL else ''}choose another place with --runs"
+    way, elsewhere = room(error.errno), "choose another place with --runs"
+    if again or way not in (ROOM, WRITABLE):
+        way += f", then {again or 'launch again'}"
+    else:
+        way = elsewhere if way == WRITABLE else f"{way}, or {elsewhere}"
     return RunError(f"{error.filename or place}: {error.strerror or error}; {way}")
 
 

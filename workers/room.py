@@ -5,17 +5,18 @@ Knows errors by their numbers, and no file.
 
 import errno
 
+ROOM, WRITABLE = "make room", "make it writable"
+"""Of one place only: another one would do."""
 WAYS = {
-    errno.ENOSPC: "make room",
-    errno.EDQUOT: "make room",
+    None: ROOM,
+    errno.ENOSPC: ROOM,
+    errno.EDQUOT: ROOM,
     errno.EMFILE: "raise ulimit -n",
     errno.ENFILE: "raise fs.file-max of this machine",
     errno.EFBIG: "raise ulimit -f",
 }
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Those that are of one place only: another one would do."""
 
 
-def room(number: int | None, otherwise: str = "make room") -> str:
-    """What to do, of an error of this number; `otherwise`, of one that tells of no limit."""
-    return otherwise if number is None else WAYS.get(number, otherwise)
+def room(number: int | None) -> str:
+    """What to do, of an error of this number; None: it is not known."""
+    return WAYS.get(number, WRITABLE)
