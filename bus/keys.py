@@ -8,7 +8,6 @@ Knows no ZeroMQ: `bus/curve.py` does.
 All components of a run share one CURVE key pair: it proves that a peer belongs to the run, in both directions.
 """
 
-import errno
 import ipaddress
 import os
 import socket
@@ -21,6 +20,8 @@ from configs.tree import Bus
 
 PUBLIC, SECRET = "public.key", "secret.key"
 LENGTH = 40
+KNOCK_S = 5.0
+"""Longest wait for a connection to this machine itself."""
 _ALPHABET = frozenset(b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#")
 
 
@@ -94,14 +95,15 @@ def check(bus: Bus) -> None:
 
 def _try_out(host: str) -> None:
     try:
-        if (wanted := ipaddress.IPv4Address(host)).is_multicast or wanted.is_reserved:  # of many: `bind` takes some
-            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
-        with socket.socket() as door:
+        with socket.socket() as door, socket.socket() as visitor:
             door.bind((host, 0))
+            door.listen()
+            visitor.settimeout(KNOCK_S)
+            visitor.connect(door.getsockname())  # an address of many can be bound, and nobody is reached there
     except OSError as error:
         raise ConfigError(
-            f"bus.host: {host}: no socket can be bound there ({error.strerror}); give an address of this machine, or "
-            "0.0.0.0 for all that it has"
+            f"bus.host: {host}: no connection can be made there ({error.strerror or error}); give an address of this "
+            "machine, or 0.0.0.0 for all that it has"
         ) from error
 
 

@@ -73,9 +73,14 @@ def test_addresses_that_need_keys_and_keys_that_need_addresses(settings: dict[st
 def test_an_address_of_another_machine_or_of_many_is_refused_by_its_name(tmp_path: Path, host: str) -> None:
     bus = Bus(transport="tcp", host=host, keys=str(made(tmp_path / "keys")))
     with pytest.raises(
-        ConfigError, match=rf"^bus.host: {host}: no socket can be bound there \(Cannot assign.* 0.0.0.0"
+        ConfigError, match=rf"^bus.host: {host}: no connection can be made there \((Cannot as|Network is un).* 0.0.0.0"
     ):
         keys.check(bus)
+
+
+def test_the_broadcast_address_of_a_network_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^bus.host: 127.255.255.255: no connection can be made there"):
+        keys.check(Bus(transport="tcp", host="127.255.255.255"))
 
 
 def test_what_may_be(tmp_path: Path) -> None:
