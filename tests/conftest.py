@@ -20,6 +20,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
+from bus import kernel
 from cli import cli
 from workers.rundir import RunDir
 
@@ -77,7 +78,7 @@ def forbid_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 def wait_gone(pid: int, within_s: float = DEADLINE_S) -> bool:
     """Whether the process ends in time; waits on the process itself, not on a clock."""
     try:
-        fd = os.pidfd_open(pid)
+        fd = kernel.pidfd_open(pid)
     except ProcessLookupError:
         return True
     try:

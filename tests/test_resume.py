@@ -17,6 +17,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from bus import kernel
 from chaos.storm import on_path
 from cli import cli
 from configs.load import dump, load
@@ -143,7 +144,7 @@ def test_a_detached_run_whose_launcher_was_killed_goes_on_in_the_background(laun
 
 def until(run: Launched, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """Follow a run in the background until its status fulfils the condition."""
-    launcher = os.pidfd_open(run.status()["launcher_pid"])
+    launcher = kernel.pidfd_open(run.status()["launcher_pid"])
     try:
         while not condition(status := run.status()):
             assert not select.select([launcher], [], [], LOOK_S)[0], "the run ended before"

@@ -66,8 +66,8 @@ def test_who_ends_with_its_launcher_removes_the_private_directories_that_are_lef
     own_base = {**os.environ, "TMPDIR": str(base)}
     keep = "from bus import address; print(address.make_directory(), flush=True); input()"
     ends = (
-        "import os, sys; from workers.process import follow; watch = os.pidfd_open(int(sys.argv[1])); "
-        "print(flush=True); follow(watch)"
+        "import sys; from bus import kernel; from workers.process import follow; "
+        "watch = kernel.pidfd_open(int(sys.argv[1])); print(flush=True); follow(watch)"
     )
     piped = partial(subprocess.Popen, env=own_base, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with piped([sys.executable, "-c", keep]) as launcher, piped([sys.executable, "-c", keep]) as other:
