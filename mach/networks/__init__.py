@@ -75,7 +75,8 @@ def place_of(
     """Where component `index` stands.
 
     `ancestors` are, in stream wiring, the components that an activation passes on its way here, the first of which
-    reads the data: each is built to learn what shape it sends on, with the global generators left as they were.
+    reads the data: each is built to learn what shape it sends on, with the global generators left as they were. Ours
+    go by what comes, and not by their number: where one sends on what came to it, so do all that follow.
 
     Raises:
         ConfigError: as `made`, of an ancestor.
@@ -84,7 +85,10 @@ def place_of(
     with aside():
         for ancestor in ancestors:
             place = replace(place, index=ancestor, judged=False)
-            place = replace(place, incoming=activation_shape(made(place, trains=False), place))
+            sent = activation_shape(made(place, trains=False), place)
+            if model.family in FAMILIES and sent == place.incoming:
+                break
+            place = replace(place, incoming=sent)
     return replace(place, index=index, children=tuple(children), judged=judged)
 
 

@@ -15,7 +15,7 @@ from built import build
 from configs.errors import ConfigError
 from configs.tree import Model
 from mach.component import Component
-from mach.networks import made
+from mach.networks import made, place_of
 from mach.networks.conv import picture_of
 from mach.networks.place import Place
 
@@ -92,6 +92,24 @@ def test_in_stream_wiring_activations_pass_from_section_to_section(
         idle = [name for name, weight in component.named_parameters() if weight.grad is None]
         assert not idle, "every weight takes part"
         a = a.detach()
+
+
+@pytest.mark.parametrize(("family", "shape", "symbols"), FAMILIES)
+@pytest.mark.parametrize("context", [False, True])
+def test_however_long_the_way_to_a_section_few_are_built_for_it(
+    monkeypatch: pytest.MonkeyPatch, family: str, shape: tuple[int, ...], symbols: int, context: bool
+) -> None:
+    built, factory = list[int](), mach.networks.FAMILIES[family]
+
+    def noting(place: Place) -> Component:
+        built.append(place.index)
+        return factory(place)
+
+    monkeypatch.setattr(mach.networks, "FAMILIES", {family: noting})
+    stream: dict[str, Any] = {"wiring": "stream", "context": context, "symbols": symbols}
+    third, last = (place_of(model(family), shape, K, ancestors=range(k), index=k, **stream) for k in (2, 50))
+    assert last.incoming == third.incoming
+    assert set(built) == {0, 1}
 
 
 @pytest.mark.parametrize(("family", "shape", "symbols"), FAMILIES)
