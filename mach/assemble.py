@@ -74,20 +74,25 @@ def samples_of(config: Config, dataset: Dataset) -> Tensor | None:
     return dataset.samples if config.bus.activation == "indices" else None
 
 
-def component_of(config: Config, index: int, children: Sequence[str], dataset: Dataset) -> Component:
-    """Networks on the CPU with initial weights of their own seed; the global generators are left as they were."""
+def component_of(
+    config: Config, index: int, children: Sequence[str], dataset: Dataset, *, trains: bool = True
+) -> Component:
+    """Networks on the CPU with initial weights of their own seed; the global generators are left as they were.
+
+    `trains`: else it is built without what it only learns by: copies of what is deeper, and a model of gradients.
+    """
     place = component_place(config, index, children, dataset)
     with aside():
         momentum = momentum_of(config, index, children, dataset)
         if momentum is not None:
             place = replace(place, ahead=len(momentum.bias))
         sow(seed_of(config.seed, index, "weights"))
-        component = made(place, momentum)
-        component.below = below_of(config, index, dataset)
+        component = made(place, momentum, trains=trains)
+        component.below = below_of(config, index, dataset) if trains else None
         component.residual = config.model.join == "residual"
         if runs_up(config):
             component.tally = tally_of(config, component, place)
-        if config.method.guess and config.wiring == "stream" and children:
+        if trains and config.method.guess and config.wiring == "stream" and children:
             component.guess = Guess(activation_shape(component, place)[-1], dataset.classes)
     return component
 

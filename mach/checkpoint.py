@@ -127,19 +127,6 @@ def load_about(path: Path) -> dict[str, str]:
         raise unreadable(path, error) from error
 
 
-def count_of(path: Path) -> int:
-    """How many tensors are in a file of weights, which are not read.
-
-    Raises:
-        DataError: as `load_weights`.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return len(file.keys())
-    except (OSError, SafetensorError) as error:
-        raise unreadable(path, error) from error
-
-
 def unreadable(path: Path, error: Exception) -> DataError:
     """One sentence about a file that holds no weights."""
     return DataError(f"{path}: holds no weights ({error}); train the run to its end first")

@@ -10,26 +10,29 @@ A file of weights says itself what it is of: its metadata hold the run's configu
 (`about`). So neither the data nor the rest of the run's directory is needed.
 
 Laws: a file has nothing run. Nothing is unpickled, and of a family that is none of ours, whose module would be imported
-and called, only the reader's own word counts. And it costs little more than its own size: what it says is measured by
-the tensors that it holds before memory is taken for it.
+and called, only the reader's own word counts. And it costs little more than its own size: of what it says it is of, no
+more is built than its tensors can be of (`CALLS`), and without memory until their shapes fit.
 
 Shapes: B batch, T time, K classes.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from textwrap import shorten
+from typing import Annotated, Any
 
 import msgspec
 import torch
 from msgspec import Meta
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from configs.errors import ConfigError, DataError
 from configs.load import dump, undump
 from configs.tree import Config, Positive
 from mach.assemble import component_of
-from mach.checkpoint import count_of, load_about, load_weights
+from mach.checkpoint import load_about, load_weights
 from mach.component import Component
 from mach.data.dataset import Dataset
 from mach.graph import Adjacency, children_of, name_of, path_to
@@ -41,8 +44,10 @@ ALIKE = ("recipe", "seed", "wiring", "graph", "n_components", "model")
 
 MOST = 1024
 """Components of a run whose weights are read, at most."""
-LAYERS = 64
-"""So many layers one on another may stand in a configuration that has no use for them, and no weights."""
+CALLS = 100
+"""Of torch for each tensor in a file, at most, to build the network that it says it is of; in a chain it takes 20."""
+LEARNING = ("below", "guess")
+"""Parts of a component that it only learns by: copies of what is deeper, and a model of gradients."""
 
 
 class Samples(msgspec.Struct, frozen=True):
@@ -57,6 +62,25 @@ class Samples(msgspec.Struct, frozen=True):
         """A data set of such samples, with none in it."""
         none = torch.empty(0, *self.sample_shape), torch.empty(0, dtype=torch.int64)
         return Dataset(*none, *none, self.classes, self.symbols)
+
+
+class Counted(TorchFunctionMode):
+    """Inside, torch is called so many times at most."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.left = self.most = most
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """As it would be without; a RuntimeError, as torch's own about shapes, where it is too much."""
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError(
+                f"with {self.most} calls of torch it is not built, {CALLS} for each tensor that there is"
+            )
+        return func(*args, **(kwargs or {}))
 
 
 class Shipped(nn.Module):
@@ -131,7 +155,6 @@ def load(weights: Path | str, component: int = 0, *, family: str = "") -> nn.Mod
     check(config, children, component, above)
     encoders = [filled(folder, index, config, children, dataset).encoder for index in above]
     last = filled(folder, component, config, children, dataset)
-    last.below = last.guess = None  # copies of what is deeper, and a model of gradients: neither is asked any more
     network = Shipped(encoders, last, dataset, context=stream and config.method.context)
     return network.train(mode=False).requires_grad_(requires_grad=False)
 
@@ -152,7 +175,8 @@ def described(folder: Path, index: int) -> tuple[Config, Dataset]:
     if told.get("component") != name:
         raise DataError(f"{file}: holds the weights of {told.get('component')}; give it the name it had")
     config = undump(told["config"], f"{file}: configuration")
-    check_counts(file, config, index)
+    if config.n_components > MOST:
+        raise DataError(f"{file}: says that its run has {config.n_components} components; {MOST} are the most to load")
     if index >= config.n_components:
         raise DataError(f"{file}: is of {name}, in a run of {config.n_components} components; train that run again")
     try:
@@ -173,28 +197,6 @@ def found(folder: Path, index: int) -> Path:
     inside = folder / "weights"
     hint = f"give {inside}" if inside.is_dir() else "they are there when a run has ended, in runs/NAME/weights"
     raise DataError(f"{folder}: holds no weights; {hint}")
-
-
-def check_counts(file: Path, config: Config, index: int) -> None:
-    """Raise a DataError where a configuration has more of something than a run has, or than the file has tensors for:
-    of each a Python object would be made, before one shape could be compared.
-    """
-    held, model, below = count_of(file), config.model, config.n_components - 1 - index
-    if config.method.reach:
-        below = min(below, config.method.reach)
-    counts = {
-        "n_components": (config.n_components, MOST),
-        "model.blocks": (model.blocks, max(held, LAYERS)),
-        "model.joiner": (len(model.joiner), max(held, LAYERS)),
-        "model.student": (len(model.student), max(held, LAYERS)),
-        "sections below it": (below if config.method.momentum_head == "chain" else 0, held),
-    }
-    for what, (count, most) in counts.items():
-        if count > most:
-            raise DataError(
-                f"{file}: says {count} of {what}, and with the {held} tensors that it holds {most} are the most; use a "
-                "file as a run of mach left it"
-            )
 
 
 def check_family(file: Path, named: str, family: str) -> None:
@@ -229,17 +231,21 @@ def filled(folder: Path, index: int, config: Config, children: Adjacency, datase
     other = [key for key in ALIKE if getattr(own, key) != getattr(config, key)]
     if other:
         raise DataError(f"{file}: is of another run, with another {other[0]}; give a folder with the weights of one")
-    names, weights = [name_of(child) for child in children[index]], load_weights(file)
+    names = [name_of(child) for child in children[index]]
+    weights = {name: each for name, each in load_weights(file).items() if name.partition(".")[0] not in LEARNING}
     try:
-        if ":" not in config.model.family:  # one of ours can be built without memory; of another its reader answers
-            with torch.device("meta"):
-                component_of(config, index, names, dataset).load_state_dict(weights, assign=True)
-        component = component_of(config, index, names, dataset)
+        if ":" in config.model.family:  # its reader answers for it
+            component = component_of(config, index, names, dataset, trains=False)
+        else:
+            with Counted(CALLS * len(weights)), torch.device("meta"):
+                component = component_of(config, index, names, dataset, trains=False)
+            copy.deepcopy(component).load_state_dict(weights, assign=True)  # shapes fit, or no memory is taken for them
+            component.to_empty(device="cpu")
         component.load_state_dict(weights)
     except (RuntimeError, TypeError) as error:  # torch's own: names and shapes, or sizes beyond 64 bits, with a trace
-        told = " ".join(str(error).split()) if isinstance(error, RuntimeError) else str(error).splitlines()[0]
+        told = str(error) if isinstance(error, RuntimeError) else str(error).splitlines()[0]
         raise DataError(
             f"{file}: does not fit the network that its configuration describes; use the version of mach, and of a "
-            f"family of your own, that trained it: {told}"
+            f"family of your own, that trained it: {shorten(told, 400)}"
         ) from error
     return component

@@ -96,7 +96,7 @@ def made(place: Place, momentum: Momentum | None = None, *, trains: bool = True)
     """What the factory that the model names makes of a place, tried out; `momentum` goes in front of its joiner.
 
     `trains`: whether it is one to be trained, which is tried out in training, too. Others are built for what they send
-    on or for the weights that they begin with, and are tried where they are trained.
+    on or for the weights that they begin with, and are tried where they are trained; ours need no trial but that one.
 
     Raises:
         ConfigError: an unknown family, one that does not serve such data, a factory that raised or returned something
@@ -107,7 +107,8 @@ def made(place: Place, momentum: Momentum | None = None, *, trains: bool = True)
     if not isinstance(component, Component):
         raise ConfigError(f"model.family: {family!r} made a {type(component).__name__}, not a mach Component")
     component.momentum = momentum
-    check_fit(component, place)
+    if trains or family not in FAMILIES:
+        check_fit(component, place)
     if trains:
         as_in_training(component, place)
     return component

@@ -14,6 +14,7 @@ from configs.load import LONGEST, dump
 from configs.load import load as load_config
 from configs.tree import Config
 from mach import export
+from mach.assemble import component_of
 from mach.checkpoint import load_about, load_weights, save_weights
 from mach.controls import whole_of
 from mach.data import Dataset
@@ -153,6 +154,15 @@ def test_what_ships_learns_no_more_and_holds_nothing_that_it_does_not_use(run: P
     assert not any("below" in name for name in network.state_dict())
 
 
+def test_copies_of_what_is_deeper_are_not_asked_for(run: Path, tmp_path: Path) -> None:
+    weights, config = own(run, tmp_path), export.described(run, 0)[0]
+    for file in weights.iterdir():
+        bare = {name: each for name, each in load_file(file).items() if not name.startswith("below.")}
+        save_file(bare, file, metadata=load_about(file))
+    x = load_data(config.data).test_inputs[:3]
+    assert torch.equal(export.load(weights, 1)(x), export.load(run, 1)(x))
+
+
 def test_neither_the_data_nor_the_rest_of_the_run_is_needed(run: Path, tmp_path: Path) -> None:
     weights = own(run, tmp_path)
     config, _ = export.described(weights, 0)
@@ -210,19 +220,22 @@ def test_neither_the_data_nor_the_rest_of_the_run_is_needed(run: Path, tmp_path:
         ({"config": f"#{'!' * LONGEST}"}, DataError, r"c1\.safetensors: configuration: is none that .* characters"),
         ({"config": "graph: " + "[" * 5000}, ConfigError, r"c1\.safetensors: configuration: is no valid YAML"),
         ({"config": f"seed: {'9' * 5000}"}, ConfigError, r"c1\.safetensors: configuration: is no valid YAML"),
-        ({"config": "n_components: 60000"}, DataError, r"c1\.safetensors: says 60000 of n_components, and"),
+        (
+            {"config": "n_components: 60000"},
+            DataError,
+            r"c1\.safetensors: says that its run has 60000 components; 1024",
+        ),
         ({"config": "n_components: 1000000000"}, ConfigError, r"n_components: expected a whole number <= 65536"),
         (
-            {"config": "n_components: 1000\nwiring: stream\ngraph: chain\nmethod: {momentum_head: chain}"},
+            {"config": "n_components: 60\ngraph: kgraph\nmodel: {student: [1, 1, 1, 1, 1, 1, 1, 1]}"},
             DataError,
-            r"c1\.safetensors: says 998 of sections below it, and",
+            r"does not fit .* with \d+ calls of torch it is not built",
         ),
         *(
             ({"config": f"n_components: 3\nmodel: {{{key}: {value}}}"}, DataError, said)
             for key, value, said in (
-                ("blocks", 1000, r"c1\.safetensors: says 1000 of model\.blocks, and"),
-                ("joiner", [1] * 999, r"says 999 of model\.joiner"),
-                ("student", [1] * 999, r"says 999 of model\.student"),
+                ("joiner", [1] * 999, r"does not fit .* with \d+ calls of torch it is not built"),
+                ("student", [1] * 999, r"does not fit .* with \d+ calls of torch it is not built"),
                 ("embedding", 10**6, r"does not fit the network .* size mismatch"),
                 ("joiner", [10**6, 10**6], r"does not fit the network"),
             )
@@ -246,6 +259,27 @@ def test_a_file_that_is_not_what_it_should_be_is_one_sentence(
     with pytest.raises(error, match=sentence) as raised:
         export.load(weights, 1)
     assert "\n" not in str(raised.value)
+
+
+def test_a_picture_of_any_size_that_a_file_speaks_of_costs_nothing(tmp_path: Path) -> None:
+    """No weight of a convolution knows how large the picture is."""
+    config, like = (
+        load_config("digits", ("model.family=conv", "n_components=1"), RECIPES),
+        export.Samples((8, 8), 10, 0),
+    )
+    file, huge = tmp_path / "c0.safetensors", msgspec.json.encode(export.Samples((10**6, 10**6), 10, 0)).decode()
+    component = component_of(config, 0, (), like.dataset())
+    save_weights(component, file, export.about("c0", 1, config, like.dataset()))
+    told(file, samples=huge)
+    same = export.load(tmp_path).get_submodule("component").state_dict()
+    assert all(torch.equal(same[name], weight) for name, weight in component.state_dict().items())
+
+
+def test_weights_of_another_precision_are_read_as_what_networks_are_of(run: Path, tmp_path: Path) -> None:
+    weights = own(run, tmp_path)
+    for file in weights.iterdir():
+        save_file({name: each.half() for name, each in load_file(file).items()}, file, metadata=load_about(file))
+    assert {each.dtype for each in export.load(weights, 1).parameters()} == {torch.float32}
 
 
 def test_a_family_of_ones_own_is_imported_when_its_reader_names_it_and_it_alone(run: Path, tmp_path: Path) -> None:
