@@ -68,7 +68,8 @@ class Learnt:
     """What lessons come to."""
 
     losses: dict[str, Tensor] = field(default_factory=dict)
-    """0-d tensors, unweighted: `target`, `student`, `distill`, `logits`, `guess`, `activation`, `late`."""
+    """0-d tensors, unweighted: `target`, `student`, `distill`, `logits`, `guess`; and `activation` and `late`, as
+    staleness scales them."""
     own: Tensor | None = None
     late: Tensor | None = None
     """0-d tensors to be descended; None: no such terms."""
@@ -246,7 +247,7 @@ class Teacher:
         guess = self.component.guess
         if guess is not None and held.labels is not None:
             seen = self.late.then(held)[1].detach() if held.seen is None else held.seen
-            learnt.add("guess", scaled((guess(seen, held.labels) - g * len(g)).square().mean(), factor))
+            learnt.add("guess", (guess(seen, held.labels) - g * len(g)).square().mean(), factor)
         else:
             _, a = self.late.then(held)
             learnt.add("activation", scaled(pull(a, g), factor), self.loss.activation, late=True)

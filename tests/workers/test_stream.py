@@ -140,8 +140,13 @@ def test_a_late_gradient_that_is_scaled_teaches_a_guess_so_much_less() -> None:
     expected, other = networks(scaled, dataset), networks(plain, dataset)
     reference_stream.dni(scaled, expected, batches_of(scaled, dataset), ROUNDS)
     reference_stream.dni(plain, other, batches_of(plain, dataset), ROUNDS)
-    chain = Chain(scaled, dataset)
-    for _ in chain.run(ROUNDS):
+    chain, unscaled = Chain(scaled, dataset), Chain(plain, dataset)
+    said = [
+        next(step.losses["guess"] for steps in run.run(ROUNDS) if (step := steps[1]) and "guess" in step.losses)
+        for run in (chain, unscaled)
+    ]
+    assert said[0] == said[1] > 0, "what is told is the loss, and not what is left of it"
+    for _ in chain.run(ROUNDS - chain.trainers[0].learner.version):
         pass
     found = [trainer.learner.component for trainer in chain.trainers]
     assert gap(found, expected) <= 1e-6
