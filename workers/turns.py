@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import assert_never
 
 from bus.mailbox import Mailbox
+from configs.errors import ConfigError
 from mach import state as pack
 from mach.data import Batches
 from mach.evaluate import Exam
@@ -257,7 +258,11 @@ class Trainer:
         return due
 
     def take_due(self, due: set[tuple[str, type]], wait_s: float) -> None:
-        """Lock-step: take the letters of this turn, put those of the next one aside."""
+        """Lock-step: take the letters of this turn, put those of the next one aside.
+
+        Raises:
+            ConfigError: a message was too large, and somebody waits for it.
+        """
         come, self.early = self.early, []
         if not any((letter.sender, type(letter.message)) in due for letter in come):
             come += self.wait(wait_s)
@@ -270,3 +275,8 @@ class Trainer:
                 self.take([letter])  # a peer that is done already examines us
             else:
                 self.early.append(letter)
+        if self.mailbox.counts.dropped["too-large"]:  # and would be each time that it is sent
+            raise ConfigError(
+                "bus.max_message_mb: a message is larger, and in lock-step nobody goes on without it; raise it, or "
+                "choose a smaller train.batch_size"
+            )

@@ -9,6 +9,7 @@ import torch
 from msgspec.structs import replace
 
 from bus.mailbox import Counts
+from configs.errors import ConfigError
 from configs.load import load
 from mach.assemble import learner_of
 from mach.data import Dataset
@@ -163,6 +164,27 @@ def test_lockstep_asks_again_where_there_was_no_connection(fails: int) -> None:
     assert step.on_child
     assert mailbox.kinds() == {"Activation": 1, "Target": 1, "Gradient": 1}
     assert (memory.under_way, memory.forgotten) == (0, {})
+
+
+class Narrow(ListMailbox):
+    """One that lets no message of a kind through: they are too large."""
+
+    def __init__(self, turns: list[list[Letter]], kind: type) -> None:
+        super().__init__(turns)
+        self.kind = kind
+
+    def send(self, peer: str, message: Message) -> bool:
+        large = isinstance(message, self.kind)
+        self.counts.dropped["too-large"] += large
+        return not large and super().send(peer, message)
+
+
+@pytest.mark.parametrize("kind", [Activation, Target])
+def test_lockstep_ends_where_a_message_is_too_large_instead_of_waiting_for_it(kind: type) -> None:
+    trainer, looks = trainer_at(Narrow([[question(10), target(0)]], kind)), iter(range(9))
+    with pytest.raises(ConfigError, match=r"bus\.max_message_mb: a message is larger, and in lock-step nobody"):
+        trainer.lockstep_turn(lambda: next(looks, None) is None)
+    assert trainer.learner.version == 0
 
 
 def test_lockstep_gives_up_when_told_so() -> None:
