@@ -40,7 +40,7 @@ def save_state(
         Diverged: its numbers are ruined; it is not written, since it would push out a good one.
     """
     _judge(state.tensors, state.named(BUFFERS), state.named(UNBOUNDED))
-    draft, replaced = shelf.draft(version), shelf.folder / f".{version}.old"
+    draft, replaced = shelf.draft(version), shelf.replaced(version)
     try:
         _make(shelf.folder)
         shutil.rmtree(draft, ignore_errors=True)

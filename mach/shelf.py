@@ -7,6 +7,7 @@ checkpoints/c0/
     1400/
     lock                    held by the life that writes here
     .1600                   being written, or left by a writer that was killed: nobody's, removed at the next start
+    .1400.old               aside while another takes its place; back at the next start, if none did
 
 Knows no torch, so that a launcher can ask what there is. Laws: a directory with a number for a name was renamed
 there when everything in it was on disk; nothing in it is believed before `verify` has compared the checksums.
@@ -16,6 +17,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ FORMAT = 1
 """Of the files below; another number is refused."""
 STATE = "state.safetensors"
 MANIFEST = "manifest.json"
+OLD = ".old"
+"""Ends the name of one that is being replaced."""
 LARGEST_MANIFEST = 64 << 20
 """Bytes: a longer one is damaged, and not read into memory."""
 
@@ -82,6 +86,10 @@ class Shelf:
         """Where one is written, until it is whole."""
         return self.folder / f".{version}"
 
+    def replaced(self, version: int) -> Path:
+        """Where one lies while another takes its place."""
+        return self.folder / f".{version}{OLD}"
+
     def sound(self, component: str) -> list[int]:
         """The versions whose files are as they were written, newest first."""
         return [version for version in self.versions() if self._fault(version, component) is None]
@@ -116,11 +124,15 @@ class Shelf:
         os.rename(self.path(version), aside)
 
     def sweep(self) -> None:
-        """Remove what killed writers left."""
-        if self.folder.is_dir():
-            for path in self.folder.iterdir():
-                if path.name.startswith("."):
-                    shutil.rmtree(path, ignore_errors=True)
+        """Remove what killed writers left, and put back what they were about to replace."""
+        hidden = [path for path in self.folder.iterdir() if path.name[0] == "."] if self.folder.is_dir() else []
+        for path in hidden:
+            place = self.folder / path.name[1:].removesuffix(OLD)
+            if path.name.endswith(OLD) and not place.exists():
+                with suppress(OSError):  # it stays for the next start
+                    os.rename(path, place)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
 
     def _fault(self, version: int, component: str) -> DataError | None:
         try:

@@ -89,6 +89,27 @@ def test_what_killed_writers_left_is_no_checkpoint_and_goes(c0: Shelf) -> None:
     assert names(c0) == ["5", "notes"]
 
 
+def test_what_a_killed_writer_was_about_to_replace_is_back(c0: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the two renames, as an error that is none of the system's leaves it."""
+    save(c0, 5, keep=1)
+    rename = os.rename
+
+    def killed(source: Path, target: Path) -> None:
+        rename(source, target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mach.checkpoint.os.rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(c0, 5, keep=1)
+    assert c0.versions() == []
+    c0.replaced(7).mkdir()
+    save(c0, 7)
+    c0.sweep()
+    assert names(c0) == ["5", "7"]
+    assert c0.sound("c0") == [7, 5]
+
+
 @pytest.mark.parametrize("file", [STATE, MANIFEST])
 @pytest.mark.parametrize("harm", ["flip", "cut", "longer", "empty", "gone"])
 def test_damage_is_named(c0: Shelf, file: str, harm: str) -> None:
