@@ -13,6 +13,7 @@ from bus.end import End
 from bus.mailbox import Role
 from bus.rules import CHILD_RULES, PARENT_RULES, Event, Fate, State, Taken, Terms
 from bus.wire import Header, Kind
+from configs.tree import LARGEST_WINDOW
 from mach.messages import Age
 
 V = TypeVar("V")
@@ -23,8 +24,6 @@ STUCK_S = 5.0
 """A peer unheard for this long gets a new connection: the stream of the old one may be broken, and nobody can tell."""
 MEMORY = 4
 """Answered activations remembered for a gradient or against a duplicate, in windows (at least 16)."""
-WINDOW_CAP = 4096
-"""A larger window in a peer's hello is read as this."""
 
 _OPEN, _CLOSED = State.OPEN, State.CLOSED
 _MESSAGES = _ACTIVATION, _TARGET, _GRADIENT = Kind.ACTIVATION, Kind.TARGET, Kind.GRADIENT
@@ -257,7 +256,7 @@ class ChildEnd(End):
             return fate or (self._ask(header) if kind is _ACTIVATION else self._gradient(header))
         match kind:
             case Kind.HELLO:
-                self.window = max(1, min(header.preamble.window, WINDOW_CAP))
+                self.window = max(1, min(header.preamble.window, LARGEST_WINDOW))
                 self._step(Event.GREETED)
                 self._replies.append(Kind.HELLO)
                 return None

@@ -11,6 +11,8 @@ from msgspec import Meta
 
 LARGEST = (1 << 63) - 1
 """Whole numbers beyond fit neither into a run's files, nor into torch's numbers."""
+LARGEST_WINDOW = 4096
+"""Of an edge. A larger one that a peer speaks of is read as this."""
 Positive = Annotated[int, Meta(ge=1, le=LARGEST)]
 Whole = Annotated[int, Meta(ge=0, le=LARGEST)]
 Size = Annotated[int, Meta(ge=1, le=1 << 20)]
@@ -277,7 +279,7 @@ class Bus(Node, frozen=True):
     """Numeric address that `tcp` sockets bind. Any but loopback needs `keys`."""
     keys: str | None = None
     """Directory made by `mach keys new`, for `tcp`: messages are encrypted, and only who holds the keys gets in."""
-    window: Annotated[int, Meta(ge=1, le=4096)] = 2
+    window: Annotated[int, Meta(ge=1, le=LARGEST_WINDOW)] = 2
     """W: the most activations a component may have unanswered on one edge."""
     timeout_ms: Positive = 2000
     """An activation unanswered for this long gives its place in the window back."""

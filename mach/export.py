@@ -30,7 +30,7 @@ from torch.overrides import TorchFunctionMode
 
 from configs.errors import ConfigError, DataError
 from configs.load import dump, undump
-from configs.tree import Config, Positive
+from configs.tree import Config, Positive, Whole
 from mach.assemble import component_of
 from mach.checkpoint import load_about, load_weights
 from mach.component import Component
@@ -56,7 +56,7 @@ class Samples(msgspec.Struct, frozen=True):
     sample_shape: Annotated[tuple[Positive, ...], Meta(max_length=16)]
     """Of one input, without the batch."""
     classes: Positive
-    symbols: Annotated[int, Meta(ge=0)]
+    symbols: Whole
 
     def dataset(self) -> Dataset:
         """A data set of such samples, with none in it."""

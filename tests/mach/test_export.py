@@ -181,6 +181,11 @@ def test_neither_the_data_nor_the_rest_of_the_run_is_needed(run: Path, tmp_path:
         ({"samples": None}, DataError, r"c1\.safetensors: does not say what samples it takes"),
         ({"samples": "[]"}, DataError, r"c1\.safetensors: does not say what samples it takes"),
         (
+            {"samples": f'{{"sample_shape": [64], "classes": 10, "symbols": {1 << 63}}}'},
+            DataError,
+            r"does not say what samples it takes .*\$\.symbols",
+        ),
+        (
             {"samples": '{"sample_shape": [0], "classes": 10, "symbols": 0}'},
             DataError,
             r"does not say what samples it takes .*>= 1",
