@@ -165,7 +165,7 @@ def simulated(ctx: click.Context, /, **words: Any) -> None:
 @options(TIMING)
 @click.option("--gpus", metavar="0,1,…|cpu", help="Devices of real processes; default: all there are, else the CPU.")
 @click.option("--target", type=float, help="Accuracy, 0 to 1, or bits; default: what one alone ends with.")
-@click.option("--json", "as_json", is_flag=True, help="By recipe loss_bits, loss_bits_student, …; gap_closed.")
+@click.option("--json", "as_json", is_flag=True, help="By recipe loss_bits, …; gap_closed; left_out, and why.")
 @click.option("--png", type=click.Path(path_type=Path, dir_okay=False), help="Draw the curves, with matplotlib.")
 @RUNS
 @click.pass_context

@@ -4,7 +4,7 @@
     backprop+heads the same, deeply supervised: every component's head has a loss too, and all go end to end
     alone          one component without neighbours
     alone+student  one component whose student is trained on the labels with the rest: as large as what ships
-    wide           one component, widened until it has as many parameters as that network
+    wide           one component, widened until it has about as many parameters as that network, if any width does that
     independent    as many components as in the chain, alone, each with its own seed and data order; averaged
 
 No learner and no bus: this file is short so that nobody need trust the house. Every loop takes the same number of steps
@@ -25,7 +25,7 @@ from mach.assemble import component_of
 from mach.component import Component
 from mach.data import Batches, Dataset
 from mach.descent import average_of, back, follow
-from mach.draws import Draws
+from mach.draws import Draws, aside
 from mach.effort import Effort
 from mach.graph import children_of, name_of
 from mach.losses import cross_entropy
@@ -165,6 +165,8 @@ CONTROLS: Mapping[str, Callable[[Config, Dataset], list[Member]]] = {
 """Name → the networks of a control; more than one are trained apart and averaged."""
 FLOOR, CEILING = "alone+student", "backprop"
 """Between which two the distance is measured that a recipe closes."""
+ABOUT = 0.2
+"""What is off by no more than this share is about as large: widths grow in steps."""
 
 
 def train(name: str, config: Config, dataset: Dataset) -> Trained:
@@ -241,6 +243,21 @@ def widened(config: Config, dataset: Dataset) -> Config:
         if size > wanted:
             break
     return best
+
+
+def unmade(config: Config, dataset: Dataset) -> dict[str, str]:
+    """Controls that cannot be made of these networks, and why: a family of one's own need not heed the widths."""
+    with aside(config.seed):
+        wanted = size_of(whole_of(config, dataset), dataset)
+        ((_, network),) = wide(config, dataset)
+        size = size_of(network, dataset)
+    if abs(size - wanted) <= ABOUT * wanted:
+        return {}
+    return {
+        "wide": f"one component comes to {size:,} parameters, all to {wanted:,}, more than {100 * ABOUT:.0f} % apart: "
+        f"no width up to {config.n_components} times as large makes {config.model.family!r} as large as all; build it "
+        "by the widths in place.model (embedding, joiner, student, channels)"
+    }
 
 
 def size_of(network: nn.Module, dataset: Dataset) -> int:

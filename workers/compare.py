@@ -89,6 +89,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the data are symbols, which are judged by bits, others by accuracy."""
     clock: str
     """Whose seconds: `virtual s` or `s`."""
+    unmade: dict[str, dict[str, str]] = {}
+    """By wiring the controls that are left out, and why."""
 
 
 class Runner(Protocol):
@@ -176,9 +178,11 @@ def compare(
             results.append(recipe(config, dataset, runner, folder / f"{name}-{config.seed}", spent))
             say(told(name, results[-1], time.monotonic() - began))
         rows.append(Row(name=name, control=False, wiring=seeds[0].wiring, results=results))
+    unmade = {wiring: controls.unmade(seeds[0], dataset) for wiring, seeds in base.items()}
     for wiring, seeds in base.items():
-        rows += control_rows(wiring, seeds, dataset, runner, say)
-    return Comparison(rows=rows, symbols=dataset.symbols > 0, clock=runner.clock)
+        names = [name for name in CONTROLS if name not in unmade[wiring]]
+        rows += control_rows(wiring, seeds, dataset, runner, say, names)
+    return Comparison(rows=rows, symbols=dataset.symbols > 0, clock=runner.clock, unmade=unmade)
 
 
 def recipe(

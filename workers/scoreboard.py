@@ -32,14 +32,22 @@ UNTIMED = (
 
 
 def document(comparison: Comparison, target: float) -> dict[str, Any]:
-    """By recipe its record, then `controls`, `gap_closed`, `target` and `clock`."""
+    """By recipe its record, then `controls`, `gap_closed`, `target`, `clock` and `left_out`: the paths of what is not
+    there, and why.
+    """
     records = {row.name: record(row, comparison, target) for row in comparison.rows if not row.control}
     controls: dict[str, dict[str, Any]] = {}
     for row in comparison.rows:
         if row.control:
             controls.setdefault(row.wiring, {})[row.name] = record(row, comparison, target)
     last = {"controls": controls, "gap_closed": gap_closed(comparison), "target": target, "clock": comparison.clock}
-    return {**records, **last}
+    return {**records, **last, "left_out": left_out(comparison)}
+
+
+def left_out(comparison: Comparison) -> dict[str, str]:
+    """What a program may look for in vain: its path in the document, and why it is not there."""
+    every = comparison.unmade.items()
+    return {f"controls.{wiring}.{name}": why for wiring, unmade in every for name, why in unmade.items()}
 
 
 def record(row: Row, comparison: Comparison, target: float) -> dict[str, Any]:
@@ -91,7 +99,9 @@ def account(comparison: Comparison, target: float) -> str:
     """What the columns of the table mean."""
     wanted = f"{target:.4f} bits" if comparison.symbols else f"{100 * target:.2f} %"
     told = ACCOUNT.format(clock=comparison.clock, target=wanted)
-    return told + ("" if all(timed(row) for row in comparison.rows) else UNTIMED)
+    told += "" if all(timed(row) for row in comparison.rows) else UNTIMED
+    unmade = [(f"{name} ({wiring})", why) for wiring, each in comparison.unmade.items() for name, why in each.items()]
+    return "".join([told, *(f" No control {name}: {why}." for name, why in unmade)])
 
 
 def timed(row: Row) -> bool:

@@ -1,18 +1,23 @@
 """Controls are plain loops: equal to loops written out here, on the run's own weights and data order."""
 
+from typing import cast
+
 import msgspec
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import mach.networks
 from configs.errors import ConfigError
 from configs.load import load
 from configs.tree import Config
 from mach import controls
 from mach.assemble import component_of
+from mach.component import Component
 from mach.data import Batches, Dataset
 from mach.data import load as load_data
+from mach.networks.place import Place
 from mach.recipes import RECIPES
 from mach.seeds import seed_of
 
@@ -147,6 +152,27 @@ def test_the_wide_one_is_about_as_large_as_the_chain(dataset: Dataset) -> None:
     wide, chain = (controls.train(name, settings, dataset) for name in ("wide", "backprop"))
     assert wide.parameters == pytest.approx(chain.parameters, rel=0.15)
     assert controls.widened(config("n_components=1"), dataset).model == config().model
+
+
+def stubborn(place: Place) -> Component:
+    """A family that does not heed the widths of `model`."""
+    students = {child: nn.Linear(64, 16) for child in place.children}
+    return Component(nn.Flatten(), nn.Linear(64 + 16 * len(students), 16), nn.Linear(16, place.classes), students)
+
+
+def test_where_no_width_makes_one_as_large_as_all_that_is_said(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cast(dict[str, object], mach.networks.FAMILIES), "stubborn", stubborn)
+    alone, all_of_them = 65 * 16 + 17 * 10, 2 * (81 * 16 + 17 * 10) + 65 * 16 + 17 * 10
+    said = controls.unmade(config("model.family=stubborn"), dataset)
+    assert said.keys() == {"wide"}
+    assert (
+        f"one component comes to {alone:,} parameters, all to {all_of_them - 2 * 17 * 10:,}, more than 20 % apart"
+        in said["wide"]
+    )
+    assert controls.unmade(config("model.family=stubborn", "n_components=1"), dataset) == {}
+    assert controls.unmade(config(), dataset) == controls.unmade(config("recipe=backprop"), dataset) == {}
 
 
 class Skipping(nn.Linear):

@@ -10,7 +10,7 @@ from configs.load import load
 from configs.tree import Config
 from mach.controls import CONTROLS, Trained
 from mach.recipes import RECIPES
-from mach.whole import Reading, readings
+from mach.whole import Reading, Whole, readings
 from workers.compare import (
     Comparison,
     Mark,
@@ -61,6 +61,13 @@ def test_a_comparison_runs_every_recipe_and_control_with_every_seed(tmp_path: Pa
     assert [mark.step for mark in mach.curve][-1] == 12
     again = compare({"mach": [config()]}, {"skip": [config()]}, virtual(), tmp_path / "again", said.append)
     assert again.rows[0].results[0] == mach
+
+
+def test_a_control_that_cannot_be_made_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mach.controls.size_of", lambda network, dataset: 9 if isinstance(network, Whole) else 3)
+    found = compare({"mach": [config()]}, {"skip": [config()]}, virtual(), tmp_path, lambda line: None)
+    assert {row.name for row in found.rows if row.control} == {*CONTROLS} - {"wide"}
+    assert found.unmade["skip"]["wide"].startswith("one component comes to 3 parameters, all to 9")
 
 
 def test_controls_take_time_in_proportion_to_what_they_compute() -> None:

@@ -47,6 +47,16 @@ def test_the_document_has_a_record_a_recipe_and_the_gaps() -> None:
     assert found["controls"]["stream"]["backprop"]["loss_bits_student"] is None
 
 
+def test_a_control_that_could_not_be_made_is_not_there_and_both_say_why() -> None:
+    found = replace(comparison(), unmade={"stream": {"wide": "one comes to 3 parameters, all to 9"}})
+    assert scoreboard.document(found, 3.05)["left_out"] == {
+        "controls.stream.wide": "one comes to 3 parameters, all to 9"
+    }
+    assert "No control wide (stream): one comes to 3 parameters, all to 9." in scoreboard.account(found, 3.05)
+    assert scoreboard.document(comparison(), 3.05)["left_out"] == {}
+    assert "No control" not in scoreboard.account(comparison(), 3.05)
+
+
 def test_a_target_that_one_seed_misses_has_no_mean_time() -> None:
     found = scoreboard.document(comparison(), target=2.05)
     assert found["mach-stream"]["seconds_to_target"] is None
