@@ -26,7 +26,7 @@ from mach import probes
 from mach.evaluate import Accuracy
 from mach.learner import Step
 from mach.messages import Age
-from workers.plan import Plan
+from workers.plan import Plan, made_up
 from workers.report import Accuracies, Checkpoint, Losses, Messages, Peer, Report, Spread, Staleness, State, Window
 from workers.rundir import RunDir
 
@@ -85,6 +85,7 @@ class Journal:
 
     def __init__(self, plan: Plan, name: str, *, incarnation: int) -> None:
         self.process = plan.process(name)
+        self._made_up = made_up(plan, self.process)
         self.incarnation = incarnation
         self.run = RunDir(Path(plan.directory))
         self.every_s = plan.config.report.every_ms / 1000
@@ -172,7 +173,7 @@ class Journal:
             rate=self._new_rate(now, state),
             step_ms_p99=round(quantile(sorted(self._step_ms), 0.99), 3) if self._step_ms else None,
             loss=self._new_losses(),
-            accuracy=accuracies(accuracy),
+            accuracy=accuracies(accuracy, self._made_up),
             child_steps=self.child_steps,
             child_share=self.child_steps / self.steps if self.steps else None,
             staleness=Staleness(
@@ -351,11 +352,10 @@ def scalars(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, floa
             yield f"{path}{name}", float(value)
 
 
-def accuracies(accuracy: Accuracy | None) -> Accuracies:
-    """The record of an examination."""
-    if accuracy is None:
-        return Accuracies()
-    return Accuracies(**dataclasses.asdict(accuracy))
+def accuracies(accuracy: Accuracy | None, made_up: Collection[str]) -> Accuracies:
+    """The record of an examination, without what a stub has made up."""
+    found = {} if accuracy is None else dataclasses.asdict(accuracy)
+    return Accuracies(**{name: value for name, value in found.items() if name not in made_up})
 
 
 def window(edges: Mapping[str, list[EdgeView]]) -> Window:

@@ -293,6 +293,19 @@ def unanswered(plan: Plan, process: ProcessPlan, silent: Collection[str]) -> boo
     )
 
 
+def made_up(plan: Plan, process: ProcessPlan) -> tuple[str, ...]:
+    """Fields of a component's accuracy that a stub's noise decides: in stream wiring what the deepest one says, down
+    the first of each one's children, which is everybody's word where the last alone has a head.
+    """
+    if plan.config.wiring != "stream" or not process.children:
+        return ()
+    child = plan.process(process.children[0])
+    if child.kind != "stub":
+        return made_up(plan, child)
+    full = ("full", "full_bits")
+    return full if plan.config.method.heads == "every" else ("student", "student_bits", *full)
+
+
 def bus_of(plan: Plan) -> Bus:
     """The bus's settings in this run."""
     bus = plan.config.bus

@@ -53,7 +53,8 @@ class Accuracies(Record):
     """The same, with the true children's answers; in stream wiring they have those of their own true children."""
     full: float | None = None
     """In stream wiring, of what the deepest component says: the whole network; where a component has several children,
-    down the first of each."""
+    down the first of each. None where that way leads to a stub, whose answers are noise; so is `student` then, where
+    the last alone has a head."""
     full_bits: float | None = None
     """The same, in bits."""
 
