@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+import msgspec
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,6 +21,10 @@ from mach.component import Component
 from mach.shelf import STATE, FileFacts, Manifest, Shelf, measure, to_disk, verify, write_manifest
 from mach.sound import LARGEST, bounded, finite
 from mach.state import BUFFERS, UNBOUNDED, State, buffers_of
+
+ABOUT = "about"
+"""The only key of the metadata of a file of weights, since safetensors writes several in an order of its own, another
+every time: equal weights are equal files. Files of before have several."""
 
 
 def save_state(
@@ -82,7 +87,7 @@ def load_state(shelf: Shelf, version: int, component: str) -> tuple[Manifest, St
 
 
 def save_weights(component: Component, path: Path, about: Mapping[str, str], unbounded: Collection[str] = ()) -> None:
-    """Write every parameter and buffer, named as in the module, with `about` as the file's metadata.
+    """Write every parameter and buffer, named as in the module, with `about` in the file's metadata.
 
     `unbounded`: buffers in which an infinity may be (`mach/state.py`).
 
@@ -94,7 +99,7 @@ def save_weights(component: Component, path: Path, about: Mapping[str, str], unb
     weights = _apart(component.state_dict())
     _judge(weights, buffers_of(component), unbounded)
     try:
-        save_file(weights, draft, metadata=dict(about))
+        save_file(weights, draft, metadata={ABOUT: msgspec.json.encode(about, order="sorted").decode()})
         os.replace(draft, path)
     except SafetensorError as error:
         raise _of_the_disk(path, error) from error
@@ -122,8 +127,9 @@ def load_about(path: Path) -> dict[str, str]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
+            told: dict[str, str] = file.metadata() or {}
+        return msgspec.json.decode(told[ABOUT], type=dict[str, str]) if ABOUT in told else told
+    except (OSError, SafetensorError, msgspec.MsgspecError) as error:
         raise unreadable(path, error) from error
 
 

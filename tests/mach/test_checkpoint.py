@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from built import build
 from configs.errors import DataError, Diverged
 from configs.tree import Loss, Model
-from mach.checkpoint import load_state, load_weights, save_state, save_weights
+from mach.checkpoint import load_about, load_state, load_weights, save_state, save_weights
 from mach.component import Component
 from mach.learner import Learner
 from mach.messages import Batch
@@ -31,9 +32,35 @@ def test_weights_come_back_bit_for_bit_with_what_was_said_about_them(tmp_path: P
     twin = build(Model(embedding=4), (5,), 3, ("c1",))
     twin.load_state_dict(load_weights(path))
     assert all(torch.equal(a, b) for a, b in zip(component.parameters(), twin.parameters(), strict=True))
-    with safe_open(path, framework="pt") as file:
-        assert file.metadata() == {"component": "c0", "version": "12"}
+    assert load_about(path) == {"component": "c0", "version": "12"}
     assert [entry.name for entry in tmp_path.iterdir()] == ["c0.safetensors"]
+
+
+def test_equal_weights_are_equal_files(tmp_path: Path) -> None:
+    component, path = build(Model(embedding=4), (5,), 3, ("c1",)), tmp_path / "c0.safetensors"
+    about, found = dict.fromkeys("abcdef", "said"), set()
+    for each in (about, about, about, dict(reversed(about.items()))):
+        save_weights(component, path, each)
+        found.add(path.read_bytes())
+    assert len(found) == 1
+    states = [Shelf(tmp_path / name) for name in "xy"]
+    for shelf in states:
+        save_state(shelf, whole(component), component="c0", version=1, incarnation=1, config="", keep=1)
+    first, second = ({file.name: file.read_bytes() for file in shelf.path(1).iterdir()} for shelf in states)
+    assert first == second
+
+
+@pytest.mark.parametrize("about", [{"component": "c0", "config": "{}"}, {}])
+def test_what_a_file_of_before_says_of_itself_is_read(tmp_path: Path, about: dict[str, str]) -> None:
+    save_file({"head.weight": torch.zeros(2)}, tmp_path / "c0.safetensors", metadata=about)
+    assert load_about(tmp_path / "c0.safetensors") == about
+
+
+@pytest.mark.parametrize("about", ["{", "[]", '{"version": 12}'])
+def test_what_a_file_cannot_say_of_itself_is_one_sentence(tmp_path: Path, about: str) -> None:
+    save_file({"head.weight": torch.zeros(2)}, tmp_path / "c0.safetensors", metadata={"about": about})
+    with pytest.raises(DataError, match=r"c0\.safetensors: holds no weights \("):
+        load_about(tmp_path / "c0.safetensors")
 
 
 def test_nothing_partial_is_left_where_nothing_can_be_written(tmp_path: Path) -> None:
