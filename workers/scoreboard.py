@@ -14,7 +14,7 @@ from typing import Any
 from rich.table import Table
 
 from configs.errors import ConfigError
-from mach.controls import CEILING
+from mach.controls import CEILING, FLOOR
 from workers.compare import Comparison, Mark, Row, gap_closed, time_to
 
 KINDS = ("student", "child", "full")
@@ -33,7 +33,7 @@ UNTIMED = (
 
 def document(comparison: Comparison, target: float) -> dict[str, Any]:
     """By recipe its record, then `controls`, `gap_closed`, `target`, `clock` and `left_out`: the paths of what is not
-    there, and why.
+    there, or null, and why.
     """
     records = {row.name: record(row, comparison, target) for row in comparison.rows if not row.control}
     controls: dict[str, dict[str, Any]] = {}
@@ -45,9 +45,11 @@ def document(comparison: Comparison, target: float) -> dict[str, Any]:
 
 
 def left_out(comparison: Comparison) -> dict[str, str]:
-    """What a program may look for in vain: its path in the document, and why it is not there."""
+    """What a program looks for in vain: its path in the document, and why it is not there, or null."""
     every = comparison.unmade.items()
-    return {f"controls.{wiring}.{name}": why for wiring, unmade in every for name, why in unmade.items()}
+    missing = {f"controls.{wiring}.{name}": why for wiring, unmade in every for name, why in unmade.items()}
+    level = f"{CEILING} ends with no fewer bits than {FLOOR}, but for noise: there is no distance to close"
+    return missing | {f"gap_closed.{name}": level for name, share in gap_closed(comparison).items() if share is None}
 
 
 def record(row: Row, comparison: Comparison, target: float) -> dict[str, Any]:

@@ -57,6 +57,15 @@ def test_a_control_that_could_not_be_made_is_not_there_and_both_say_why() -> Non
     assert "No control" not in scoreboard.account(comparison(), 3.05)
 
 
+def test_where_there_is_no_distance_to_close_the_document_says_so() -> None:
+    ours, ceiling, floor = comparison().rows
+    found = scoreboard.document(
+        replace(comparison(), rows=[ours, ceiling, replace(floor, results=ceiling.results)]), 3.05
+    )
+    assert found["gap_closed"] == {"mach-stream": None}
+    assert "backprop ends with no fewer bits than alone+student" in found["left_out"]["gap_closed.mach-stream"]
+
+
 def test_a_target_that_one_seed_misses_has_no_mean_time() -> None:
     found = scoreboard.document(comparison(), target=2.05)
     assert found["mach-stream"]["seconds_to_target"] is None
