@@ -335,7 +335,9 @@ class Stub(Node, frozen=True):
     duplicate: Share = 0.0
     """Share of messages it sends twice."""
     reorder: Share = 0.0
-    """Share of messages it holds back until after the next one."""
+    """Share of messages it holds back until after the next one, 0.2 s at most. Who gets one drops it, as `reordered`;
+    an activation among them, or the answer to one, keeps its place in the window until `bus.timeout_ms`. So where
+    windows are small, a few of them silence an edge for most of the time."""
     corrupt: Share = 0.0
     """Share of messages with flipped bytes."""
     nonfinite: Share = 0.0
