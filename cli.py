@@ -66,7 +66,7 @@ def cli() -> None:
 @click.option("--gpus", metavar="0,1,…|cpu", help="Devices to deal, round-robin; default: all there are, else the CPU.")
 @click.option("--name", help="Name of the run; default: configuration and time.")
 @RUNS
-@click.option("--lockstep", is_flag=True, help="Every step waits for its messages: slow, exact, for comparison.")
+@click.option("--lockstep", is_flag=True, help="In skip wiring: every step waits for its messages; slow and exact.")
 @click.option("--max-restarts", type=Whole(min=0), help="Most restarts of one component after failures; default 100.")
 @options(BACKGROUND)
 @click.option("--dry-run", is_flag=True, help="Try out data and networks, print configuration and plan, start nothing.")
@@ -131,7 +131,7 @@ def resume(ctx: click.Context, /, *, run: str | None, runs: Path, file: str | No
 @cli.command(name="simulate", epilog=output.TRAINED_HELP)
 @options(CONFIGURATION)
 @options(TIMING)
-@click.option("--lockstep", is_flag=True, help="Every step waits for its messages.")
+@click.option("--lockstep", is_flag=True, help="In skip wiring: every step waits for its messages.")
 @click.option("--target", type=float, help="Accuracy, 0 to 1, or bits, whose time is printed; default: several.")
 @click.option(
     "--json", "as_json", is_flag=True, help="All of it as JSON: status, curves, staleness by version, digest."
