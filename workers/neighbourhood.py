@@ -128,7 +128,8 @@ class Neighbourhood:
         """Let everybody take turns until the component has made `steps` steps more; returns those.
 
         In skip wiring it makes one after the other. In stream wiring it waits for what its parent sends, so a run takes
-        longer, and one in which nothing comes any more, or no answer where the recipe needs it, returns fewer.
+        longer, and one in which nothing comes any more, or no answer where the recipe needs it, returns fewer, and
+        `ended` says why.
         """
         before = len(self._steps)
         self._wanted = before + steps
@@ -140,6 +141,16 @@ class Neighbourhood:
             if len(self._steps) > made:
                 made, since = len(self._steps), self.bus.clock.now
         return self._steps[before:]
+
+    @property
+    def ended(self) -> str:
+        """Why the last run ended with fewer steps than were wanted; empty: it did not."""
+        if len(self._steps) == self._wanted:
+            return ""
+        return (
+            f"no step in {PATIENCE_S:g} virtual s: {SELF} waits {self.trainer.wanting()}; see dropped(), faults, and "
+            "the scripts of the stubs"
+        )
 
     def sent(self, kind: type[M], to: str | None = None) -> list[M]:
         """What the component sent, of one kind, oldest first.

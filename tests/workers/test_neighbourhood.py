@@ -215,4 +215,6 @@ def test_in_stream_wiring_a_run_takes_as_long_as_the_parent_does_and_gives_up_on
     began = near.bus.clock.now
     assert len(near.run(steps=10)) == 10
     assert 9 * 0.05 <= near.bus.clock.now - began < 11 * 0.05
+    assert near.ended == ""
     assert 0 < len(near.run(steps=100)) < 10
+    assert near.ended.startswith("no step in 10 virtual s: c1 waits for its parent's next activation; see ")
