@@ -21,6 +21,9 @@ def find(key: str, name: str, known: Mapping[str, Callable[..., Any]]) -> Callab
         names = ", ".join(known)
         raise ConfigError(f"{key}: {name!r} is none of {names} or package.module:factory{nearest(name, known)}")
     module_name, _, factory_name = name.partition(":")
+    if not (module_name and factory_name):
+        missing = "function behind" if module_name else "module before"
+        raise ConfigError(f"{key}: {name!r} names no {missing} the colon; give package.module:factory")
     try:
         module = importlib.import_module(module_name)
         if not hasattr(module, factory_name):
@@ -64,7 +67,7 @@ def made_by(key: str, name: str, known: Mapping[str, Callable[..., Any]], given:
 
 def told(error: BaseException) -> str:
     """What was raised, and where in the file of the user's that we called, however deep below it."""
-    what, frames = " ".join(f"{type(error).__name__}: {error}".split()), frames_of(error)
+    what, frames = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":"), frames_of(error)
     if not frames:
         return what  # a file that is no Python says itself where
     where = [frame for frame in frames if frame.filename == frames[0].filename][-1]
