@@ -62,6 +62,8 @@ def check(dataset: Dataset, source: str) -> None:
 
 def check_labels(labels: Tensor, name: str, inputs: Tensor, inputs_name: str, classes: int) -> None:
     """Raise a DataError unless every sample has a label, or labels [T], from 0 to classes − 1."""
+    if inputs.dim() and labels.shape == (len(inputs), classes) != inputs.shape[:2] and one_hot(labels):
+        raise DataError(f"{name} holds one-hot labels, {kind(labels)}; give the number of the class, .argmax(dim=1)")
     inputs_name = inputs_name.removeprefix(name.rpartition(": ")[0] + ": ")  # of one source, which is named once
     if labels.dtype != torch.int64 or labels.dim() not in (1, 2):
         raise DataError(f"{name} holds {kind(labels)}; labels are whole numbers from 0, int64, [N] or [N, T]")
@@ -84,6 +86,11 @@ def check_labels(labels: Tensor, name: str, inputs: Tensor, inputs_name: str, cl
             f"from 0 to {classes - 1}; labels are whole numbers from 0, below the data set's classes={classes}: number "
             "them anew, or give it more classes"
         )
+
+
+def one_hot(labels: Tensor) -> bool:
+    """Whether every row of labels [N, K] is one 1 among zeros."""
+    return bool(((labels == 0) | (labels == 1)).all()) and bool((labels.sum(dim=1) == 1).all())
 
 
 def check_inputs(inputs: Tensor, name: str, symbols: int) -> None:
