@@ -50,7 +50,7 @@ def cli() -> None:
     """Train a deep network as components that never wait for each other.
 
     A reader that leaves, as in mach logs | head, ends a command with exit code 0, but a run that goes on in it, or
-    chaos, is stopped, 130. So it is when standard output cannot be written, which ends the other commands with 1.
+    chaos, is stopped, 130. Output that cannot be written costs a run lines, stops chaos, ends the others with 1.
 
     \b
     Examples:

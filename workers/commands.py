@@ -21,7 +21,7 @@ from workers import devices as devices_of
 from workers.attempt import frozen
 from workers.background import BEGUN, MAKING, TAKEN, detach, resumed, unwritable
 from workers.finding import find_run
-from workers.foreground import Opening, supervised
+from workers.foreground import Opening, opened, supervised
 from workers.plan import Plan, make_plan
 from workers.report import SAVING
 from workers.resume import check_length, config_of, has_finished, recorded_plan, resumed_plan, same_devices, where
@@ -181,13 +181,6 @@ def resume(
 def busy(run: RunDir) -> RunError:
     """What to say of a run that is another launcher's."""
     return RunError(f"{run.path}: another launcher is running this run; mach stop {run.called}")
-
-
-def opened(words: str, begun: Callable[[bytes], None] | None) -> None:
-    """The first words on a run that goes on, to its reader and to whoever started us in the background."""
-    print(words, flush=True)
-    if begun is not None:
-        begun(BEGUN)
 
 
 def resumable(runs: Path, name: str | None) -> RunDir:

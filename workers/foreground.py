@@ -1,4 +1,5 @@
-"""A run on this terminal: shown while it goes on, judged when it has ended, stopped when nobody reads any more.
+"""A run on this terminal: shown while it goes on, judged when it has ended, stopped when nobody reads any more. A disk
+that has no room for what is printed stops none.
 
 Knows no option, and nothing of how a run is planned.
 """
@@ -15,7 +16,8 @@ from rich.text import Text
 
 from configs.errors import ConfigError, RunError
 from workers import screen
-from workers.output import Unwritable, lost, print_nowhere
+from workers.background import BEGUN
+from workers.output import Unwritable, in_passing, lost, print_nowhere
 from workers.plan import Plan
 from workers.rundir import RunDir
 from workers.status import FINAL, Status, read
@@ -68,6 +70,13 @@ def supervised(plan: Plan, opening: Opening = None) -> int:
     return status.exit_code or 0
 
 
+def opened(words: str, begun: Callable[[bytes], None] | None) -> None:
+    """The first words on a run that goes on, to its reader and to whoever started us in the background."""
+    in_passing(words)
+    if begun is not None:
+        begun(BEGUN)
+
+
 def follow(supervisor: Supervisor, console: Console) -> None:
     """Show a run until it ends."""
     if not console.is_terminal:
@@ -109,7 +118,7 @@ def follow_plainly(supervisor: Supervisor) -> None:
         everybody = all((row.step > 0 and row.state != "starting") or row.kind == "stub" for row in status.components)
         if time.monotonic() - shown >= PLAIN_S or (everybody and not met):
             shown, met = time.monotonic(), met or everybody
-            print("\n".join(screen.plain_lines(status)), flush=True)
+            in_passing("\n".join(screen.plain_lines(status)))
 
 
 def shown(run: RunDir, *, watch: bool, as_json: bool) -> Status:

@@ -1,16 +1,17 @@
 """What a command prints: where it goes, and how the command ends when it cannot go there any more.
 
-A reader that has left (`mach logs | head`) and a disk that is full are both a BrokenPipeError to whoever prints; a run
-in the foreground is stopped by it (`workers/foreground.py`), chaos interrupted, every other command ends. A reader who
-leaves has what it wanted: exit code 0, and not a word. A disk has lost it: one sentence, exit code 1. What a terminal
-cannot show is a ? there, and what cannot be said on standard error is lost; neither ends anything. Knows no command.
+A reader that has left (`mach logs | head`) and a disk that is full are both a BrokenPipeError to whoever prints: chaos
+is interrupted by it, every other command ends. A reader who leaves has what it wanted: exit code 0, and not a word. A
+disk has lost it: one sentence, exit code 1. A run is stopped when its reader leaves (`workers/foreground.py`); a full
+disk costs it lines (`in_passing`). What a terminal cannot show is a ? there, and what cannot be said on standard error
+is lost; neither ends anything. Knows no command.
 """
 
 import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -65,6 +66,14 @@ def take() -> None:
             encoding = "utf-8" if was is None else was.encoding
             raw = io.BufferedWriter(kind(number, "w", closefd=False))
             setattr(sys, name, io.TextIOWrapper(raw, encoding=encoding, errors="replace", line_buffering=lines))
+
+
+def in_passing(text: str) -> None:
+    """Print a line, or a block of them, of a run that goes on. A disk without room for it costs the line, not the run:
+    the first 8 KB, which the stream keeps, are written when there is room again, and later ones are lost, whole.
+    """
+    with suppress(Unwritable):
+        print(f"{text}\n", end="", flush=True)  # in one piece, also where every line break is flushed
 
 
 def lost(error: BrokenPipeError) -> str:

@@ -35,6 +35,7 @@ from workers.attempt import Attempt
 from workers.desk import Answer, Ask, Desk, Promise
 from workers.gather import Gathering
 from workers.member import LEAVE_S, Member
+from workers.output import in_passing
 from workers.plan import Plan, ProcessPlan, unanswered, unscripted
 from workers.process import PRELOAD, enter
 from workers.rundir import RunDir, replace
@@ -384,9 +385,9 @@ class Supervisor:
             status_file.write(self.run, self.status)
         except OSError as error:
             if not self._trouble:
-                print(f"mach: {self.run.status} cannot be written ({error}); training goes on", flush=True)
+                in_passing(f"mach: {self.run.status} cannot be written ({error}); training goes on")
             self._trouble = True
             return
         if self._trouble:
-            print(f"mach: {self.run.status} can be written again", flush=True)
+            in_passing(f"mach: {self.run.status} can be written again")
         self._trouble = False

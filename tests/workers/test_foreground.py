@@ -1,7 +1,7 @@
 """What a run says on a terminal, and what becomes of it when nobody reads: a real pipe, a played supervisor."""
 
 import contextlib
-import errno
+import io
 import json
 import math
 import os
@@ -18,8 +18,8 @@ from configs.load import load
 from fakes import status as status_of
 from mach.recipes import RECIPES
 from workers import foreground, output, screen
+from workers.background import BEGUN
 from workers.foreground import Opening, supervised
-from workers.output import Unwritable
 from workers.plan import Plan, make_plan
 from workers.report import Checkpoint
 from workers.rundir import RunDir
@@ -144,15 +144,17 @@ def test_an_opening_that_nobody_reads_stops_the_run(play: Callable[..., int]) ->
     assert Played.stopped == [UNREAD]
 
 
-def test_output_that_cannot_be_written_stops_the_run_and_the_error_says_what_it_is(play: Callable[..., int]) -> None:
-    def full() -> None:
-        raise Unwritable(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    why = "standard output cannot be written (No space left on device)"
-    with reader(), pytest.raises(RunError, match=re.escape(f"{why}, so run r was stopped; mach resume r")) as raised:
-        play(ended("stopped", 130, f"since {why}"), opening=full)
-    assert Played.stopped == [f"since {why}"]
-    assert raised.value.exit_code == 130
+def test_a_run_whose_output_lies_on_a_full_disk_goes_on_to_its_verdict(
+    play: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bytes] = []
+    monkeypatch.setattr(foreground, "PLAIN_S", 0.0)
+    raw = io.BufferedWriter(output.Output("/dev/full", "w"))
+    with io.TextIOWrapper(raw, encoding="utf-8") as full, contextlib.redirect_stdout(full):
+        assert play(ended("finished", 0), opening=partial(foreground.opened, "run r goes on", told.append)) == 0
+    assert told == [BEGUN]
+    assert Played.stopped == []
+    assert capsys.readouterr().err == "mach: standard output cannot be written (No space left on device)\n"
 
 
 @pytest.mark.parametrize("as_json", [True, False])

@@ -1,7 +1,9 @@
 """What ends a command that cannot print any more: real processes, real pipes, a disk that is always full."""
 
 import errno
+import io
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,30 @@ def test_what_is_not_to_be_done_unseen_is_interrupted(
         os.close(earlier)
     assert ended.value.code == 130
     assert capfd.readouterr().err == f"mach: interrupted, since {why}\n"
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_lines_of_a_run_that_a_full_disk_does_not_take_are_written_whole_or_not_when_there_is_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unbuffered: bool
+) -> None:
+    log = tmp_path / "launcher.log"
+    raw = io.BufferedWriter(output.Output(log, "w"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    lines = [f"c{step % 2} step {step} ".ljust(99, ".") for step in range(200)]
+    with io.TextIOWrapper(raw, encoding="utf-8", line_buffering=unbuffered) as out, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", out)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1050, hard))
+        try:
+            for step in range(0, 198, 2):
+                output.in_passing("\n".join(lines[step : step + 2]))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert log.stat().st_size == 1050
+        output.in_passing(lines[198])
+    kept = log.read_text().splitlines()
+    assert set(kept) < set(lines)
+    assert len(kept) > 11
+    assert (kept[0], kept[-1]) == (lines[0], lines[198])
 
 
 def test_what_cannot_be_said_on_standard_error_changes_no_exit_code(tmp_path: Path) -> None:

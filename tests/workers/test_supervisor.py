@@ -2,7 +2,9 @@
 often a run is told to stop, and judged.
 """
 
+import io
 import multiprocessing
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ from fakes import Life
 from mach.recipes import RECIPES
 from workers.attempt import Attempt
 from workers.member import Member
-from workers.output import UNREAD
+from workers.output import UNREAD, Output, Unwritable
 from workers.plan import ProcessPlan, make_plan
 from workers.rundir import RunDir
 from workers.status import read
@@ -283,6 +285,20 @@ def test_who_is_killed_on_purpose_is_told_from_who_did_not_leave_in_time(
     for member in supervisor.members:
         member.look(late_s)
     assert [(row.state, row.reason) for row in supervisor.status.components] == [("stopped", why)] * 2
+
+
+def test_a_status_that_cannot_be_written_ends_no_run_whose_output_lies_on_the_same_full_disk(
+    lockstep: tuple[Supervisor, list[Life]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor, _ = lockstep
+    shutil.rmtree(supervisor.run.path)
+    supervisor.run.path.write_text("in the way")
+    said = io.TextIOWrapper(io.BufferedWriter(Output("/dev/full", "w")))
+    monkeypatch.setattr("sys.stdout", said)
+    for _ in range(2):
+        supervisor._write()
+    with pytest.raises(Unwritable):
+        said.close()
 
 
 def test_a_first_signal_stops_cleanly_also_when_the_reader_left_before_it(
