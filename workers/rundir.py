@@ -18,6 +18,7 @@ import fcntl
 import os
 import re
 import shlex
+import shutil
 import tempfile
 import time
 from contextlib import suppress
@@ -128,7 +129,7 @@ class RunDir:
             raise OSError(error.errno, error.strerror, str(first)) from error
 
     def make(self) -> None:
-        """Create the folders; the run's own must not exist yet (FileExistsError), so two launches never share it.
+        """Create the folders, or none; the run's own must not exist yet (FileExistsError), so no two launches share it.
 
         Raises:
             ConfigError: those above it cannot be, since a file is in their way; no other name would help.
@@ -136,7 +137,11 @@ class RunDir:
         ground(self.path.parent)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.mkdir()
-        self.restore()
+        try:
+            self.restore()
+        except OSError:
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     def reopen(self) -> None:
         """Make ready for another life of the run: nothing of the earlier ones is lost, their last plan put by."""

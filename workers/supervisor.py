@@ -40,8 +40,8 @@ from workers.plan import Plan, ProcessPlan, unanswered, unscripted
 from workers.process import PRELOAD, enter
 from workers.rundir import RunDir, replace
 from workers.status import RunState, Status
-from workers.vacant import make_way
-from workers.verdict import judge
+from workers.vacant import make_way, take_back
+from workers.verdict import FAILED, REFUSED, judge
 
 TICK_S = 0.25
 """Longest time between two looks, and between two versions of status.json."""
@@ -137,6 +137,7 @@ class Supervisor:
         self._desk = Desk(Path(plan.sockets))
         self._written = float("-inf")
         self._trouble = False
+        self._made = False
         self._lock = -1
 
     def __enter__(self) -> Self:
@@ -157,6 +158,7 @@ class Supervisor:
         if not self.plan.resumed:
             make_way(self.run)
             self.run.make()
+            self._made = True
         self._lock = self.run.lock()
         before: dict[str, dict[str, Any]] = {}
         if self.plan.resumed:
@@ -191,10 +193,13 @@ class Supervisor:
         self._bell_end.close()
         self._desk.close()
         address.remove(Path(self.plan.sockets))
+        if self._made and not self.members:
+            take_back(self.run)
         if self._lock < 0:  # the run is another launcher's, or none
             return
-        if kind is not None and self.exit_code is None and (self.members or not self.plan.resumed):
-            self._end("failed", f"the launcher failed: {kind.__name__}: {error}", 1)
+        if kind is not None and self.exit_code is None and self.members:
+            code = REFUSED if issubclass(kind, Exception) else FAILED  # the former is what the command ends with
+            self._end("failed", f"the launcher failed: {kind.__name__}: {error}", code)
             self._write()
         os.close(self._lock)
 
@@ -385,7 +390,8 @@ class Supervisor:
             status_file.write(self.run, self.status)
         except OSError as error:
             if not self._trouble:
-                in_passing(f"mach: {self.run.status} cannot be written ({error}); training goes on")
+                goes_on = "; training goes on" if self.exit_code is None else ""
+                in_passing(f"mach: {self.run.status} cannot be written ({error}){goes_on}")
             self._trouble = True
             return
         if self._trouble:

@@ -1,13 +1,14 @@
 """The name of a launch that was refused, for the launch that is mended. Knows no option and no process.
 
-A refused launch keeps its directory, for its logs may tell more; but if nothing was trained there, the next launch of
-that name takes its place. Laws: where anything was learnt, or anybody put a file of his own beside what a launch makes,
-nothing is removed. Only the holder of the directory's lock removes it, and looks again once he holds it: of two
-launches at once one is refused.
+A refused launch whose first process has begun keeps its directory, for its logs may tell more; but if nothing was
+trained there, the next launch of that name takes its place. Laws: where anything was learnt, or anybody put a file of
+his own beside what a launch makes, nothing is removed. Only who has made the directory or holds its lock removes it,
+and looks again once he holds it: of two launches at once one is refused.
 """
 
 import os
 import shutil
+from contextlib import suppress
 
 from configs.errors import RunError
 from workers.rundir import RunDir
@@ -44,10 +45,22 @@ def make_way(run: RunDir) -> None:
     try:
         ours = os.path.samestat(os.fstat(lock), os.stat(run.path / ".lock"))
         if ours and is_vacant(run):
-            away = run.path.with_name(f".{run.name}.{os.getpid()}.refused")
-            run.path.rename(away)
-            shutil.rmtree(away, ignore_errors=True)
+            remove(run)
     except FileNotFoundError:
         return  # another launch has removed it meanwhile
     finally:
         os.close(lock)
+
+
+def take_back(run: RunDir) -> None:
+    """Remove what this launch has made, which ends before its first process began: it has nothing to tell."""
+    with suppress(OSError):  # it stays, and is in the way of its name
+        if not set(os.listdir(run.path)) - MADE:
+            remove(run)
+
+
+def remove(run: RunDir) -> None:
+    """All of it; its name is free at once."""
+    away = run.path.with_name(f".{run.name}.{os.getpid()}.refused")
+    run.path.rename(away)
+    shutil.rmtree(away, ignore_errors=True)

@@ -4,6 +4,7 @@ often a run is told to stop, and judged.
 
 import io
 import multiprocessing
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -299,6 +300,17 @@ def test_a_status_that_cannot_be_written_ends_no_run_whose_output_lies_on_the_sa
         supervisor._write()
     with pytest.raises(Unwritable):
         said.close()
+
+
+def test_of_a_run_that_has_ended_nobody_says_that_training_goes_on(
+    lockstep: tuple[Supervisor, list[Life]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    supervisor, _ = lockstep
+    shutil.rmtree(supervisor.run.path)
+    supervisor.run.path.write_text("in the way")
+    supervisor._end("failed", "the launcher failed", 2)
+    supervisor._write()
+    assert re.fullmatch(r"mach: .*status\.json cannot be written \(.*\)\n", capsys.readouterr().out)
 
 
 def test_a_first_signal_stops_cleanly_also_when_the_reader_left_before_it(

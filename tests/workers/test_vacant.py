@@ -1,5 +1,6 @@
 """The name of a refused launch is free again; where anything was learnt it is not."""
 
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -7,11 +8,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from bus import address
+from configs.load import load
 from conftest import mach
-from fakes import status
+from fakes import Life, status
+from mach.recipes import RECIPES
 from workers import vacant
+from workers.attempt import Attempt
+from workers.commands import check_name
+from workers.plan import ProcessPlan, make_plan
 from workers.rundir import RunDir
 from workers.status import write
+from workers.supervisor import Supervisor
 from workers.vacant import is_vacant, make_way
 from workers.verdict import REFUSED
 
@@ -90,6 +98,60 @@ def test_a_link_to_what_a_refused_launch_left_stays(refused: RunDir) -> None:
     refused.path.symlink_to(there)
     make_way(refused)
     assert sorted(refused.path.parent.iterdir()) == [refused.path, there]
+
+
+def starting(directory: Path, fails: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three are to be started, and the system has a limit at the one of that number, from 0."""
+    config, sockets = load("digits", ("n_components=3",), RECIPES), address.make_directory()
+    plan = make_plan(config, run="r", directory=directory, sockets=sockets)
+    supervisor, lives = Supervisor(plan), [Life() for _ in range(fails)]
+
+    def start(process: ProcessPlan, incarnation: int, now: float) -> Attempt:
+        if process.index == fails:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return lives[process.index].attempt
+
+    monkeypatch.setattr(supervisor, "_start", start)
+    monkeypatch.setattr("workers.supervisor.warm", lambda: None)
+    try:
+        supervisor.__enter__()
+    finally:
+        for life in lives:
+            life.close()
+
+
+@pytest.mark.parametrize("fails", [0, 1])
+def test_the_name_of_a_launch_that_came_to_a_limit_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
+    with pytest.raises(OSError, match="Too many"):
+        starting(tmp_path / "r", fails, monkeypatch)
+    assert (tmp_path / "r").exists() == (fails > 0), "what began may have left a log"
+    check_name(tmp_path, "r")
+    make_way(RunDir(tmp_path / "r"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("what", ["restore", "lock", "config"])
+def test_a_launch_without_room_for_its_files_leaves_none_and_does_not_speak_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    place = ("workers.supervisor", "replace") if what == "config" else ("workers.rundir.RunDir", what)
+    monkeypatch.setattr(".".join(place), full)
+    with pytest.raises(OSError, match="No space"):
+        starting(tmp_path / "r", 0, monkeypatch)
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_launch_whose_directory_is_anothers_removes_nothing(refused: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(refused, status("finished"))
+    with pytest.raises(FileExistsError):
+        starting(refused.path, 0, monkeypatch)
+    assert refused.status.exists()
 
 
 @pytest.mark.slow
