@@ -24,6 +24,10 @@ PACKET = 1 << 20
 """Most bytes of one report."""
 HELPER_LOST = 255
 """What multiprocessing says of a child whose forkserver has gone."""
+HELPER_ENDED = (
+    "the process that starts components (the forkserver) ended as it was to start one, often for lack of memory: free "
+    "some, or raise ulimit -v"
+)
 REFUSED = 2
 """Exit code of a process that cannot run this configuration or this data; so no other life of it can."""
 LOWER = "lower train.batch_size, the sizes under model, or the number of components"

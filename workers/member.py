@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from configs.errors import RunError
 from configs.tree import Supervise
 from workers.attempt import Attempt
 from workers.desk import Answer, Promise
@@ -351,8 +352,8 @@ class Member:
         self.restarts += 1
         try:
             self.attempt = self._start(self.incarnation, now)
-        except (OSError, EOFError) as error:
-            self._fail(f"could not be started ({type(error).__name__}: {error})", now)
+        except (OSError, RunError) as error:
+            self._fail(f"could not be started ({error})", now)
 
     def _end(self, over: Final, why: str, now: float = float("inf")) -> None:
         self.over, self._why, self.failed_at = over, why, now

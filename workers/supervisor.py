@@ -29,9 +29,10 @@ from typing import Any, Self
 import msgspec
 
 from bus import address
+from configs.errors import RunError
 from configs.load import dump
 from workers import status as status_file
-from workers.attempt import Attempt
+from workers.attempt import HELPER_ENDED, Attempt
 from workers.desk import Answer, Ask, Desk, Promise
 from workers.gather import Gathering
 from workers.member import LEAVE_S, Member
@@ -261,8 +262,10 @@ class Supervisor:
                 target=enter, args=(plan, process.name, incarnation, theirs, os.getpid(), log), name=process.name
             )
             child.start()
-        except BaseException:
+        except BaseException as error:
             ours.close()
+            if isinstance(error, EOFError | ConnectionError):
+                raise RunError(HELPER_ENDED) from error
             raise
         finally:
             theirs.close()

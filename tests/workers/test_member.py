@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from configs.errors import Unsaved
+from configs.errors import RunError, Unsaved
 from configs.tree import Supervise
 from fakes import Life
 from workers.member import DUMP_S, Member
@@ -23,7 +23,7 @@ class Harness:
         self.kind = kind
         self.now = 0.0
         self.lives: list[Life] = []
-        self.broken: OSError | None = None
+        self.broken: Exception | None = None
         self.run = RunDir(path / "r")
         self.run.make()
         self.member = Member(self.start, 1, Supervise(**rules), self.run, 0.0, mends=mends, before=before)
@@ -382,9 +382,10 @@ def test_a_stub_saves_nothing_so_each_restart_counts(tmp_path: Path) -> None:
         life.close()
 
 
-def test_a_life_that_cannot_even_begin_is_a_failure(one: Harness) -> None:
+@pytest.mark.parametrize("error", [OSError(11, "Resource temporarily unavailable"), RunError("the forkserver ended")])
+def test_a_life_that_cannot_even_begin_is_a_failure(one: Harness, error: Exception) -> None:
     one.train(7)
-    one.broken = OSError(11, "Resource temporarily unavailable")
+    one.broken = error
     one.end(-9)
     assert one.shown[0] == "restarting"
     assert "could not be started" in one.shown[1]

@@ -9,12 +9,14 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import msgspec
 import pytest
 
 from bus import address
+from configs.errors import RunError
 from configs.load import load
 from configs.tree import Supervise
 from fakes import Life
@@ -311,6 +313,23 @@ def test_of_a_run_that_has_ended_nobody_says_that_training_goes_on(
     supervisor._end("failed", "the launcher failed", 2)
     supervisor._write()
     assert re.fullmatch(r"mach: .*status\.json cannot be written \(.*\)\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("error", [EOFError("unexpected EOF"), ConnectionRefusedError()])
+def test_a_helper_that_ends_as_it_is_to_start_a_component_is_one_sentence(
+    lockstep: tuple[Supervisor, list[Life]], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """As under `ulimit -v`: what it loads finds no memory."""
+    supervisor, _ = lockstep
+
+    def start() -> None:
+        raise error
+
+    context = SimpleNamespace(Process=lambda **_: SimpleNamespace(start=start))
+    monkeypatch.setattr("workers.supervisor.warm", lambda: None)
+    monkeypatch.setattr("workers.supervisor.get_context", lambda _: context)
+    with pytest.raises(RunError, match=r"the forkserver\) ended .* ulimit -v"):
+        supervisor._start(supervisor.plan.processes[0], 1, 0.0)
 
 
 def test_a_first_signal_stops_cleanly_also_when_the_reader_left_before_it(
