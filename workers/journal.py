@@ -89,6 +89,7 @@ class Journal:
         self.incarnation = incarnation
         self.run = RunDir(Path(plan.directory))
         self.every_s = plan.config.report.every_ms / 1000
+        self.thin = plan.config.report.thin
         self.settings = plan.config.probes
         self.steps = self.samples = self.child_steps = self._before = self._samples_before = 0
         self._on_child = False  # whether any of the batches was that are gathered for one step
@@ -97,6 +98,7 @@ class Journal:
         self._probes: dict[str, float] = {}
         self._trend: deque[float] = deque(maxlen=2 * TREND)
         self._since: float | None = None  # the newest report
+        self._written = (-math.inf, ("", ""))  # the newest that was written down: when, and what it did and why
         self._measured: tuple[float, int] | None = None  # when the rate was, and the steps then
         self._rate: float | None = None
         self._stepped = (0.0, 0.0)  # when the first and the newest step ended
@@ -153,7 +155,8 @@ class Journal:
         policies: Mapping[str, int] | None = None,
         waited_s: float = 0.0,
     ) -> Report:
-        """Make the report and write it down; `dropped`, by reason, are drops that the mailbox does not know.
+        """Make the report, and write it down if it is wanted; `dropped`, by reason, are drops that the mailbox does not
+        know.
 
         `policies`: what they did, by name. `waited_s`: of this life's training, with nothing to train on.
         """
@@ -185,7 +188,8 @@ class Journal:
             messages=messages(mailbox.counts, dropped or {}),
             peers=peers(edges),
         )
-        self._write(report, first=self._since is None)
+        if self._wanted(report, now):
+            self._write(report, first=self._since is None)
         self._since = now
         return report
 
@@ -233,6 +237,14 @@ class Journal:
                 name for name, value in told.items() if isinstance(value, float) and not math.isfinite(value)
             ]
         return self._latest
+
+    def _wanted(self, report: Report, now: float) -> bool:
+        """Whether to write it down: the older a life, the fewer are, but for the first of a state that is to last."""
+        (at, before), doing = self._written, (report.state, report.reason)
+        lasts = doing != before and report.state not in ("training", "waiting")
+        wanted = lasts or now - at >= self.thin * report.elapsed_s
+        self._written = (now, doing) if wanted else self._written
+        return wanted
 
     def _write(self, report: Report, *, first: bool) -> None:
         self._attempt(

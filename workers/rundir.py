@@ -4,7 +4,7 @@ runs/<name>/
     config.yaml             the resolved configuration
     plan.json               processes, devices, edges, sockets (`workers/plan.py`)
     status.json             the supervisor's view, replaced atomically at least once a second
-    metrics/c0.jsonl        one `Report` a line
+    metrics/c0.jsonl        one `Report` a line (`report.thin`)
     tensorboard/c0/         event files
     logs/c0.1.log           what c0 printed in its incarnation 1; logs/launcher.log of a detached launcher,
                             launcher.2.log of another that went on with the run

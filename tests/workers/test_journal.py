@@ -50,10 +50,10 @@ def step_of(target: float = 1.0, *, on_child: bool = False, ages: tuple[Age, ...
 class Desk:
     """A journal in a run directory of its own, and the clock in the tester's hand."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *settings: str) -> None:
         self.run = RunDir(path / "run")
         self.run.make()
-        plan = make_plan(load("digits", (), RECIPES), run="run", directory=self.run.path, sockets=path)
+        plan = make_plan(load("digits", settings, RECIPES), run="run", directory=self.run.path, sockets=path)
         self.journal = Journal(plan, "c0", incarnation=2)
         self.mailbox = FakeMailbox()
         self.now = 100.0
@@ -278,6 +278,26 @@ def test_records_can_be_read_after_the_disk_was_full(desk: Desk) -> None:
     desk.report(step_of(), after=1.0)
     assert desk.lines()[-1].step == 4
     assert [point.step for point in desk.events().Scalars("rate")][-1] == 4
+
+
+@pytest.mark.parametrize(("thin", "total"), [("0", 1000), ("0.01", 260)])
+def test_the_longer_a_life_the_fewer_of_its_reports_are_written(tmp_path: Path, thin: str, total: int) -> None:
+    """All while that share of the age is less than the interval, then 100 · ln 5 in five times the age, of 0.01."""
+    desk = Desk(tmp_path, f"report.thin={thin}")
+    for _ in range(1000):
+        desk.report(step_of(), after=0.5)
+    lines = desk.lines()
+    assert [line.elapsed_s for line in lines[:100]] == [0.5 * (step + 1) for step in range(100)]
+    assert len(lines) == pytest.approx(total, rel=0.2)
+    assert [point.step for point in desk.events().Scalars("rate")] == [line.step for line in lines[1:]]
+
+
+def test_what_a_life_does_at_last_is_written_however_old_it_is(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, "report.thin=1")
+    desk.report(step_of())
+    for state in ("training", "waiting", "finished", "finished", "stopped", "stopped"):
+        desk.report(step_of(), after=0.5 if state == "training" else 0.01, state=state)  # type: ignore[arg-type]
+    assert [line.state for line in desk.lines()] == ["training", "training", "finished", "stopped"]
 
 
 def test_probes_and_policies_are_in_the_report_the_metrics_and_tensorboard(desk: Desk) -> None:
