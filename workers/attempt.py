@@ -7,6 +7,7 @@ a process that leaves with 0 and has not said that it is done has failed.
 
 import os
 import re
+import resource
 import signal
 import socket
 from collections.abc import Mapping
@@ -164,6 +165,9 @@ class Attempt:
         if code is not None and code < 0:
             number = signal.Signals(-code)
             why = self._last_word or SIGNALS.get(number, "")
+            limited = resource.getrlimit(resource.RLIMIT_CPU)[1] != resource.RLIM_INFINITY  # it has our own
+            if number == signal.SIGKILL and limited and not self._last_word:
+                why += f"; or {SIGNALS[signal.SIGXCPU]}"
             return f"ended by {number.name}" + (f" ({why})" if why else "")
         if self._last_word:
             return self._last_word + (f"; out of memory: {LOWER}" if MEMORY.search(self._last_word) else "")

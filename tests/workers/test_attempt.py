@@ -1,5 +1,6 @@
 """One life of a component as its supervisor sees it, with a fake process and a real pair of sockets."""
 
+import resource
 from collections.abc import Iterator
 
 import pytest
@@ -56,6 +57,15 @@ def test_how_it_ended_is_named(life: Life, code: int, words: tuple[str, ...]) ->
     verdict = ended(life, code)
     assert all(word in verdict for word in words)
     assert not life.attempt.left_well
+
+
+@pytest.mark.parametrize("seconds", [3600, resource.RLIM_INFINITY])
+def test_who_is_killed_under_a_limit_of_cpu_time_may_have_reached_it(
+    life: Life, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (seconds, seconds))
+    life.say("training", step=5)
+    assert ("ulimit -t" in ended(life, -9)) == (seconds == 3600)
 
 
 @pytest.mark.parametrize(
