@@ -204,11 +204,15 @@ def _by_number(log: Path) -> tuple[str, list[int]]:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file atomically: readers see the old content or the new, never a part; OSError leaves no part, either."""
+    """Write a file atomically: readers see the old content or the new, never a part. An OSError leaves no part, either,
+    and names the folder, since nobody finds the draft.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         draft.write_bytes(content)
         os.replace(draft, path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        with suppress(OSError):  # there is none
+            draft.unlink()
+        place = path if path.is_dir() else path.parent
+        raise OSError(error.errno, error.strerror, str(place)) from error

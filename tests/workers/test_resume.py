@@ -1,7 +1,9 @@
 """What a run goes on with: its own configuration, what --set allows, the next incarnation, the common step."""
 
+import errno
 import fcntl
 import os
+import re
 import time
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from mach.state import State
 from workers import commands, resume
 from workers import devices as devices_of
 from workers import status as status_file
+from workers.background import unwritable
 from workers.plan import Plan, make_plan
 from workers.resume import (
     check_length,
@@ -31,7 +34,7 @@ from workers.resume import (
     same_devices,
     where,
 )
-from workers.rundir import RunDir
+from workers.rundir import RunDir, replace
 from workers.status import Status
 
 WORDS = ("n_components=2", "optimiser.lr=0.002", "components.1.stub={latency_ms: 3}")
@@ -293,6 +296,28 @@ def test_a_run_directory_is_taken_up_again_with_its_last_plan_put_by(run: RunDir
     assert run.metrics("c0").read_text() == "kept"
     with pytest.raises(FileExistsError):
         run.make()
+
+
+@pytest.mark.parametrize("trouble", ["write_bytes", "folder", "directory"])
+def test_of_a_file_that_cannot_be_written_the_place_is_named_not_a_draft_that_nobody_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    def refused(draft: Path, content: bytes) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(draft))
+
+    place = tmp_path / "earlier"
+    if trouble == "write_bytes":
+        place.mkdir()
+        monkeypatch.setattr(Path, "write_bytes", refused)
+    elif trouble == "folder":
+        place.write_text("in the way")
+    else:
+        place = place / "plan-1.json"
+        place.mkdir(parents=True)
+    with pytest.raises(OSError, match=re.escape(f"'{place}'")) as raised:
+        replace(tmp_path / "earlier" / "plan-1.json", b"{}")
+    way = "make it writable, then mach resume r"
+    assert str(unwritable(tmp_path, raised.value, "mach resume r")) == f"{place}: {raised.value.strerror}; {way}"
 
 
 def test_one_launcher_at_a_time(run: RunDir) -> None:
