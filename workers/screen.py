@@ -223,7 +223,7 @@ def run_lines(found: list[Status]) -> Table:
     """What `mach runs` shows, one row a run."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("run", "state", "components", "steps", "lasted"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")  # a name that is cut could be given to no command
     for status in found:
         table.add_row(
             Text(status.run, "bold"),

@@ -418,6 +418,13 @@ def test_the_steps_of_a_run_are_those_of_the_slowest_that_trains() -> None:
     assert columns["steps"] == ["900"]
 
 
+def test_the_name_of_a_run_is_listed_whole_however_long() -> None:
+    console = screen.Console(width=60)
+    with console.capture() as capture:
+        console.print(screen.run_lines([status(run="n" * 99)]))
+    assert capture.get().count("n") == 99 + "run components training".count("n")
+
+
 def test_why_a_run_failed_is_the_last_line() -> None:
     console = screen.Console(width=120)
     for state, told in (("failed", True), ("training", False)):
