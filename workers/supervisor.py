@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from multiprocessing import current_process, forkserver, get_context, resource_tracker
 from multiprocessing.connection import wait
@@ -33,6 +33,7 @@ from configs.errors import RunError
 from configs.load import dump
 from workers import status as status_file
 from workers.attempt import HELPER_ENDED, Attempt
+from workers.clock import Clock
 from workers.desk import Answer, Ask, Desk, Promise
 from workers.gather import Gathering
 from workers.member import LEAVE_S, Member
@@ -46,8 +47,6 @@ from workers.verdict import FAILED, REFUSED, judge
 
 TICK_S = 0.25
 """Longest time between two looks, and between two versions of status.json."""
-AWAY_S = 1.0
-"""A longer time between two looks: the launcher itself was stopped or starved, and nobody was silent meanwhile."""
 SAME_S = 0.5
 """A Ctrl-C that comes no later after the first signal is that one again: `timeout -s INT` sends it to the launcher, and
 at once to its whole group."""
@@ -73,26 +72,6 @@ def warm() -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
-
-
-class Clock:
-    """Seconds since the launch that this launcher was there to see. Monotonic: nobody sets it back."""
-
-    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._monotonic = monotonic
-        self._began = self._looked = monotonic()
-        self.now = 0.0
-
-    def look(self) -> float:
-        """Move on; by AWAY_S at most."""
-        looked = self._monotonic()
-        self.now += min(looked - self._looked, AWAY_S)
-        self._looked = looked
-        return self.now
-
-    def elapsed_s(self) -> float:
-        """All of it since the launch."""
-        return self._monotonic() - self._began
 
 
 def orphans(members: Sequence[Member]) -> list[Member]:

@@ -22,12 +22,13 @@ from configs.tree import Supervise
 from fakes import Life
 from mach.recipes import RECIPES
 from workers.attempt import Attempt
+from workers.clock import AWAY_S, Clock
 from workers.member import Member
 from workers.output import UNREAD, Output, Unwritable
 from workers.plan import ProcessPlan, make_plan
 from workers.rundir import RunDir
 from workers.status import read
-from workers.supervisor import AWAY_S, SAME_S, Clock, Supervisor, orphans
+from workers.supervisor import SAME_S, Supervisor, orphans
 
 
 class FakeTime:
