@@ -224,8 +224,8 @@ class Documented(click.Command):
 def status(ctx: click.Context, run: str | None, runs: Path, watch: bool, as_json: bool) -> None:
     """Show a run, the newest by default, from its files alone: also after a crash or over ssh. Staleness: p50/p99/max.
 
-    Exit code: 0 healthy or finished, 1 degraded (a component failed, stalls, is cut off, cannot save or made no step),
-    2 failed, 3 no such run.
+    Exit code: 0 healthy or finished, 1 degraded (a component failed, stalls, is cut off or never heard, cannot save or
+    made no step), 2 failed, 3 no such run.
 
     \b
     Examples:

@@ -24,7 +24,7 @@ DONE_HELP = "Exit code: 0 done, 1 standard output cannot be written, 2 cannot be
 """Of a command that only shows or asks, for people."""
 TRAINED_HELP = (
     "Exit code: 0 done, 1 training failed, as when it diverges, or standard output cannot be written, 2 it cannot be "
-    "run as asked, 3 of simulate: a component made no step; 130 interrupted."
+    "run as asked, 3 of simulate: a component made no step or never heard a child; 130 interrupted."
 )
 """Of a command that trains to show what comes of it, for people."""
 

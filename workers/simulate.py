@@ -34,7 +34,7 @@ from workers.report import Report
 from workers.room import room
 from workers.rundir import RunDir
 from workers.stage import Stage
-from workers.status import ComponentStatus, Status, untrained
+from workers.status import ComponentStatus, Status, lacking
 from workers.stub import Stub
 from workers.stub import live as live_as
 from workers.timing import Timing
@@ -228,12 +228,12 @@ class Simulation:
         ended = self.over()
         rows = [self._row(process, 0 if ended else None) for process in self.stage.plan.processes]
         now = self._ended_s if ended else self.stage.bus.clock.now
-        lacking = untrained(rows)
+        why = lacking(rows)
         return Status(
             run=self.stage.plan.run,
             state="finished" if ended else "training",
-            reason=lacking,
-            exit_code=(DEGRADED if lacking else FINISHED) if ended else None,
+            reason=why,
+            exit_code=(DEGRADED if why else FINISHED) if ended else None,
             lockstep=self.stage.plan.lockstep,
             launcher_pid=0,
             launcher_started="",

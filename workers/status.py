@@ -366,13 +366,34 @@ def unfed(row: ComponentStatus) -> str:
     return f"nothing came from {parents} to {row.component}" + (f" (dropped: {dropped})" if dropped else "")
 
 
+def unheard(rows: Sequence[ComponentStatus]) -> str:
+    """Over which edges nothing ever came though both ends trained to the end, and for long enough: in a life shorter
+    than `START_UP_S` they may have had no time to meet. Stubs are silent where their script says so.
+    """
+    over = [row for row in rows if row.kind == "trainer" and row.state == "finished" and row.exit_code is not None]
+    met = {row.component: row.peers for row in over if row.elapsed_s >= START_UP_S}
+    edges = [
+        f"{name} → {child}"
+        for name, peers in met.items()
+        for child, ends in peers.items()
+        if child in met and any(end.role == "child" and end.heard_s is None for end in ends)
+    ]
+    why = "so nothing was learnt from each other there; all messages were kept away, as by a firewall on bus.host"
+    return f"{', '.join(edges)}: never heard, {why}" if edges else ""
+
+
+def lacking(rows: Sequence[ComponentStatus]) -> str:
+    """What keeps a run whose components have all finished from having done well, for people; empty: nothing."""
+    return "; ".join(filter(None, (untrained(rows), unheard(rows))))
+
+
 def exit_code_of(status: Status) -> int:
     """0 healthy, finished, or stopped on request; 1 degraded: a component failed, stalls, restarts, cannot save what it
-    learns or ended without a step, an edge of a run that goes on is cut, or nobody knows, since the launcher does not
-    say; 2 failed.
+    learns or ended without a step, an edge is cut or was never heard, or nobody knows, since the launcher does not say;
+    2 failed.
     """
     if status.state == "failed":
         return 2
     ill = any(row.state in ("failed", "stalled", "restarting") or row.checkpoint.trouble for row in status.components)
     cut_off = status.state not in FINAL and cut_edges(status, patient=True)
-    return 1 if status.stale or ill or cut_off or untrained(status.components) else 0
+    return 1 if status.stale or ill or cut_off or lacking(status.components) else 0

@@ -206,7 +206,7 @@ class Supervisor:
                 together=self.plan.together,
                 gone=self._gone,
                 unscripted=unscripted(self.plan.config),
-                untrained=status_file.untrained(self.status.components),
+                lacking=status_file.lacking(self.status.components),
             )
             self._end(verdict.state, verdict.reason, verdict.exit_code)
             self._write()

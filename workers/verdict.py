@@ -15,8 +15,8 @@ EXITS: Mapping[int, str] = {
     FINISHED: "every component finished",
     FAILED: "the run failed: no component finished, or one did not where nobody goes on alone",
     REFUSED: "it cannot be run as asked",
-    DEGRADED: "some component failed for good, was stopped alone, made no step or could not save its end; the others "
-    "did well",
+    DEGRADED: "some component failed for good, was stopped alone, made no step, could not save its end, or never heard "
+    "a child that did well; the others did well",
     STOPPED: "stopped; mach resume goes on from what is saved",
 }
 
@@ -38,11 +38,11 @@ def judge(
     together: str,
     gone: Member | None = None,
     unscripted: Mapping[str, str] = MappingProxyType({}),
-    untrained: str = "",
+    lacking: str = "",
 ) -> Verdict:
     """The verdict on members that have all ended, of `run` as commands are told it; `stopped` says by what the run
     was stopped, if it was, `together` why nobody went on alone (`Plan.together`), and `gone` who was missed first.
-    `unscripted`: see `workers/plan.py`; `untrained`: see `workers/status.py`.
+    `unscripted`: see `workers/plan.py`; `lacking`: see `workers/status.py`.
     """
     failed = [member for member in members if member.over == "failed"]
     first = min(failed, key=lambda member: member.failed_at, default=None)
@@ -62,12 +62,12 @@ def judge(
             way = f"nobody goes on without it, which its script ends: mach resume {run} {unscripted[missed.name]}"
         return Verdict("failed", f"{cause}; {together} {way}", FAILED)
     if all(member.over == "finished" for member in members):
-        return Verdict("finished", untrained, DEGRADED if untrained else FINISHED)
+        return Verdict("finished", lacking, DEGRADED if lacking else FINISHED)
     alone = next((member for member in members if member.over == "stopped"), None)
     cause = cause or ("" if alone is None else alone.lost)
     others = ", ".join(member.name for member in failed if member is not first)
     cause += f"; {others} failed as well" if others else ""
-    cause += f"; {untrained}" if untrained else ""
+    cause += f"; {lacking}" if lacking else ""
     if any(member.over == "finished" and member.plan.kind == "trainer" for member in members):
         return Verdict("finished", cause, DEGRADED)
     return Verdict("failed", cause, FAILED)

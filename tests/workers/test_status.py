@@ -30,6 +30,7 @@ from workers.status import (
     Failure,
     Status,
     exit_code_of,
+    lacking,
     reached,
     read,
     untrained,
@@ -492,7 +493,32 @@ def test_an_edge_that_was_never_open_is_said_when_all_is_over(heard_s: float | N
         console.print(screen.verdict(over))
     line = "c0 → c1 was never heard (unanswered)"
     assert (line in capture.get()) == (line in shown(*over.components)) == (heard_s is None)
-    assert exit_code_of(over) == 0
+    assert exit_code_of(over) == 0, "so short a run may have had no time to"
+
+
+@pytest.mark.parametrize(
+    ("above", "below", "told"),
+    [
+        ({}, {}, True),
+        ({}, {"kind": "stub"}, False),
+        ({}, {"state": "failed"}, False),
+        ({}, {"elapsed_s": 2.0}, False),
+        ({"kind": "stub"}, {}, False),
+        ({"elapsed_s": 2.0}, {}, False),
+        ({"peers": {"c1": [Peer(role="child", state="closed", heard_s=3.0)]}}, {}, False),
+        ({"peers": {"c1": [Peer(role="parent", state="closed")]}}, {}, False),
+    ],
+)
+def test_a_run_in_which_two_that_trained_to_the_end_never_met_has_not_done_well(
+    above: dict[str, object], below: dict[str, object], told: bool
+) -> None:
+    end: dict[str, object] = {"state": "finished", "exit_code": 0, "elapsed_s": 60.0}
+    edge = {"peers": {"c1": [Peer(role="child", state="closed")]}}
+    rows = [component(**end | edge | above), component("c1", **end | below)]
+    assert lacking(rows).startswith("c0 → c1: never heard, so nothing was learnt from each other" if told else "")
+    assert bool(lacking(rows)) == told
+    if "failed" not in below.values():
+        assert exit_code_of(status(state="finished", components=rows)) == told
 
 
 def test_an_edge_with_the_wrong_keys_is_said_to_be_one() -> None:

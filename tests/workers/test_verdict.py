@@ -70,9 +70,9 @@ def test_the_table(members: list[FakeMember], stopped: str, lockstep: bool, verd
 
 
 def test_a_trainer_without_a_step_is_no_success() -> None:
-    found = judge([finished(), finished("c1")], run="r", stopped="", together="", untrained="c1: nothing")  # type: ignore[list-item]
+    found = judge([finished(), finished("c1")], run="r", stopped="", together="", lacking="c1: nothing")  # type: ignore[list-item]
     assert (found.state, found.reason, found.exit_code) == ("finished", "c1: nothing", 3)
-    found = judge([finished(), finished("c1"), failed("c2")], run="r", stopped="", together="", untrained="c1: nothing")  # type: ignore[list-item]
+    found = judge([finished(), finished("c1"), failed("c2")], run="r", stopped="", together="", lacking="c1: nothing")  # type: ignore[list-item]
     assert (found.reason, found.exit_code) == ("c2 failed; c1: nothing", 3)
 
 
