@@ -236,7 +236,7 @@ def status(ctx: click.Context, run: str | None, runs: Path, watch: bool, as_json
     ctx.exit(exit_code_of(foreground.shown(find_run(runs, run), watch=watch, as_json=as_json)))
 
 
-@cli.command(epilog=output.DONE_HELP)
+@cli.command(epilog=output.DONE_HELP.replace("0 done, 1", "0 done, 1 what was learnt could not be saved, or"))
 @RUN
 @RUNS
 @click.option("--now", is_flag=True, help="Do not wait for weights to be saved.")

@@ -8,12 +8,13 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from bus import address, kernel, keys
+from bus import address, keys
 from configs.errors import ConfigError, NoSuchRun, RunError
 from configs.tree import Config
 from workers import desk, tryout
@@ -23,6 +24,7 @@ from workers.background import BEGUN, MAKING, TAKEN, detach, resumed, unwritable
 from workers.finding import find_run
 from workers.foreground import Opening, opened, supervised
 from workers.plan import Plan, make_plan
+from workers.reach import Launcher, ended, outcome
 from workers.report import SAVING
 from workers.resume import check_length, config_of, has_finished, recorded_plan, resumed_plan, same_devices, where
 from workers.rundir import RunDir
@@ -66,11 +68,6 @@ def check_name(runs: Path, name: str) -> None:
         f"run {name!r} {doing} in {runs}/; choose another --name"
         + (f", or stop it: mach stop {RunDir(runs / name).called}" if status.state not in FINAL else "")
     )
-
-
-def ended(status: Status) -> str:
-    """How a run ended, after "has"."""
-    return {"stopped": "been stopped", "failed": "failed"}.get(status.state, "finished")
 
 
 def choose_devices(gpus: str | None) -> tuple[str, ...]:
@@ -257,24 +254,23 @@ def stop(run: RunDir, number: signal.Signals) -> str:
     are; what to say about it.
 
     Raises:
-        RunError: it does not, and what ends it; or it is not to be seen from here.
+        RunError: it does not, and what ends it; it is another user's, or out of sight; or something was lost by it.
     """
     status = read(run)
     if status.state in FINAL or not launcher_alive(run, status):
         return f"run {run.name} has {ended(status)} already"
     try:
-        launcher = kernel.pidfd_open(status.launcher_pid)
+        launcher = Launcher(run.name, status.launcher_pid)
     except ProcessLookupError:
         return f"run {run.name} has ended already"
-    try:
-        kernel.pidfd_send_signal(launcher, number)
+    with closing(launcher):
+        launcher.send(number)
         see_end(run, launcher, status.launcher_pid, number)
-    finally:
-        os.close(launcher)
-    return f"run {run.name} has {ended(read(run))}"
+        launcher.see_helpers_end(PATIENCE_S)
+    return outcome(run, status, at_once=number == signal.SIGQUIT)
 
 
-def see_end(run: RunDir, launcher: int, pid: int, number: signal.Signals) -> None:
+def see_end(run: RunDir, launcher: Launcher, pid: int, number: signal.Signals) -> None:
     """Wait until the launcher has ended that was sent a signal.
 
     Raises:
@@ -320,7 +316,7 @@ def restart(run: RunDir, component: str | None) -> str:
     """Have the launcher start a component anew; what it says that it did.
 
     Raises:
-        RunError: the run has ended, or it will not.
+        RunError: the run has ended or is another user's, or it will not.
         ConfigError: nobody said which component.
     """
     status = read(run)
@@ -336,6 +332,8 @@ def restart(run: RunDir, component: str | None) -> str:
         raise RunError(
             f"run {run.name}: {halted(status.launcher_pid)}; then mach restart {run.called} {component} once more"
         )
+    with suppress(ProcessLookupError):
+        Launcher(run.name, status.launcher_pid).close()
     sockets = Path(msgspec.json.decode(run.plan.read_bytes(), type=Plan).sockets)
     wanted = desk.Ask(restart=component)
     answer = desk.ask(sockets, wanted, rules_of(run).grace_ms / 1000 + PATIENCE_S)

@@ -25,6 +25,7 @@ from bus import kernel
 from configs.errors import RunError
 from workers.attempt import SIGNALS
 from workers.chaos import Chaos, Fired, Kind, Spec, schedule
+from workers.reach import Launcher
 from workers.rundir import RunDir
 from workers.status import FINAL, ComponentStatus, Status, holder_of, launcher_alive, read
 
@@ -173,12 +174,12 @@ def wreak(run: RunDir, spec: Spec, told: Callable[[Fired], None] = lambda fired:
     `told` hears of every fault when it has fired. Ends early with the run, or on SIGINT, SIGTERM, SIGHUP.
 
     Raises:
-        RunError: the run is not running.
+        RunError: the run is not running, or another user's.
     """
     before = running(run)
     names = [row.component for row in before.components]
     chaos = Chaos(schedule(spec, names), lambda component: find(run, component))
-    with Interrupts() as interrupts, contextlib.closing(Launcher(before)) as launcher:
+    with Interrupts() as interrupts, contextlib.closing(reach(before)) as launcher:
         try:
             act(chaos, spec, told, launcher, interrupts)
         finally:
@@ -199,22 +200,21 @@ def running(run: RunDir) -> Status:
     return status
 
 
-class Launcher:
-    """The launcher's process, to wait on."""
+def reach(status: Status) -> Launcher:
+    """The launcher of a run.
 
-    def __init__(self, status: Status) -> None:
-        try:
-            self._descriptor = kernel.pidfd_open(status.launcher_pid)
-        except ProcessLookupError:
-            raise RunError(f"run {status.run} has just ended; there is nothing to be hit") from None
+    Raises:
+        RunError: it has just ended, or is another user's.
+    """
+    try:
+        return Launcher(status.run, status.launcher_pid)
+    except ProcessLookupError:
+        raise RunError(f"run {status.run} has just ended; there is nothing to be hit") from None
 
-    def ended(self, interrupts: Interrupts, within_s: float) -> bool:
-        """Wait: whether it has ended, or we are to end."""
-        return bool(select.select([self._descriptor, interrupts.fileno()], [], [], within_s)[0])
 
-    def close(self) -> None:
-        """Let go of it."""
-        os.close(self._descriptor)
+def ended(launcher: Launcher, interrupts: Interrupts, within_s: float) -> bool:
+    """Wait: whether the launcher has ended, or we are to end."""
+    return bool(select.select([launcher.fileno(), interrupts.fileno()], [], [], within_s)[0])
 
 
 def act(chaos: Chaos, spec: Spec, told: Callable[[Fired], None], launcher: Launcher, interrupts: Interrupts) -> None:
@@ -228,7 +228,7 @@ def act(chaos: Chaos, spec: Spec, told: Callable[[Fired], None], launcher: Launc
         if now >= spec.seconds and not chaos.waiting:
             return
         wake_at = min(chaos.wake_at(now), spec.seconds if now < spec.seconds else spec.seconds + LATE_S)
-        if launcher.ended(interrupts, max(wake_at - now, 0.0)):
+        if ended(launcher, interrupts, max(wake_at - now, 0.0)):
             return
 
 
@@ -240,7 +240,7 @@ def wait_back(run: RunDir, fired: list[Fired], launcher: Launcher, interrupts: I
             back = all(row.state == "failed" or not away(row, fired) for row in read(run).components)
         except RunError:  # the file is gone for a while
             back = False
-        if back or launcher.ended(interrupts, LOOK_S):
+        if back or ended(launcher, interrupts, LOOK_S):
             return
 
 

@@ -1,13 +1,17 @@
 """What the commands read from a run's files, without any process."""
 
+import errno
 import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import click
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -15,7 +19,7 @@ from bus import address
 from cli import cli
 from configs.errors import ConfigError, RunError
 from configs.tree import Config
-from fakes import status
+from fakes import component, status
 from workers import output
 from workers.background import BEGUN, MAKING, TAKEN
 from workers.commands import check_name, log_lines, restart, stop, train
@@ -23,8 +27,9 @@ from workers.finding import find_component
 from workers.foreground import Opening
 from workers.options import Group
 from workers.plan import Plan
+from workers.reach import outcome
 from workers.rundir import RunDir
-from workers.status import ComponentStatus, write
+from workers.status import ComponentStatus, RunState, write
 
 
 @pytest.fixture
@@ -120,6 +125,76 @@ def test_what_ends_a_launcher_that_does_not_end_is_told(
     finally:
         launcher.kill()
         launcher.communicate()
+
+
+def test_a_run_of_another_user_is_told_to_be_one(
+    run: RunDir, hold: Callable[[RunDir], RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(descriptor: int, number: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    running = status("training")
+    running.components = [component("c0", pid=0)]
+    write(hold(run), running)
+    monkeypatch.setattr("bus.kernel.pidfd_send_signal", refused)
+    me = psutil.Process().username()
+    for words in (["stop", "r"], ["stop", "r", "--now"], ["restart", "r", "c0"], ["chaos", "r", "--kill", "1/s"]):
+        said = CliRunner().invoke(cli, [*words, "--runs", str(run.path.parent)])
+        told = f"mach: run r is of user {me} (its launcher is pid {os.getpid()}): do this as that user"
+        assert (said.exit_code, said.output) == (2, told + "\n")
+
+
+LAUNCHER = """
+import subprocess, sys
+helper = "import sys, time; sys.stdin.read(); time.sleep(0.2); open(sys.argv[1], 'w')"
+subprocess.Popen([sys.executable, "-c", helper, sys.argv[1]], stdin=subprocess.PIPE)
+print(1, flush=True)
+input()
+"""
+"""With a helper that goes on for a moment when it has ended."""
+
+
+def test_a_stop_waits_for_the_launcher_and_those_below_it(
+    run: RunDir, hold: Callable[[RunDir], RunDir], tmp_path: Path
+) -> None:
+    words = [sys.executable, "-c", LAUNCHER, str(tmp_path / "ended")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as launcher:
+        assert launcher.stdout is not None
+        launcher.stdout.readline()
+        running = status("training")
+        running.launcher_pid, running.launcher_started = launcher.pid, address.started(launcher.pid)
+        write(hold(run), running)
+        with suppress(RunError):  # it has left no verdict
+            stop(run, signal.SIGTERM)
+        assert (tmp_path / "ended").exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "row", "at_once", "told"),
+    [
+        ("stopped", {"state": "stopped", "exit_code": 0}, False, ""),
+        ("stopped", {"state": "stopped", "exit_code": -9, "reason": "killed"}, True, ""),
+        ("stopped", {"state": "stopped", "exit_code": -9, "reason": "killed"}, False, "c1: killed"),
+        ("stopped", {"state": "failed", "exit_code": 4, "reason": "disk full"}, False, "c1: disk full"),
+        ("finished", {"state": "finished", "exit_code": -11}, False, ""),
+        ("failed", {"state": "training"}, True, "why"),
+    ],
+)
+def test_who_stops_a_run_is_told_by_the_exit_code_whether_all_is_saved(
+    run: RunDir, state: RunState, row: dict[str, object], at_once: bool, told: str
+) -> None:
+    before = status("training")
+    before.components = [component("c0", state="failed", exit_code=1), component("c1")]
+    now = status(state)
+    now.reason, now.components = "why", [before.components[0], component("c1", **row)]
+    write(run, now)
+    has = {"stopped": "been stopped"}.get(state, state)
+    if not told:
+        assert outcome(run, before, at_once=at_once) == f"run r has {has}"
+        return
+    with pytest.raises(RunError, match=f"^run r has {has}, and not all that it had learnt is saved: {told}$") as error:
+        outcome(run, before, at_once=at_once)
+    assert error.value.exit_code == 1
 
 
 def test_a_restart_of_nobody_names_those_that_there_are(run: RunDir, hold: Callable[[RunDir], RunDir]) -> None:
