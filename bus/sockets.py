@@ -10,6 +10,7 @@ than 64 KiB are sent without a copy, so what they refer to must not change any m
 libzmq 4.3.5.
 """
 
+import errno
 import math
 import os
 import time
@@ -62,6 +63,8 @@ class Line(NamedTuple):
     """Who speaks on it; None: many, each under an identity."""
 
 
+WAYS = {errno.EADDRNOTAVAIL: "this machine has to have that address", errno.EADDRINUSE: "a port has to be free there"}
+"""What to do where no socket can be bound."""
 _DONTWAIT, _MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)
 """As plain ints: pyzmq's flags are enums, whose `|` costs more than the call that it is for."""
 
@@ -114,7 +117,7 @@ class ZmqTransport:
                 self._bind(bus.transport, address.socket_path(directory, name, incarnation))
             except zmq.ZMQError as error:
                 self.close()
-                raise RunError(f"{name}: cannot bind a socket in {directory} ({error}); launch again") from error
+                raise RunError(f"no socket can be bound {self._place(error)}") from error
 
     now = staticmethod(time.monotonic)
 
@@ -217,6 +220,12 @@ class ZmqTransport:
         if self._guard is not None:
             self._guard.release(socket)
         socket.close(linger=linger_ms)
+
+    def _place(self, error: zmq.ZMQError) -> str:
+        """Where no socket can be bound, why, and what to do about it."""
+        at = f"at bus.host {self._host}" if self._tcp else f"in {self._directory}"
+        number = error.errno or 0
+        return f"{at} ({zmq.strerror(number)}); {WAYS.get(number, 'mach doctor tries out what can be')}"
 
     def _bind(self, transport: str, path: Path) -> None:
         router = self._socket(zmq.ROUTER)
@@ -338,7 +347,8 @@ class ZmqMailbox(EdgeMailbox):
                 lane = LaneTransport(sockets, name, incarnation, directory, slots=slots, lost_s=lost_s)
             except OSError as error:
                 sockets.close()
-                raise RunError(f"{name}: cannot hang up a bell in {directory} ({error}); launch again") from error
+                why = f"{error.strerror}); see that it is there and has room"
+                raise RunError(f"no bell can be hung up in {directory} ({why}") from error
             sockets.watch(lane.bell.descriptor)
             transport = lane
         super().__init__(

@@ -259,7 +259,9 @@ class Member:
         """The one that is shown, and why."""
         said = self.attempt.report
         if self.over is not None:
-            return self.over, self._why
+            anew = self.over == "failed" and not self.refused and not self._refusal()
+            way = f"; mach restart {self.run.called} {self.name} has it begin anew"
+            return self.over, self._why + (way if anew else "")
         if not self.attempt.alive and self._next_at == float("inf"):
             return "failed", self.attempt.killed or self._why or "ended with its launcher"
         if not self.attempt.alive:

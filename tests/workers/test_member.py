@@ -156,6 +156,10 @@ def test_three_restarts_in_a_row_without_a_checkpoint_are_the_last(one: Harness)
     assert "after 3 restarts in a row that brought no new checkpoint" in one.member.cause
     assert one.member.cause.endswith("logs/c1.4.log")
     assert one.member.status(0.0).exit_code == -9
+    way = f"; mach restart {one.member.run.called} c1 has it begin anew"
+    assert one.member.status(0.0).reason.endswith(way)
+    one.member.order("release")
+    assert way not in one.member.status(0.0).reason, "nobody restarts it when all is over"
 
 
 def test_a_failure_before_the_first_step_is_tried_once_more(one: Harness) -> None:
