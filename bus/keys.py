@@ -60,6 +60,7 @@ def load(directory: Path) -> Keys:
     """
     from bus import curve  # loads ZeroMQ, which a launcher without keys does not need
 
+    directory = directory.expanduser()
     keys = Keys(_read(directory / PUBLIC), _read(directory / SECRET, private=True))
     if not curve.is_pair(keys):
         raise ConfigError(
@@ -111,7 +112,10 @@ def _read(path: Path, *, private: bool = False) -> bytes:
     try:
         mode, key = path.stat().st_mode, path.read_bytes().strip()
     except OSError as error:
-        raise ConfigError(f"bus.keys: {path}: {error.strerror}; make keys with `mach keys new DIR`") from error
+        way = "make keys with `mach keys new DIR`"
+        if isinstance(error, PermissionError):
+            way = "let this user read it, or make other keys with `mach keys new DIR`"
+        raise ConfigError(f"bus.keys: {path}: {error.strerror}; {way}") from error
     if private and stat.S_IMODE(mode) & 0o077:
         raise ConfigError(f"bus.keys: {path}: can be read by others; chmod 600 it, or make new keys")
     if len(key) != LENGTH or not _ALPHABET.issuperset(key):

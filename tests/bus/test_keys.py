@@ -1,5 +1,7 @@
 """Who has the keys gets in; everybody else is refused, and counted; keys lie in private files."""
 
+import errno
+import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ import zmq
 
 from bus import address, curve, keys
 from bus.sockets import ZmqMailbox
-from configs.errors import ConfigError
+from configs.errors import ConfigError, RunError
 from configs.tree import Bus
 from mach.messages import Activation
 
@@ -83,10 +85,38 @@ def test_the_broadcast_address_of_a_network_is_refused() -> None:
         keys.check(Bus(transport="tcp", host="127.255.255.255"))
 
 
+def test_keys_that_may_not_be_read_are_not_to_be_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    directory = made(tmp_path / "keys")
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(ConfigError, match=r"public\.key: Permission denied; let this user read it, or make other keys"):
+        keys.check(Bus(transport="tcp", keys=str(directory)))
+
+
+def test_keys_may_lie_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell expands what follows `--set bus.keys=`."""
+    made(tmp_path / "keys")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    keys.check(Bus(transport="tcp", keys="~/keys"))
+
+
 def test_what_may_be(tmp_path: Path) -> None:
     keys.check(Bus())
     keys.check(Bus(transport="tcp", host="127.0.0.2"))
     keys.check(Bus(transport="tcp", host="0.0.0.0", keys=str(made(tmp_path / "keys"))))
+
+
+def test_an_address_that_has_gone_is_told_by_its_name(tmp_path: Path) -> None:
+    """As of a life that begins while the network is away: it is not to launch again, and knows no directory."""
+    directory = address.make_directory()
+    why = r"^no socket can be bound at bus.host 192.0.2.1 \(Cannot assign.*\); this machine has to have that address$"
+    try:
+        with pytest.raises(RunError, match=why):
+            Run(directory).mailbox("c1", None, "192.0.2.1")
+    finally:
+        address.remove(directory)
 
 
 class Run:
