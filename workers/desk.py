@@ -117,9 +117,13 @@ def ask(directory: Path, wanted: Ask, within_s: float) -> Answer:
         except TimeoutError:
             raise RunError(f"the launcher gave no answer within {within_s:.0f} s; see mach status") from None
         except OSError as error:
-            raise RunError(
-                f"the launcher cannot be asked in {directory} ({error.strerror}); see mach status"
-            ) from error
+            why = f"the launcher cannot be asked in {directory} ({error.strerror})"
+            if isinstance(error, FileNotFoundError):
+                why += (
+                    f": it has just ended, or {directory.parent} is another place here, as in a container or a sandbox"
+                )
+                raise RunError(f"{why}; see mach status, and give the command where the launcher runs") from error
+            raise RunError(f"{why}; see mach status") from error
     if not packet:
         raise RunError("the launcher ended before it answered; see mach status")
     return msgspec.json.decode(packet, type=Answer)

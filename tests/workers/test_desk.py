@@ -73,7 +73,10 @@ def test_asking_is_one_call(desk: Desk, tmp_path: Path) -> None:
 
 
 def test_nobody_there_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="mach status"):
+    with pytest.raises(RunError, match=r"is another place here, as in a container .* where the launcher runs$"):
+        ask(tmp_path, Ask(restart="c1"), 1.0)
+    Desk(tmp_path).close()
+    with pytest.raises(RunError, match=r"\(Connection refused\); see mach status$"):
         ask(tmp_path, Ask(restart="c1"), 1.0)
 
 
