@@ -30,6 +30,8 @@ KINDS = {
     "str": "text",
 }
 """What msgspec's names of types are called here."""
+ADDRESS = re.compile(r"::|\[[0-9a-fA-F:.]*::[0-9a-fA-F:.]*\]")
+"""What YAML does not take for the text that it is: `bus.host` refuses it in better words."""
 TOO_DEEP = "is no valid YAML: nested deeper than any configuration; look for brackets that nothing closes"
 Layer = dict[str, Any]
 Recipes = Mapping[str, Mapping[str, Any]]
@@ -154,7 +156,7 @@ def parse_setting(text: str) -> Layer:
     if not equals or not all(parts):
         raise ConfigError(f"--set {text}: is not of the form key=value, for example --set optimiser.lr=0.001")
     try:
-        leaf: Any = yaml.load(value, Loader)
+        leaf: Any = value if ADDRESS.fullmatch(value) else yaml.load(value, Loader)
     except Twice as error:
         raise ConfigError(f"--set {text}: {error.problem}; say it once") from error
     except (yaml.YAMLError, ValueError) as error:
