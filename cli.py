@@ -374,7 +374,7 @@ def chaos(ctx: click.Context, /, run: str | None, runs: Path, kill: str | None, 
 
 @cli.group()
 def keys() -> None:
-    """Keys for runs whose sockets others could reach.
+    """Keys for runs whose sockets others could reach. All components of a run are on one host all the same.
 
     \b
     Examples:

@@ -276,7 +276,7 @@ class Bus(Node, frozen=True):
     transport: Literal["ipc", "tcp"] = "ipc"
     """`ipc`: sockets in a private directory. `tcp`: at `host`, on ports that the system chooses."""
     host: str = "127.0.0.1"
-    """Numeric address that `tcp` sockets bind. Any but loopback needs `keys`."""
+    """Numeric address, of the one host that all components run on, that `tcp` binds. Any but loopback needs `keys`."""
     keys: str | None = None
     """Directory made by `mach keys new`, for `tcp`: messages are encrypted, and only who holds the keys gets in."""
     window: Annotated[int, Meta(ge=1, le=LARGEST_WINDOW)] = 2
