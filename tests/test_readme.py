@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from bus.rules import Fate
+from bus.wire import Reason
 from cli import cli
 from configs.load import load
 from conftest import Launched, mach
@@ -53,6 +55,12 @@ def test_the_readme_leads_with_set_up_training_and_tests() -> None:
     assert len(LAUNCHES) + 1 + len(AFTERWARDS) + len(LIVE) + len(IN_VIRTUAL_TIME) == len(commands())
     assert {words[0] for words in commands()} == set(cli.commands)
     assert KEYS == ["keys", "new", "mykeys"]
+
+
+def test_the_readme_explains_every_reason_for_which_something_is_dropped() -> None:
+    (table,) = re.findall(r"^\| dropped \|.*?\n\n", README, flags=re.MULTILINE | re.DOTALL)
+    told = {name for row in table.strip().splitlines()[2:] for name in re.findall(r"`([a-z-]+)`", row.split("|")[1])}
+    assert told == {*Fate, *Reason, "unfit"}
 
 
 @pytest.mark.parametrize("words", LAUNCHES, ids=" ".join)
