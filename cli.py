@@ -20,7 +20,7 @@ from configs.errors import ConfigError, RunError
 from configs.load import dump
 from configs.tree import Config
 from workers import chaos as faults
-from workers import commands, foreground, output, screen, victims
+from workers import commands, foreground, health, output, screen, victims
 from workers.finding import every_run, find_component, find_run
 from workers.options import (
     ANEW,
@@ -38,7 +38,7 @@ from workers.options import (
     options,
 )
 from workers.scratch import interruptible
-from workers.status import exit_code_of, read
+from workers.status import read
 from workers.timing import timing_of
 from workers.verdict import exits_help
 from workers.words import configured, fresh_name, lengths
@@ -233,7 +233,7 @@ def status(ctx: click.Context, run: str | None, runs: Path, watch: bool, as_json
       mach status digits-20260101-120000 --watch
       mach status --json
     """
-    ctx.exit(exit_code_of(foreground.shown(find_run(runs, run), watch=watch, as_json=as_json)))
+    ctx.exit(health.exit_code_of(foreground.shown(find_run(runs, run), watch=watch, as_json=as_json)))
 
 
 @cli.command(epilog=output.DONE_HELP.replace("0 done, 1", "0 done, 1 what was learnt could not be saved, or"))

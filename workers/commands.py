@@ -258,7 +258,8 @@ def stop(run: RunDir, number: signal.Signals) -> str:
     """
     status = read(run)
     if status.state in FINAL or not launcher_alive(run, status):
-        return f"run {run.name} has {ended(status)} already"
+        why = f": {status.reason}" if status.state == "failed" and status.reason else ""
+        return f"run {run.name} has {ended(status)} already{why}"
     try:
         launcher = Launcher(run.name, status.launcher_pid)
     except ProcessLookupError:

@@ -16,8 +16,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from workers.health import cut_edges, untrained
 from workers.report import Accuracies, Checkpoint, Losses, Messages, Peer, Spread, Staleness, Window
-from workers.status import ComponentStatus, Failure, Status, cut_edges, untrained
+from workers.status import ComponentStatus, Failure, Status
 
 OWN = "own"
 """Among saliences, what comes of a component's own input."""

@@ -26,6 +26,7 @@ from configs.errors import RunError
 from configs.tree import Config
 from mach.learner import Step
 from workers.curves import Point
+from workers.health import lacking
 from workers.journal import Journal
 from workers.keeper import Unkept
 from workers.plan import ProcessPlan, unanswered
@@ -34,7 +35,7 @@ from workers.report import Report
 from workers.room import room
 from workers.rundir import RunDir
 from workers.stage import Stage
-from workers.status import ComponentStatus, Status, lacking
+from workers.status import ComponentStatus, Status
 from workers.stub import Stub
 from workers.stub import live as live_as
 from workers.timing import Timing

@@ -20,7 +20,7 @@ from workers.attempt import frozen
 from workers.holder import Holder, noted
 from workers.plan import Plan
 from workers.policy import patience_s
-from workers.report import Checkpoint, Peer, Record, Report, older
+from workers.report import Checkpoint, Record, Report, older
 from workers.rundir import RunDir, replace
 
 RunState = Literal["starting", "training", "stopping", "finished", "stopped", "failed"]
@@ -28,15 +28,6 @@ FINAL = ("finished", "stopped", "failed")
 """States, of runs and of components, that nothing follows."""
 STALE_S = 5.0
 """A status.json that is older says so, while its launcher lives: normally it is at most a second old."""
-UNBORN = ("starting", "restarting")
-START_UP_S = 10.0
-"""From the start of a life: so long its edges may not be open yet."""
-WRONG = {
-    "silent": "silent for {:.1f} s (unanswered)",
-    "knocking": "knocks; last heard {:.1f} s ago (unanswered)",
-    "closed": "closed {:.1f} s ago, though both go on",
-}
-"""What is said of an edge to a child in each state but open."""
 
 
 class Failure(Record):
@@ -181,7 +172,7 @@ def bring_up(status: Status, run: RunDir, now: float, *, held: bool) -> None:
     if lost:
         status.state = "failed"
         status.reason = (
-            f"{gone(holder_of(status))}; what stands here is from {status.elapsed_s:.1f} s after its start, when "
+            f"{gone(run, holder_of(status))}; what stands here is from {status.elapsed_s:.1f} s after its start, when "
             f"{run.status.name} was last written; go on with mach resume {run.called}"
         )
 
@@ -203,7 +194,9 @@ def starting(run: RunDir, holder: Holder, rows: Sequence[ComponentStatus], now: 
         components=[unborn(row) for row in rows],
     )
     if not held:
-        status.reason = f"{gone(holder)}, before {run.status.name} was written; mach resume {run.called} begins anew"
+        status.reason = (
+            f"{gone(run, holder)}, before {run.status.name} was written; mach resume {run.called} begins anew"
+        )
         for row in status.components:
             mark(row, math.inf, 0.0, lost=True)
     elif since_s > rules_of(run).starting_ms / 1000 or (holder.alive and frozen(holder.pid)):
@@ -219,16 +212,21 @@ def unborn(row: ComponentStatus) -> ComponentStatus:
 
 def planned(run: RunDir) -> list[ComponentStatus]:
     """Rows of the components that are to be; none where the plan cannot be read."""
-    try:
-        plan = msgspec.json.decode(run.plan.read_bytes(), type=Plan)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-        return []
+    plan = plan_of(run)
     return [
         ComponentStatus(
             component=one.name, kind=one.kind, incarnation=one.incarnation, pid=0, device=one.device, state="starting"
         )
-        for one in plan.processes
+        for one in (plan.processes if plan is not None else ())
     ]
+
+
+def plan_of(run: RunDir) -> Plan | None:
+    """The plan of the run; None where it cannot be read."""
+    try:
+        return msgspec.json.decode(run.plan.read_bytes(), type=Plan)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
 
 
 def holder_of(status: Status) -> Holder:
@@ -236,10 +234,12 @@ def holder_of(status: Status) -> Holder:
     return Holder(status.launcher_pid, status.launcher_started, status.boot)
 
 
-def gone(holder: Holder) -> str:
-    """What to say of a launcher that has ended without a verdict, or never had this run."""
+def gone(run: RunDir, holder: Holder) -> str:
+    """What to say of a launcher that has ended without a verdict, or never had this run, or not in this place."""
     if holder.alive:
-        return f"this is a copy of a run that its launcher (pid {holder.pid}) trains elsewhere"
+        plan = plan_of(run)
+        where = "elsewhere" if plan is None else f"in {plan.directory}"
+        return f"this is a copy of a run that its launcher (pid {holder.pid}) trains {where}, or was moved from there"
     if holder.boot != address.boot():
         return "the machine was started anew since, or this is another one"
     return f"the launcher (pid {holder.pid}) is gone, and its processes with it"
@@ -308,92 +308,3 @@ def launcher_alive(run: RunDir, status: Status) -> bool:
         f"run {run.name}: its launcher (pid {status.launcher_pid}) lives in another container or on another host, and "
         "is not to be seen from here; give the command there"
     )
-
-
-def cut_edges(status: Status, *, patient: bool = False) -> list[str]:
-    """Edges over which nothing comes though both ends live, or over which nothing ever came before both ended, each as
-    who asks sees it. `patient`: but those that a child's own slow steps may keep silent.
-    """
-    rows = {row.component: row for row in status.components}
-    lines = []
-    for row in status.components:
-        for name, ends in row.peers.items():
-            asks = [end for end in ends if end.role == "child" and name in rows]
-            if patient:
-                slow_s = patience_s(round(1000 * START_UP_S), rows[name].step_ms_p99) if name in rows else 0.0
-                asks = [end for end in asks if end.state != "silent" or (end.heard_s or math.inf) > slow_s]
-            lines += [f"{row.component} → {name} {wrong}" for end in asks if (wrong := cut(row, rows[name], end))]
-    return lines
-
-
-def cut(row: ComponentStatus, child: ComponentStatus, end: Peer) -> str:
-    """What is wrong with an edge to a child, if anything is; while one is younger than `START_UP_S` it may not be open
-    yet, or again.
-    """
-    if row.state == child.state == "finished":
-        well = end.heard_s is not None
-    else:
-        young = any(each.state in UNBORN or each.elapsed_s < START_UP_S for each in (row, child))
-        well = young or end.state == "open" or row.state in FINAL or child.state in FINAL
-    if well:
-        return ""
-    refused = child.messages.dropped.get("bad-key", 0)
-    keys = f", and {child.component} refused {refused:,} connections (bad-key: wrong keys, or none)" if refused else ""
-    if end.heard_s is None:
-        return f"was never heard (unanswered){keys}"
-    return WRONG[end.state].format(end.heard_s + (row.last_seen_s or 0.0)) + keys
-
-
-def untrained(rows: Sequence[ComponentStatus]) -> str:
-    """Who finished without a step, if anybody did, and why: the minutes, or in stream wiring the run, were over before
-    its first, or nothing came from above.
-    """
-    over = [row for row in rows if row.kind == "trainer" and row.state == "finished" and row.exit_code is not None]
-    idle = [row for row in over if row.step == 0]
-    if not idle:
-        return ""
-    lost = "; ".join(filter(None, map(unfed, idle)))
-    names = ", ".join(row.component for row in idle)
-    return f"{names}: ended without a step: nothing is learnt there; {lost or 'train longer'}"
-
-
-def unfed(row: ComponentStatus) -> str:
-    """That nothing came to a component, if so; in a life shorter than `START_UP_S` it may have had no time to."""
-    dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(row.messages.dropped.items()) if count)
-    parents = ", ".join(peer for peer, ends in row.peers.items() if any(end.role == "parent" for end in ends))
-    if not parents or row.messages.received.get("activation") or (row.elapsed_s < START_UP_S and not dropped):
-        return ""
-    return f"nothing came from {parents} to {row.component}" + (f" (dropped: {dropped})" if dropped else "")
-
-
-def unheard(rows: Sequence[ComponentStatus]) -> str:
-    """Over which edges nothing ever came though both ends trained to the end, and for long enough: in a life shorter
-    than `START_UP_S` they may have had no time to meet. Stubs are silent where their script says so.
-    """
-    over = [row for row in rows if row.kind == "trainer" and row.state == "finished" and row.exit_code is not None]
-    met = {row.component: row.peers for row in over if row.elapsed_s >= START_UP_S}
-    edges = [
-        f"{name} → {child}"
-        for name, peers in met.items()
-        for child, ends in peers.items()
-        if child in met and any(end.role == "child" and end.heard_s is None for end in ends)
-    ]
-    why = "so nothing was learnt from each other there; all messages were kept away, as by a firewall on bus.host"
-    return f"{', '.join(edges)}: never heard, {why}" if edges else ""
-
-
-def lacking(rows: Sequence[ComponentStatus]) -> str:
-    """What keeps a run whose components have all finished from having done well, for people; empty: nothing."""
-    return "; ".join(filter(None, (untrained(rows), unheard(rows))))
-
-
-def exit_code_of(status: Status) -> int:
-    """0 healthy, finished, or stopped on request; 1 degraded: a component failed, stalls, restarts, cannot save what it
-    learns or ended without a step, an edge is cut or was never heard, or nobody knows, since the launcher does not say;
-    2 failed.
-    """
-    if status.state == "failed":
-        return 2
-    ill = any(row.state in ("failed", "stalled", "restarting") or row.checkpoint.trouble for row in status.components)
-    cut_off = status.state not in FINAL and cut_edges(status, patient=True)
-    return 1 if status.stale or ill or cut_off or lacking(status.components) else 0

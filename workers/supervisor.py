@@ -36,6 +36,7 @@ from workers.attempt import HELPER_ENDED, Attempt
 from workers.clock import Clock
 from workers.desk import Answer, Ask, Desk, Promise
 from workers.gather import Gathering
+from workers.health import lacking
 from workers.member import LEAVE_S, Member
 from workers.output import in_passing
 from workers.plan import Plan, ProcessPlan, unanswered, unscripted
@@ -206,7 +207,7 @@ class Supervisor:
                 together=self.plan.together,
                 gone=self._gone,
                 unscripted=unscripted(self.plan.config),
-                lacking=status_file.lacking(self.status.components),
+                lacking=lacking(self.status.components),
             )
             self._end(verdict.state, verdict.reason, verdict.exit_code)
             self._write()

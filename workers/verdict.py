@@ -42,7 +42,7 @@ def judge(
 ) -> Verdict:
     """The verdict on members that have all ended, of `run` as commands are told it; `stopped` says by what the run
     was stopped, if it was, `together` why nobody went on alone (`Plan.together`), and `gone` who was missed first.
-    `unscripted`: see `workers/plan.py`; `lacking`: see `workers/status.py`.
+    `unscripted`: see `workers/plan.py`; `lacking`: see `workers/health.py`.
     """
     failed = [member for member in members if member.over == "failed"]
     first = min(failed, key=lambda member: member.failed_at, default=None)

@@ -21,11 +21,12 @@ from configs.load import dump, load
 from fakes import component, status
 from mach.recipes import RECIPES
 from workers.commands import check_name, stop
+from workers.health import exit_code_of
 from workers.holder import noted
 from workers.plan import Plan, make_plan
 from workers.report import SAVING, Checkpoint
 from workers.rundir import RunDir
-from workers.status import Status, exit_code_of, reached, read, write
+from workers.status import Status, reached, read, write
 from workers.supervisor import Supervisor
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -112,7 +113,7 @@ def test_a_launcher_that_was_killed_before_it_wrote_a_status_is_gone(
     assert (found.state, exit_code_of(found)) == ("failed", 2)
     gone = f"the launcher (pid {launcher.pid}) is gone, and its processes with it, before status.json was written; "
     assert found.reason == f"{gone}mach resume {run.called} begins anew"
-    assert stop(run, signal.SIGTERM) == "run r has failed already"
+    assert stop(run, signal.SIGTERM) == f"run r has failed already: {found.reason}"
     write(run, ended())
     assert read(run).state == "stopped", "it changed nothing"
 

@@ -18,10 +18,13 @@ from click.testing import CliRunner
 from bus import address
 from cli import cli
 from configs.errors import NoSuchRun, RunError
+from configs.tree import Config
 from fakes import component
 from workers import screen
 from workers.commands import restart, stop
 from workers.finding import find_component, find_run
+from workers.health import exit_code_of, lacking, untrained
+from workers.plan import make_plan
 from workers.report import Accuracies, Checkpoint, Losses, Messages, Peer, Spread, Staleness
 from workers.rundir import RunDir
 from workers.status import (
@@ -29,11 +32,8 @@ from workers.status import (
     ComponentStatus,
     Failure,
     Status,
-    exit_code_of,
-    lacking,
     reached,
     read,
-    untrained,
     write,
 )
 from workers.victims import running
@@ -207,11 +207,14 @@ def test_a_run_without_its_launcher_has_failed(tmp_path: Path) -> None:
 def test_a_copy_of_a_run_that_goes_on_is_not_taken_for_it(tmp_path: Path, hold: Hold) -> None:
     """Or `mach stop COPY` would stop the run that it was copied of, whose launcher stands in its files."""
     run = hold(run_with(tmp_path, status()))
+    run.plan.write_bytes(msgspec.json.encode(make_plan(Config(), run="r", directory=run.path, sockets=tmp_path)))
     copy = RunDir(shutil.copytree(run.path, tmp_path / "copy"))
     found = read(copy, now=1010.0)
     assert (read(run, now=1010.0).state, found.state, found.components[0].state) == ("training", "failed", "failed")
-    assert found.reason.startswith(f"this is a copy of a run that its launcher (pid {os.getpid()}) trains elsewhere; ")
-    assert stop(copy, signal.SIGTERM) == "run copy has failed already"
+    assert found.reason.startswith(
+        f"this is a copy of a run that its launcher (pid {os.getpid()}) trains in {run.path}, or was "
+    )
+    assert stop(copy, signal.SIGTERM) == f"run copy has failed already: {read(copy, now=1010.0).reason}"
     with pytest.raises(RunError, match="nothing to restart"):
         restart(copy, "c0")
     with pytest.raises(RunError, match="nothing to be hit"):
