@@ -134,8 +134,8 @@ def body(process: ProcessPlan, plan: Plan, control: Control) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Blocked by the forkserver. In lock-step nobody leaves alone: the launcher, which is told as well, gathers all.
     signal.signal(signal.SIGTERM, control.order_nothing if plan.lockstep else control.order_stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     faulthandler.register(signal.SIGUSR1, all_threads=True)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGUSR1})
     os.environ["CUDA_VISIBLE_DEVICES"] = "" if process.device == "cpu" else process.device
     line(f"{process.name}: incarnation {control.incarnation}, pid {os.getpid()}, device {process.device}")
     import torch

@@ -51,9 +51,10 @@ TICK_S = 0.25
 SAME_S = 0.5
 """A Ctrl-C that comes no later after the first signal is that one again: `timeout -s INT` sends it to the launcher, and
 at once to its whole group."""
-QUIET = {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM}
-"""Blocked in the forkserver, and so in components, which let SIGTERM through again: a terminal, `timeout` or a service
-manager sends them to all processes at once, and stopping is the launcher's business."""
+QUIET = {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+"""Blocked in the forkserver, and so in components, which let SIGTERM and SIGUSR1 through again: a terminal, `timeout`,
+a service manager, or a scheduler whose time is nearly over (SIGUSR1, SIGUSR2) sends them to all processes at once, and
+stopping is the launcher's business."""
 
 
 def warm() -> None:
@@ -157,8 +158,8 @@ class Supervisor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing stays: no process, no socket, no signal handler. But a second SIGTERM or SIGHUP changes nothing even
-        now: the verdict is yet to be told.
+        """Nothing stays: no process, no socket, no signal handler. But one that only stops, and comes a second time,
+        changes nothing even now: the verdict is yet to be told.
         """
         for member in self.members:
             member.kill("killed with its launcher")
@@ -168,7 +169,7 @@ class Supervisor:
             signal.set_wakeup_fd(self._earlier_bell)
         while self._handlers:
             number, handler = self._handlers.popitem()
-            told = (self._signalled_s is not None or self._signals) and number in (signal.SIGTERM, signal.SIGHUP)
+            told = (self._signalled_s is not None or self._signals) and number not in (signal.SIGINT, signal.SIGQUIT)
             signal.signal(number, signal.SIG_IGN if told else handler)  # type: ignore[arg-type]
         self._bell.close()
         self._bell_end.close()
@@ -297,7 +298,7 @@ class Supervisor:
 
     def _obey(self) -> None:
         """The first signal stops the run cleanly; SIGQUIT, or a Ctrl-C more than SAME_S after it, at once. A second
-        SIGTERM or SIGHUP changes nothing: `timeout` and shells send it to the launcher, and then to its whole group.
+        one of the others changes nothing: `timeout` and shells send it to the launcher, and then to its whole group.
         """
         signals, self._signals = self._signals, []
         for number, came_s in signals:

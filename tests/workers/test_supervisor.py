@@ -28,7 +28,7 @@ from workers.output import UNREAD, Output, Unwritable
 from workers.plan import ProcessPlan, make_plan
 from workers.rundir import RunDir
 from workers.status import read
-from workers.supervisor import SAME_S, Supervisor, orphans
+from workers.supervisor import QUIET, SAME_S, Supervisor, orphans
 
 
 class FakeTime:
@@ -347,6 +347,27 @@ def test_a_first_signal_stops_cleanly_also_when_the_reader_left_before_it(
         assert [life.orders() for life in lives] == [expected] * 2
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_what_a_scheduler_sends_before_the_time_is_over_stops_cleanly(
+    lockstep: tuple[Supervisor, list[Life]], number: signal.Signals
+) -> None:
+    supervisor, lives = lockstep
+    before = {each: signal.getsignal(each) for each in QUIET}
+    supervisor._listen()
+    try:
+        signal.raise_signal(number)
+        supervisor._obey()
+        assert [life.orders() for life in lives] == [["gather"]] * 2
+        assert supervisor.reason == f"by {number.name}"
+        for member in supervisor.members:
+            member.over = "stopped"
+        supervisor.__exit__(None, None, None)
+        assert signal.getsignal(number) == signal.SIG_IGN, "a second one does not cost the verdict"
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
 def test_a_second_sigterm_hurries_nobody(lockstep: tuple[Supervisor, list[Life]]) -> None:
     """`timeout` sends one to the launcher and then one to its group."""
     supervisor, lives = lockstep
@@ -384,7 +405,7 @@ def test_a_second_sigterm_after_the_end_does_not_cost_the_verdict(
 ) -> None:
     """It comes as soon as `timeout` has sent the first, and a run may have little left to do."""
     supervisor, _ = lockstep
-    before = signal.getsignal(signal.SIGTERM)
+    before = {each: signal.getsignal(each) for each in QUIET}
     supervisor._listen()
     try:
         signal.raise_signal(signal.SIGTERM)
@@ -395,7 +416,8 @@ def test_a_second_sigterm_after_the_end_does_not_cost_the_verdict(
         supervisor.__exit__(None, None, None)
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def test_a_hangup_that_nohup_has_it_ignore_stays_ignored(lockstep: tuple[Supervisor, list[Life]]) -> None:
