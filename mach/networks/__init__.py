@@ -34,9 +34,9 @@ that does not read the data is called with (activation, x); with `--set method.c
 Dropout and batch normalisation work as in any training: batches are trained on in the modes in which the factory left
 its modules, and whatever else is computed is in evaluation mode (`mach/modes.py`).
 For `method.momentum_head` an encoder shows its first layer (`opening`, see `mach/momentum.py`), and the joiner is as
-wide as `place.joined(a)` says. What networks learn beside parameters has to be in buffers that torch saves: one with
-`persistent=False` begins anew in every restart, resume and export. One that is changed in place is to be cloned where a
-graph goes through it.
+wide as `place.joined(a)` says. What networks learn beside parameters has to be in buffers that torch saves, neither in
+one with `persistent=False`, which is for constants, nor in an attribute: what computes something else once it is loaded
+is refused. One that is changed in place is to be cloned where a graph goes through it.
 """
 
 from collections.abc import Callable, Mapping, Sequence

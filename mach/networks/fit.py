@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from configs.errors import ConfigError
 from mach.component import Component
@@ -37,8 +37,8 @@ def check_fit(component: Component, place: Place) -> None:
                 "and the like",
             )
     with torch.no_grad(), evaluating(component.modules()):
-        s, e, z = through(component, place, come)
-    for name, each in s.items():
+        _, *s, e, z = through(component, place, come).values()
+    for name, each in zip(place.children, s, strict=True):
         if each.shape != e.shape:
             raise wrong(
                 place,
@@ -63,17 +63,22 @@ def check_fit(component: Component, place: Place) -> None:
             )
 
 
-def through(
-    component: Component, place: Place, come: Sequence[Tensor], when: str = ""
-) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """What every student, the joiner and the head make of what comes; `when`: for an error."""
+def through(component: Component, place: Place, come: Sequence[Tensor], when: str = "") -> dict[str, Tensor]:
+    """What each of `parts_of` makes of what comes; `when`: for an error."""
     a = ran(place, f"{when}the encoder", lambda: component.encoder(*come), *come, encodes=True)
     s = {
         name: ran(place, f"{when}the student of {name}", partial(student, a), a)
         for name, student in component.students.items()
     }
     e = ran(place, f"{when}the joiner", lambda: component.embed(a, s), a, *s.values())
-    return s, e, ran(place, f"{when}the head", lambda: component.classify(e), e)
+    z = ran(place, f"{when}the head", lambda: component.classify(e), e)
+    return dict(zip(parts_of(component), (a, *s.values(), e, z), strict=True))
+
+
+def parts_of(component: Component) -> dict[str, nn.Module]:
+    """By what an error calls them, in the order in which they run."""
+    students = {f"student of {name}": student for name, student in component.students.items()}
+    return {"encoder": component.encoder, **students, "joiner": component.joiner, "head": component.head}
 
 
 def as_in_training(component: Component, place: Place) -> None:
@@ -92,8 +97,9 @@ def as_in_training(component: Component, place: Place) -> None:
     ends: list[Tensor] = []
     with aside(), torch.enable_grad():
         for _ in range(2):
-            s, e, z = through(twin, place, come, "in training ")
-            ends += [*s.values(), e, z]
+            _, *given = through(twin, place, come, "in training ").values()
+            ends += given
+        z = ends[-1]
         if place.judged and not z.requires_grad and any(each.requires_grad for each in twin.parameters()):
             raise wrong(
                 place,
@@ -108,14 +114,58 @@ def as_in_training(component: Component, place: Place) -> None:
                 f"in training no gradients come of two batches: {told_of(error)}; a buffer that is changed in place "
                 "cannot stand in a graph as well: clone the buffer there (x / self.scale.clone())",
             ) from error
+        if ":" in place.model.family:  # what ours learn is in parameters
+            check_kept(component, twin, place)
 
 
-def what_comes(place: Place) -> list[Tensor]:
-    """What an encoder at this place is called with, made of zeros."""
+def check_kept(component: Component, twin: Component, place: Place) -> None:
+    """What a copy comes to by training is in its state dict: what is loaded and resumed computes the same.
+
+    Raises:
+        ConfigError: something else has changed that it computes with; names the buffer, if it is one.
+    """
+    with torch.no_grad():
+        come = what_comes(place, ramp=True)
+        through(twin, place, come, "in training ")
+        loaded, kept = copy.deepcopy(component), twin.state_dict()
+        try:
+            loaded.load_state_dict(kept)
+        except RuntimeError as error:
+            raise wrong(place, f"its state after a batch fits none that is built anew: {told_of(error)}") from error
+        given = []
+        for each in (twin, twin, loaded):  # twice: one that always draws, from a generator of its own, tells nothing
+            with aside(0), evaluating(each.modules()):
+                given.append([*through(each, place, come, "after a batch ").values()])
+    first, again, other = given
+    if alike(first, other) or not alike(first, again):
+        return
+    now = dict(loaded.named_buffers())
+    lost = [name for name, each in twin.named_buffers() if name not in kept and not alike([each], [now[name]])]
+    what = f"its buffer {lost[0]} (persistent=False)" if lost else "something that is no buffer, as a plain attribute,"
+    raise wrong(
+        place,
+        f"{what} changes in training and is in no state_dict, so that what is exported, or resumed, computes something "
+        f"else than what was trained: {'leave out persistent=False' if lost else 'register_buffer what must last'}",
+    )
+
+
+def alike(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether these are the same numbers, but for the order in which they were added."""
+    return all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True)
+        for a, b in zip(some, others, strict=True)
+    )
+
+
+def what_comes(place: Place, *, ramp: bool = False) -> list[Tensor]:
+    """What an encoder at this place is called with, made of zeros; `ramp`: of all sorts of numbers, not drawn."""
     x = torch.zeros(ROWS, *place.sample_shape, dtype=torch.int64 if place.symbols else torch.float32)
-    if place.incoming is None:
-        return [x]
-    return [torch.zeros(ROWS, *place.incoming), x][: 1 + place.context]
+    come = [x] if place.incoming is None else [torch.zeros(ROWS, *place.incoming), x][: 1 + place.context]
+    for each in come if ramp else ():
+        n = each.numel()
+        ramped = torch.linspace(-1, 2, n) if each.is_floating_point() else torch.arange(n) % place.symbols
+        each.copy_(ramped.view_as(each))
+    return come
 
 
 def activation_shape(component: Component, place: Place) -> tuple[int, ...]:

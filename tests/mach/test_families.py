@@ -375,6 +375,58 @@ def test_a_buffer_that_changes_under_a_graph_is_refused_before_the_first_step(
         made(place)
 
 
+class Centred(nn.Module):
+    """Takes off a running mean, which it keeps in a buffer or in an attribute."""
+
+    def __init__(self, kept: str) -> None:
+        super().__init__()
+        self.moves = kept != "constant"
+        if kept != "attribute":
+            self.register_buffer("mean", torch.zeros(E), persistent=kept == "persistent")
+        else:
+            self.mean: Any = torch.zeros(E)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.moves:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(dim=0)
+        return x - self.mean
+
+
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        ("persistent", ""),
+        ("constant", ""),
+        ("passing", r"its buffer (joiner|head)\.\d\.mean \(persistent=False\) changes .*: leave out persistent=False$"),
+        ("attribute", r"something that is no buffer, .*: register_buffer what must last$"),
+    ],
+)
+def test_what_changes_in_training_and_is_in_no_state_dict_is_refused(
+    own: types.ModuleType, kept: str, said: str, part: int
+) -> None:
+    """What is loaded or resumed would compute something else. Also where zeros would not change it."""
+    ends = [nn.Linear(4, E, bias=False), nn.Linear(E, K, bias=False)]
+    ends[part] = nn.Sequential(*(ends[part], Centred(kept))[:: 1 - 2 * part])
+    own.__dict__["make"] = lambda place: Component(nn.Flatten(), *ends, {})
+    drawn = torch.get_rng_state()
+    with pytest.raises(ConfigError, match=said) if said else nullcontext():
+        build(model("own:make"), (4,), K)
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_one_that_always_draws_from_its_own_generator_is_not_refused(own: types.ModuleType) -> None:
+    class Noisy(nn.Linear):
+        drawn = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.drawn += 1
+            return super().forward(x) + torch.randn(E, generator=torch.Generator().manual_seed(self.drawn))
+
+    own.__dict__["make"] = lambda place: Component(nn.Flatten(), Noisy(4, E), nn.Linear(E, K), {})
+    build(model("own:make"), (4,), K)
+
+
 class Detached(nn.Linear):
     """Learns nothing, and hides what is before it."""
 
