@@ -86,8 +86,11 @@ def as_in_training(component: Component, place: Place) -> None:
     statistics. Two batches, then a backward pass: most recipes step down the terms of several.
 
     Raises:
-        ConfigError: as `check_fit`, or of a part that changes what its graphs need.
+        ConfigError: as `check_fit`, or of weights that nothing comes of, or a part that changes what its graphs need.
     """
+    theirs = ":" in place.model.family
+    if theirs:
+        check_weights(component, place)
     try:
         twin = copy.deepcopy(component)
     except Exception:  # torch's old weight_norm, or anybody's code: it may train, so long as nobody copies it
@@ -97,15 +100,15 @@ def as_in_training(component: Component, place: Place) -> None:
     ends: list[Tensor] = []
     with aside(), torch.enable_grad():
         for _ in range(2):
-            _, *given = through(twin, place, come, "in training ").values()
-            ends += given
-        z = ends[-1]
-        if place.judged and not z.requires_grad and any(each.requires_grad for each in twin.parameters()):
-            raise wrong(
-                place,
-                "in training its logits have no gradient, though it has weights to learn: leave torch.no_grad(), "
-                ".detach(), .data and .numpy() out of joiner and head",
-            )
+            given = through(twin, place, come, "in training ")
+            ends += list(given.values())
+        for part, network in (parts_of(twin) | ({"head": twin} if place.judged else {})).items():
+            if not given[part].requires_grad and any(each.requires_grad for each in network.parameters()):
+                raise wrong(
+                    place,
+                    f"in training what the {part} gives has no gradient, though there are weights to learn: leave "
+                    "torch.no_grad(), .detach(), .data and .numpy() out of it, or freeze them (.requires_grad_(False))",
+                )
         try:
             torch.autograd.backward([each.sum() for each in ends if each.requires_grad])
         except Exception as error:
@@ -114,8 +117,27 @@ def as_in_training(component: Component, place: Place) -> None:
                 f"in training no gradients come of two batches: {told_of(error)}; a buffer that is changed in place "
                 "cannot stand in a graph as well: clone the buffer there (x / self.scale.clone())",
             ) from error
-        if ":" in place.model.family:  # what ours learn is in parameters
+        if theirs:  # what ours learn is in parameters
             check_kept(component, twin, place)
+
+
+def check_weights(component: Component, place: Place) -> None:
+    """There are some, of one that is judged some that are not frozen, and those are numbers.
+
+    Raises:
+        ConfigError: nothing could be learnt.
+    """
+    weights = dict(component.named_parameters())
+    if not weights or (place.judged and not any(each.requires_grad for each in weights.values())):
+        lack = "all of its weights are frozen" if weights else "no part has weights"
+        raise wrong(place, f"{lack}, so that it would learn nothing: let its joiner and head have some to learn")
+    for name, weight in weights.items():
+        if weight.requires_grad and not weight.isfinite().all():
+            raise wrong(
+                place,
+                f"its weight {name} is not finite before the first step, and nothing that is learnt with it would be: "
+                "initialise it (torch.empty does not)",
+            )
 
 
 def check_kept(component: Component, twin: Component, place: Place) -> None:

@@ -1,0 +1,159 @@
+"""Networks of one's own, tried out: what could not learn, or would not be what was trained once it is loaded."""
+
+import math
+import sys
+import types
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from built import build
+from configs.errors import ConfigError
+from configs.tree import Model
+from mach.component import Component
+from mach.networks.place import Place
+
+E, K = 8, 5
+OWN = Model(family="own:make", embedding=E)
+PARTS: dict[str, Any] = {
+    "encoder": lambda: nn.Flatten(),
+    "joiner": lambda: nn.Linear(4 + E, E),
+    "head": lambda: nn.Linear(E, K),
+    "student": lambda: nn.Linear(4, E),
+}
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    module = types.ModuleType("own")
+    monkeypatch.setitem(sys.modules, "own", module)
+    return module
+
+
+class Centred(nn.Module):
+    """Takes off a running mean, which it keeps in a buffer or in an attribute."""
+
+    def __init__(self, kept: str) -> None:
+        super().__init__()
+        self.moves = kept != "constant"
+        if kept != "attribute":
+            self.register_buffer("mean", torch.zeros(E), persistent=kept == "persistent")
+        else:
+            self.mean: Any = torch.zeros(E)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.moves:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(dim=0)
+        return x - self.mean
+
+
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        ("persistent", ""),
+        ("constant", ""),
+        ("passing", r"its buffer (joiner|head)\.\d\.mean \(persistent=False\) changes .*: leave out persistent=False$"),
+        ("attribute", r"something that is no buffer, .*: register_buffer what must last$"),
+    ],
+)
+def test_what_changes_in_training_and_is_in_no_state_dict_is_refused(
+    own: types.ModuleType, kept: str, said: str, part: int
+) -> None:
+    """What is loaded or resumed would compute something else. Also where zeros would not change it."""
+    ends = [nn.Linear(4, E, bias=False), nn.Linear(E, K, bias=False)]
+    ends[part] = nn.Sequential(*(ends[part], Centred(kept))[:: 1 - 2 * part])
+    own.__dict__["make"] = lambda place: Component(nn.Flatten(), *ends, {})
+    drawn = torch.get_rng_state()
+    with pytest.raises(ConfigError, match=said) if said else nullcontext():
+        build(OWN, (4,), K)
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_one_that_always_draws_from_its_own_generator_is_not_refused(own: types.ModuleType) -> None:
+    class Noisy(nn.Linear):
+        drawn = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.drawn += 1
+            return super().forward(x) + torch.randn(E, generator=torch.Generator().manual_seed(self.drawn))
+
+    own.__dict__["make"] = lambda place: Component(nn.Flatten(), Noisy(4, E), nn.Linear(E, K), {})
+    build(OWN, (4,), K)
+
+
+class Detached(nn.Linear):
+    """Learns nothing, and hides what is before it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).detach()
+
+
+class Blind(nn.Linear):
+    """Keeps no graph."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().forward(x)
+
+
+@pytest.mark.parametrize("part", list(PARTS))
+def test_a_part_with_weights_that_could_never_learn_is_refused_and_may_be_frozen(
+    own: types.ModuleType, part: str
+) -> None:
+    wide = {"encoder": (4, 4), "joiner": (4 + E, E), "head": (E, K), "student": (4, E)}
+
+    def make(place: Place, *, freezes: bool = False) -> Component:
+        blind: nn.Module = (Detached if part == "head" else Blind)(*wide[part])
+        parts = {name: each() for name, each in PARTS.items()} | {part: blind.requires_grad_(not freezes)}
+        return Component(parts["encoder"], parts["joiner"], parts["head"], {"c1": parts["student"]})
+
+    own.__dict__["make"] = make
+    with pytest.raises(ConfigError, match=rf"what the {part}.* gives has no gradient, though .*: leave torch\.no_grad"):
+        build(OWN, (4,), K, ("c1",))
+    own.__dict__["make"] = partial(make, freezes=True)
+    with pytest.raises(ConfigError, match="the head gives") if part == "head" else nullcontext():
+        build(OWN, (4,), K, ("c1",))
+
+
+class First(nn.Module):
+    """As many as asked for of what comes."""
+
+    def __init__(self, many: int) -> None:
+        super().__init__()
+        self.many = many
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, : self.many]
+
+
+def frozen(component: Component) -> Component:
+    return component.requires_grad_(requires_grad=False)
+
+
+def spoilt(component: Component) -> Component:
+    nn.init.constant_(component.head.bias, math.nan)  # type: ignore[arg-type]
+    return component
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda *parts: Component(nn.Flatten(), First(E), First(K), {}), "no part has weights, so that it would learn"),
+        (lambda *parts: frozen(Component(*parts, {})), "all of its weights are frozen, so that it would learn nothing"),
+        (lambda *parts: spoilt(Component(*parts, {})), "its weight head.bias is not finite before the first step"),
+    ],
+)
+def test_a_network_that_nothing_could_be_learnt_with_is_refused(own: types.ModuleType, make: Any, said: str) -> None:
+    own.__dict__["make"] = lambda place: make(nn.Flatten(), nn.Linear(9, E), nn.Linear(E, K))
+    with pytest.raises(ConfigError, match=f"'own:make' makes no component c0 that works: {said}"):
+        build(OWN, (9,), K)
+
+
+def test_a_section_without_a_loss_of_its_own_may_be_frozen(own: types.ModuleType) -> None:
+    own.__dict__["make"] = lambda place: frozen(Component(nn.Flatten(), nn.Linear(4, E), nn.Linear(E, K), {}))
+    assert build(OWN, (4,), K, judged=False).training
