@@ -203,6 +203,7 @@ def component_place(config: Config, index: int, children: Sequence[str], dataset
         symbols=dataset.symbols,
         labels=tuple(dataset.train_labels.shape[1:]) if dataset.train_labels.numel() else None,
         judged=config.method.heads == "every" or not graph[index],
+        rows=config.train.batch_size,
     )
 
 

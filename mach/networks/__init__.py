@@ -71,6 +71,7 @@ def place_of(
     symbols: int = 0,
     labels: tuple[int, ...] | None = None,
     judged: bool = True,
+    rows: int = 2,
 ) -> Place:
     """Where component `index` stands.
 
@@ -81,7 +82,9 @@ def place_of(
     Raises:
         ConfigError: as `made`, of an ancestor.
     """
-    place = Place(model, tuple(sample_shape), classes, wiring=wiring, context=context, symbols=symbols, labels=labels)
+    place = Place(
+        model, tuple(sample_shape), classes, wiring=wiring, context=context, symbols=symbols, labels=labels, rows=rows
+    )
     with aside():
         for ancestor in ancestors:
             place = replace(place, index=ancestor, judged=False)

@@ -141,14 +141,15 @@ def check_weights(component: Component, place: Place) -> None:
 
 
 def check_kept(component: Component, twin: Component, place: Place) -> None:
-    """What a copy comes to by training is in its state dict: what is loaded and resumed computes the same.
+    """What a copy comes to by a batch as large as in training is in its state dict: what is loaded computes the same.
 
     Raises:
-        ConfigError: something else has changed that it computes with; names the buffer, if it is one.
+        ConfigError: something else has changed that it computes with; names the buffer, if it is one. Or a part that
+            does not take as many.
     """
     with torch.no_grad():
-        come = what_comes(place, ramp=True)
-        through(twin, place, come, "in training ")
+        batch, come = what_comes(place, place.rows, ramp=True), what_comes(place, ramp=True)
+        through(twin, place, batch, f"in training with train.batch_size={place.rows} ")
         loaded, kept = copy.deepcopy(component), twin.state_dict()
         try:
             loaded.load_state_dict(kept)
@@ -179,10 +180,10 @@ def alike(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     )
 
 
-def what_comes(place: Place, *, ramp: bool = False) -> list[Tensor]:
+def what_comes(place: Place, rows: int = ROWS, *, ramp: bool = False) -> list[Tensor]:
     """What an encoder at this place is called with, made of zeros; `ramp`: of all sorts of numbers, not drawn."""
-    x = torch.zeros(ROWS, *place.sample_shape, dtype=torch.int64 if place.symbols else torch.float32)
-    come = [x] if place.incoming is None else [torch.zeros(ROWS, *place.incoming), x][: 1 + place.context]
+    x = torch.zeros(rows, *place.sample_shape, dtype=torch.int64 if place.symbols else torch.float32)
+    come = [x] if place.incoming is None else [torch.zeros(rows, *place.incoming), x][: 1 + place.context]
     for each in come if ramp else ():
         n = each.numel()
         ramped = torch.linspace(-1, 2, n) if each.is_floating_point() else torch.arange(n) % place.symbols
@@ -214,9 +215,9 @@ def ran(place: Place, part: str, run: Callable[[], Tensor], *got: Tensor, encode
                 "method.context=false"
             )
         raise wrong(place, f"{part} does not take {shapes}: {told}") from error
-    if not isinstance(given, Tensor) or given.dim() < 2 or len(given) != ROWS:
+    if not isinstance(given, Tensor) or given.dim() < 2 or len(given) != len(got[0]):
         what = shape(given) if isinstance(given, Tensor) else f"a {type(given).__name__}"
-        raise wrong(place, f"{part} gives {what} for {shapes}, where a batch of {ROWS} vectors is needed")
+        raise wrong(place, f"{part} gives {what} for {shapes}, where a batch of {len(got[0])} vectors is needed")
     passes_symbols = encodes and place.tokens and place.wiring == "skip"  # to nobody but its own parts
     if not given.is_floating_point() and not passes_symbols:
         raise wrong(place, f"{part} gives {shape(given)} for {shapes}, where quantities are needed: make them float32")

@@ -38,6 +38,8 @@ class Place:
     when a network is read back from a file. Nothing may be built by it."""
     judged: bool = True
     """Whether the head has a loss, and so must give logits for every label."""
+    rows: int = 2
+    """Samples of a batch that it is trained on. Nothing may be built by it."""
 
     @property
     def reads_data(self) -> bool:

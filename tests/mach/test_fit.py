@@ -27,6 +27,13 @@ PARTS: dict[str, Any] = {
 }
 
 
+class Few(nn.Linear):
+    """Never answers more than two at once."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[:2])
+
+
 @pytest.fixture
 def own(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     module = types.ModuleType("own")
@@ -157,3 +164,24 @@ def test_a_network_that_nothing_could_be_learnt_with_is_refused(own: types.Modul
 def test_a_section_without_a_loss_of_its_own_may_be_frozen(own: types.ModuleType) -> None:
     own.__dict__["make"] = lambda place: frozen(Component(nn.Flatten(), nn.Linear(4, E), nn.Linear(E, K), {}))
     assert build(OWN, (4,), K, judged=False).training
+
+
+@pytest.mark.parametrize(
+    ("rows", "head", "said"),
+    [
+        (1, nn.BatchNorm1d(E), r"train\.batch_size=1 the head does not take \[1, 8\]: Expected more than 1 value per"),
+        (
+            3,
+            Few(E, K),
+            r"in training with train\.batch_size=3 the head gives \[2, 5\] for \[3, 8\], where a batch of 3 vectors",
+        ),
+        (2, nn.Sequential(nn.BatchNorm1d(E), Few(E, K)), ""),
+    ],
+)
+def test_a_batch_is_tried_out_that_is_as_large_as_in_training(
+    own: types.ModuleType, rows: int, head: nn.Module, said: str
+) -> None:
+    ends = nn.Linear(4, E), nn.Sequential(head, nn.Linear(E, K) if isinstance(head, nn.BatchNorm1d) else nn.Identity())
+    own.__dict__["make"] = lambda place: Component(nn.Flatten(), *ends, {})
+    with pytest.raises(ConfigError, match=said) if said else nullcontext():
+        build(OWN, (4,), K, rows=rows)
