@@ -2,15 +2,19 @@
 
 Data are loaded and every component is built as in a launch, one after the other, on the CPU; none trains. That needs
 torch, so it is done in one process of its own (`python -m workers.tryout`), which finds modules where the launcher
-does. Law: a mistake is the same sentence here and there.
+does. What users' code prints goes to standard error. Laws: a mistake is the same sentence here and there; it ends,
+whatever users' code does: what hangs as long as a component may (`supervise.starting_ms`) is given up.
 """
 
+import faulthandler
 import importlib
 import os
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
@@ -23,6 +27,9 @@ if TYPE_CHECKING:
     from mach.data import Dataset
 
 
+ELSE = "launched without --dry-run, it leaves a log that tells more"
+
+
 def check(plan: Plan) -> None:
     """Try out the data and the networks of a plan.
 
@@ -31,20 +38,17 @@ def check(plan: Plan) -> None:
     """
     command = [sys.executable, "-P", "-m", "workers.tryout"]
     places = os.environ | {"PYTHONPATH": os.pathsep.join(place or os.getcwd() for place in sys.path)}
-    done = subprocess.run(command, input=msgspec.json.encode(plan), capture_output=True, env=places)
+    asked = msgspec.json.encode(plan)
+    done = subprocess.run(command, input=asked, stdout=subprocess.PIPE, env=places, process_group=0)  # hears no Ctrl-C
     if done.stdout:
         raise ConfigError(done.stdout.decode())
     if done.returncode:
-        last = (done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
         how = f"with {done.returncode}" if done.returncode > 0 else f"by {signal.Signals(-done.returncode).name}"
-        raise ConfigError(
-            f"the process that tried out data and networks ended {how}: {last}; launched without --dry-run, it leaves "
-            "a log that tells more"
-        )
+        raise ConfigError(f"the process that tried out data and networks ended {how}; {ELSE}")
 
 
-def build(plan: Plan) -> None:
-    """Everybody who trains, and what each needs from its first step on.
+def build(plan: Plan, begin: Callable[[], None] = lambda: None) -> None:
+    """Everybody who trains, and what each needs from its first step on; `begin` is called before each of them.
 
     Raises:
         ConfigError, DataError: as in a launch.
@@ -57,9 +61,11 @@ def build(plan: Plan) -> None:
     from workers.trainer import assemble
 
     torch.set_num_threads(plan.config.threads)
+    begin()
     dataset, bus = load(plan.config.data), VirtualBus(latency_s=0.0, jitter_s=0.0, seed=0)
     for process in plan.processes:
         if process.kind == "trainer":
+            begin()
             learner = learner_of(plan.config, process.index, process.children, dataset, torch.device("cpu"))
             assemble(plan, process, learner, mailbox(plan, process, bus, dataset), dataset)
 
@@ -77,12 +83,34 @@ def mailbox(plan: Plan, process: ProcessPlan, bus: "VirtualBus", dataset: "Datas
     )
 
 
+def tried(plan: Plan) -> tuple[str, int]:
+    """What a launch would be refused for, if anything, and the exit code of it."""
+    limit_s = plan.config.supervise.starting_ms / 1000
+
+    def give_up(*_: object) -> NoReturn:
+        raise TimeoutError(f"made no progress for {limit_s:.1f} s, supervise.starting_ms: hung")
+
+    def begin() -> None:
+        signal.setitimer(signal.ITIMER_REAL, limit_s)
+        faulthandler.dump_traceback_later(2 * limit_s, exit=True)  # what catches all errors, or lets no Python run
+
+    signal.signal(signal.SIGALRM, give_up)
+    try:
+        build(plan, begin)
+    except MachError as error:
+        return str(error), error.exit_code
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        return f"data and networks could not be tried out: {what}; {ELSE}", 1
+    return "", 0
+
+
 if __name__ == "__main__":
     importlib.import_module("workers.tether")  # nobody reads the answer of one whose command was killed
     answer = os.dup(1)
     os.dup2(2, 1)  # what a user's own module prints is no answer
-    try:
-        build(msgspec.json.decode(sys.stdin.buffer.read(), type=Plan))
-    except MachError as error:
-        os.write(answer, str(error).encode())
-        sys.exit(error.exit_code)
+    told, code = tried(msgspec.json.decode(sys.stdin.buffer.read(), type=Plan))
+    os.write(answer, told.encode())
+    with suppress(OSError):
+        sys.stdout.flush()
+    os._exit(code)  # Python would wait for threads of a user's own

@@ -84,10 +84,10 @@ def test_the_process_of_its_own_says_it_and_nothing_else(own: Path, monkeypatch:
 def test_a_process_that_breaks_is_one_sentence(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(own.parent)
     own.write_text("import os\n\ndef data(data):\n    os.kill(os.getpid(), 9)\n")
-    with pytest.raises(ConfigError, match=r"ended by SIGKILL: it said nothing; launched without --dry-run, it leaves"):
+    with pytest.raises(ConfigError, match=r"networks ended by SIGKILL; launched without --dry-run, it leaves"):
         tryout.check(plan_of("data.source=mine:data"))
     monkeypatch.setattr("sys.executable", "/bin/false")
-    with pytest.raises(ConfigError, match="ended with 1: it said nothing"):
+    with pytest.raises(ConfigError, match="ended with 1; launched without"):
         tryout.check(plan_of())
 
 
@@ -98,8 +98,38 @@ def test_a_factory_that_raises_is_the_users_mistake_with_the_place_of_it(
     words = ("--components", "2", "--gpus", "cpu", "--set", "model.family=mine:boom", "--runs", str(tmp_path / "runs"))
     done = mach("launch", *words, *dry)
     told = f"mach: model.family: 'mine:boom' raised KeyError: 'layer' ({own}, line 10, in helper)\n"
-    assert (done.returncode, done.stderr) == (2, told)
+    assert (done.returncode, done.stderr) == (2, "what this prints is no answer\n" * len(dry) + told)
     assert (tmp_path / "runs").exists() != bool(dry)
+
+
+def test_what_hangs_is_given_up_and_where_it_does_is_told(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(own.parent)
+    own.write_text("import signal\n\ndef hang(place):\n    signal.pause()\n")
+    said = r"'mine:hang' raised TimeoutError: made no progress for 0\.5 s, .*: hung \(.*mine\.py, line 4, in hang\)$"
+    with pytest.raises(ConfigError, match=said):
+        tryout.check(plan_of("model.family=mine:hang", "supervise.starting_ms=500"))
+
+
+def test_what_hangs_and_minds_no_error_is_given_up_too(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(own.parent)
+    own.write_text(
+        "import signal\n\ndef hang(place):\n    while True:\n"
+        "        try:\n            signal.pause()\n        except Exception:\n            continue\n"
+    )
+    with pytest.raises(ConfigError, match="ended with 1; launched without"):
+        tryout.check(plan_of("model.family=mine:hang", "supervise.starting_ms=500"))
+
+
+def test_threads_and_processes_that_a_factory_leaves_keep_nobody(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(own.parent)
+    os.mkfifo(door := own.parent / "door")
+    own.write_text(
+        "import subprocess, threading\nfrom mach.networks.mlp import mlp\n\ndef busy(place):\n"
+        "    threading.Thread(target=threading.Event().wait).start()\n"
+        f"    subprocess.Popen(['cat', {str(door)!r}])\n    return mlp(place)\n"
+    )
+    tryout.check(plan_of("n_components=1", "model.family=mine:busy"))
+    door.open("w").close()  # the process that was left reads its end
 
 
 def test_it_ends_with_the_command_that_asked(own: Path, tmp_path: Path) -> None:
