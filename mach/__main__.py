@@ -85,6 +85,18 @@ def fill() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free: this one
 
 
+def leave(code: int) -> None:
+    """End with this code. Python would wait for threads that a user's own code has left, which may never end."""
+    threading = sys.modules.get("threading")
+    if threading is None or all(each.daemon or each is threading.main_thread() for each in threading.enumerate()):
+        sys.exit(code)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
 def main() -> None:
     """Run the command line. A Ctrl-C before there is anything to stop, and in the midst of an import, which may hide or
     lose it, is the end at once; one after the end changes nothing.
@@ -107,7 +119,7 @@ def main() -> None:
         code = 130
     # ignored, Python itself would still end by SIGINT, in place of this code, if one ever came while it ran a string
     _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGINT})
-    sys.exit(code)
+    leave(code)
 
 
 if __name__ == "__main__":

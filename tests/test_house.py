@@ -182,3 +182,12 @@ def test_a_standard_stream_that_is_closed_is_no_place_for_another_file() -> None
     )
     for closed in ("<&-", ">&- 2>&-", "<&- >&- 2>&-"):
         assert subprocess.run(["sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, code], cwd=ROOT).returncode == 7
+
+
+def test_a_thread_that_somebody_has_left_keeps_no_command() -> None:
+    code = (
+        "import threading; from mach.__main__ import leave; threading.Thread(target=threading.Event().wait).start()\n"
+        "print('said'); leave(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (3, "said\n")
