@@ -208,6 +208,8 @@ def ran(place: Place, part: str, run: Callable[[], Tensor], *got: Tensor, encode
         given = run()
     except Exception as error:  # it may be anybody's code
         told = told_of(error)
+        if any(each.is_floating_point() and each.dtype != torch.float32 for each in got):
+            told += "; what comes before it has to give float32: end that in .float()"
         if encodes and len(got) > 1:
             told += (
                 "; with method.context, as mach-stream and mach-hop have it, x comes along with a parent's activation, "
