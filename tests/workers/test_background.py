@@ -136,9 +136,10 @@ def test_a_launcher_that_fails_in_its_own_directory_is_told_of_and_not_repeated(
 
 @pytest.fixture
 def _signals() -> Iterator[None]:
-    """As a command has them that is run from a shell; and as they were."""
+    """As a command has them that is run from a shell, also where nohup began the tests; and as they were."""
     earlier = {number: signal.getsignal(number) for number in ENDS}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in ENDS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     yield
     for number, handler in earlier.items():
         signal.signal(number, handler)
