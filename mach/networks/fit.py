@@ -1,11 +1,12 @@
 """A dry run of a component that was just built: do its parts fit together, and into its place? Trains nothing."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from configs.errors import ConfigError
 from mach.component import Component
@@ -15,6 +16,10 @@ from mach.networks.place import Place
 
 ROWS = 2
 """Samples of the dry run: not one, which may pass for a dimension of size 1."""
+MOST_ROWS = 32
+"""Samples of a batch as in training, at most: every component of every life is tried, and on the CPU."""
+PASSES = 8
+"""Through a part that passes layers over by chance, until one gives a gradient."""
 
 
 def check_fit(component: Component, place: Place) -> None:
@@ -102,13 +107,7 @@ def as_in_training(component: Component, place: Place) -> None:
         for _ in range(2):
             given = through(twin, place, come, "in training ")
             ends += list(given.values())
-        for part, network in (parts_of(twin) | ({"head": twin} if place.judged else {})).items():
-            if not given[part].requires_grad and any(each.requires_grad for each in network.parameters()):
-                raise wrong(
-                    place,
-                    f"in training what the {part} gives has no gradient, though there are weights to learn: leave "
-                    "torch.no_grad(), .detach(), .data and .numpy() out of it, or freeze them (.requires_grad_(False))",
-                )
+        check_gradients(twin, place, come, given)
         try:
             torch.autograd.backward([each.sum() for each in ends if each.requires_grad])
         except Exception as error:
@@ -132,6 +131,10 @@ def check_weights(component: Component, place: Place) -> None:
         lack = "all of its weights are frozen" if weights else "no part has weights"
         raise wrong(place, f"{lack}, so that it would learn nothing: let its joiner and head have some to learn")
     for name, weight in weights.items():
+        if is_lazy(weight):
+            raise wrong(
+                place, f"its weight {name} has no shape yet: let something go through that layer in the factory"
+            )
         if weight.requires_grad and not weight.isfinite().all():
             raise wrong(
                 place,
@@ -140,16 +143,40 @@ def check_weights(component: Component, place: Place) -> None:
             )
 
 
+def check_gradients(twin: Component, place: Place, come: Sequence[Tensor], given: Mapping[str, Tensor]) -> None:
+    """What a part with weights to learn has `given` in training has a gradient; of some that pass layers over by chance
+    (stochastic depth) it has none each time.
+
+    Raises:
+        ConfigError: in none of PASSES.
+    """
+    learning = parts_of(twin) | ({"head": twin} if place.judged else {})
+    missing = {part for part, network in learning.items() if any(each.requires_grad for each in network.parameters())}
+    for _ in range(PASSES):
+        missing -= {part for part in missing if given[part].requires_grad}
+        if not missing:
+            return
+        given = through(twin, place, come, "in training ")
+    part = next(part for part in learning if part in missing)
+    raise wrong(
+        place,
+        f"in training what the {part} gives has no gradient, though there are weights to learn: leave torch.no_grad(), "
+        ".detach(), .data and .numpy() out of it, or freeze them (.requires_grad_(False))",
+    )
+
+
 def check_kept(component: Component, twin: Component, place: Place) -> None:
-    """What a copy comes to by a batch as large as in training is in its state dict: what is loaded computes the same.
+    """What a copy comes to by a batch as in training is in its state dict: what is loaded computes the same.
 
     Raises:
         ConfigError: something else has changed that it computes with; names the buffer, if it is one. Or a part that
             does not take as many.
     """
+    rows = min(place.rows, MOST_ROWS)
+    come, batch = what_comes(place, ramp=True), what_comes(place, rows, ramp=True)
+    batch[0].requires_grad_(not place.reads_data)
+    through(twin, place, batch, f"in training with a batch of {rows} (train.batch_size) ")
     with torch.no_grad():
-        batch, come = what_comes(place, place.rows, ramp=True), what_comes(place, ramp=True)
-        through(twin, place, batch, f"in training with train.batch_size={place.rows} ")
         loaded, kept = copy.deepcopy(component), twin.state_dict()
         try:
             loaded.load_state_dict(kept)
@@ -163,7 +190,11 @@ def check_kept(component: Component, twin: Component, place: Place) -> None:
     if alike(first, other) or not alike(first, again):
         return
     now = dict(loaded.named_buffers())
-    lost = [name for name, each in twin.named_buffers() if name not in kept and not alike([each], [now[name]])]
+    lost = [
+        name
+        for name, each in twin.named_buffers()
+        if name not in kept and (name not in now or not alike([each], [now[name]]))
+    ]
     what = f"its buffer {lost[0]} (persistent=False)" if lost else "something that is no buffer, as a plain attribute,"
     raise wrong(
         place,
@@ -181,12 +212,14 @@ def alike(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
 
 
 def what_comes(place: Place, rows: int = ROWS, *, ramp: bool = False) -> list[Tensor]:
-    """What an encoder at this place is called with, made of zeros; `ramp`: of all sorts of numbers, not drawn."""
+    """What an encoder at this place is called with, made of zeros; `ramp`: of numbers from 0 to below 1, as most data
+    are or may be, not drawn.
+    """
     x = torch.zeros(rows, *place.sample_shape, dtype=torch.int64 if place.symbols else torch.float32)
     come = [x] if place.incoming is None else [torch.zeros(rows, *place.incoming), x][: 1 + place.context]
     for each in come if ramp else ():
         n = each.numel()
-        ramped = torch.linspace(-1, 2, n) if each.is_floating_point() else torch.arange(n) % place.symbols
+        ramped = torch.arange(n) / n if each.is_floating_point() else torch.arange(n) % place.symbols
         each.copy_(ramped.view_as(each))
     return come
 

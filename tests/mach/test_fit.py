@@ -169,11 +169,15 @@ def test_a_section_without_a_loss_of_its_own_may_be_frozen(own: types.ModuleType
 @pytest.mark.parametrize(
     ("rows", "head", "said"),
     [
-        (1, nn.BatchNorm1d(E), r"train\.batch_size=1 the head does not take \[1, 8\]: Expected more than 1 value per"),
+        (
+            1,
+            nn.BatchNorm1d(E),
+            r"a batch of 1 \(train\.batch_size\) the head does not take \[1, 8\]: Expected more than 1 value per",
+        ),
         (
             3,
             Few(E, K),
-            r"in training with train\.batch_size=3 the head gives \[2, 5\] for \[3, 8\], where a batch of 3 vectors",
+            r"in training with a batch of 3 \(train\.batch_size\) the head gives \[2, 5\] for \[3, 8\], where",
         ),
         (2, nn.Sequential(nn.BatchNorm1d(E), Few(E, K)), ""),
     ],
@@ -185,3 +189,87 @@ def test_a_batch_is_tried_out_that_is_as_large_as_in_training(
     own.__dict__["make"] = lambda place: Component(nn.Flatten(), *ends, {})
     with pytest.raises(ConfigError, match=said) if said else nullcontext():
         build(OWN, (4,), K, rows=rows)
+
+
+class Skipped(nn.Module):
+    """Stochastic depth: by chance it lets through what came."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.body = nn.Linear(size, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.training and torch.rand(()) < 0.5 else x + self.body(x)
+
+
+class Clipped(nn.Linear):
+    """Clips the gradient that passes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        e = super().forward(x)
+        if self.training:
+            e.register_hook(lambda g: g.clamp(-1, 1))
+        return e
+
+
+class Rates(nn.Module):
+    """Draws spikes: takes nothing but rates from 0 to 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.bernoulli(x.flatten(1))
+
+
+class Late(nn.Module):
+    """A scale that is None until the first batch."""
+
+    scale: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.scale = x.detach().mean(dim=0) + 1
+        return x if self.scale is None else x * self.scale
+
+
+class Aside(nn.Linear):
+    """A layer more, in training alone, which gets its shape there."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, size)
+        self.aside = nn.LazyLinear(size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + (self.aside(x) if self.training else 0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_passes_layers_over_by_chance_is_not_taken_for_what_has_no_gradient(
+    own: types.ModuleType, seed: int
+) -> None:
+    own.__dict__["make"] = lambda place: Component(Skipped(4), nn.Linear(4, E), nn.Linear(E, K), {})
+    torch.manual_seed(seed)
+    build(OWN, (4,), K)
+
+
+@pytest.mark.parametrize(("encoder", "joiner"), [(Rates, nn.Linear), (nn.Flatten, Clipped)])
+def test_what_takes_rates_alone_or_hooks_a_gradient_is_tried_with_what_it_would_get(
+    own: types.ModuleType, encoder: Any, joiner: Any
+) -> None:
+    own.__dict__["make"] = lambda place: Component(encoder(), joiner(4, E), nn.Linear(E, K), {})
+    build(OWN, (4,), K)
+
+
+@pytest.mark.parametrize(
+    ("joiner", "said"),
+    [
+        (lambda: nn.Sequential(nn.Linear(4, E), Late()), r"its buffer joiner\.1\.scale \(persistent=False\) changes"),
+        (lambda: nn.Sequential(nn.Linear(4, E), Aside(E)), r"joiner\.1\.aside\.weight has no shape yet: let something"),
+    ],
+)
+def test_what_gets_its_shape_in_training_alone_is_one_sentence(own: types.ModuleType, joiner: Any, said: str) -> None:
+    own.__dict__["make"] = lambda place: Component(nn.Flatten(), joiner(), nn.Linear(E, K), {})
+    with pytest.raises(ConfigError, match=said):
+        build(OWN, (4,), K)
