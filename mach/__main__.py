@@ -90,7 +90,10 @@ def leave(code: int) -> None:
     threading = sys.modules.get("threading")
     if threading is None or all(each.daemon or each is threading.main_thread() for each in threading.enumerate()):
         sys.exit(code)
+    import atexit
+
     try:
+        atexit._run_exitfuncs()  # what is to be removed at the exit is, as the forkserver's directory
         sys.stdout.flush()
         sys.stderr.flush()
     finally:

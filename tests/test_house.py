@@ -186,8 +186,8 @@ def test_a_standard_stream_that_is_closed_is_no_place_for_another_file() -> None
 
 def test_a_thread_that_somebody_has_left_keeps_no_command() -> None:
     code = (
-        "import threading; from mach.__main__ import leave; threading.Thread(target=threading.Event().wait).start()\n"
-        "print('said'); leave(3)"
+        "import atexit, threading; from mach.__main__ import leave; atexit.register(print, 'removed')\n"
+        "threading.Thread(target=threading.Event().wait).start(); print('said'); leave(3)"
     )
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert (done.returncode, done.stdout) == (3, "said\n")
+    assert (done.returncode, done.stdout) == (3, "said\nremoved\n")
