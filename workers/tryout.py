@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
@@ -39,9 +40,12 @@ def check(plan: Plan) -> None:
     command = [sys.executable, "-P", "-m", "workers.tryout"]
     places = os.environ | {"PYTHONPATH": os.pathsep.join(place or os.getcwd() for place in sys.path)}
     asked = msgspec.json.encode(plan)
-    done = subprocess.run(command, input=asked, stdout=subprocess.PIPE, env=places, process_group=0)  # hears no Ctrl-C
-    if done.stdout:
-        raise ConfigError(done.stdout.decode())
+    with tempfile.TemporaryFile() as answer:  # no pipe: who was left by users' code would hold its other end
+        done = subprocess.run(command, input=asked, stdout=answer, env=places, process_group=0)  # hears no Ctrl-C
+        answer.seek(0)
+        told = answer.read().decode()
+    if told:
+        raise ConfigError(told)
     if done.returncode:
         how = f"with {done.returncode}" if done.returncode > 0 else f"by {signal.Signals(-done.returncode).name}"
         raise ConfigError(f"the process that tried out data and networks ended {how}; {ELSE}")
@@ -113,4 +117,6 @@ if __name__ == "__main__":
     os.write(answer, told.encode())
     with suppress(OSError):
         sys.stdout.flush()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.kill(0, signal.SIGTERM)  # processes of a user's own that are left: nobody else would end them
     os._exit(code)  # Python would wait for threads of a user's own

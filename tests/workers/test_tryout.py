@@ -29,6 +29,24 @@ def data(data):
     return 1 / 0
 """
 
+BUSY = """
+import multiprocessing, os, pathlib, threading
+from mach.networks.mlp import mlp
+
+def stay():
+    threading.Event().wait(60)
+    pathlib.Path("late").touch()
+    os._exit(0)
+
+def busy(place):
+    threading.Thread(target=threading.Event().wait).start()
+    daemon = multiprocessing.get_context("fork").Process(target=stay, daemon=True)
+    daemon.start()
+    with open("pids", "a") as file:
+        print(daemon.pid, os.fork() or stay(), file=file)
+    return mlp(place)
+"""
+
 
 def plan_of(*settings: str, lockstep: bool = False) -> Plan:
     config = load("digits", settings, RECIPES)
@@ -122,14 +140,13 @@ def test_what_hangs_and_minds_no_error_is_given_up_too(own: Path, monkeypatch: p
 
 def test_threads_and_processes_that_a_factory_leaves_keep_nobody(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(own.parent)
-    os.mkfifo(door := own.parent / "door")
-    own.write_text(
-        "import subprocess, threading\nfrom mach.networks.mlp import mlp\n\ndef busy(place):\n"
-        "    threading.Thread(target=threading.Event().wait).start()\n"
-        f"    subprocess.Popen(['cat', {str(door)!r}])\n    return mlp(place)\n"
-    )
+    own.write_text(BUSY)
+    monkeypatch.chdir(own.parent)
     tryout.check(plan_of("n_components=1", "model.family=mine:busy"))
-    door.open("w").close()  # the process that was left reads its end
+    assert not Path("late").exists()
+    pids = Path("pids").read_text().split()
+    assert pids
+    assert all(wait_gone(int(pid)) for pid in pids)
 
 
 def test_it_ends_with_the_command_that_asked(own: Path, tmp_path: Path) -> None:
