@@ -41,7 +41,8 @@ def check(plan: Plan) -> None:
     places = os.environ | {"PYTHONPATH": os.pathsep.join(place or os.getcwd() for place in sys.path)}
     asked = msgspec.json.encode(plan)
     with tempfile.TemporaryFile() as answer:  # no pipe: who was left by users' code would hold its other end
-        done = subprocess.run(command, input=asked, stdout=answer, env=places, process_group=0)  # hears no Ctrl-C
+        # in a session of its own it hears no Ctrl-C, and no terminal stops it for what users' code prints
+        done = subprocess.run(command, input=asked, stdout=answer, env=places, start_new_session=True)
         answer.seek(0)
         told = answer.read().decode()
     if told:

@@ -9,7 +9,7 @@ import pytest
 
 from configs.errors import ConfigError, DataError
 from configs.load import load
-from conftest import mach, wait_gone
+from conftest import DEADLINE_S, mach, wait_gone
 from mach.recipes import RECIPES
 from workers import tryout
 from workers.plan import Plan, make_plan
@@ -147,6 +147,23 @@ def test_threads_and_processes_that_a_factory_leaves_keep_nobody(own: Path, monk
     pids = Path("pids").read_text().split()
     assert pids
     assert all(wait_gone(int(pid)) for pid in pids)
+
+
+def test_a_terminal_that_stops_whoever_prints_behind_stops_nobody(own: Path) -> None:
+    """`stty tostop`."""
+    screen, terminal = os.openpty()
+    words = ("launch", "--dry-run", "--gpus", "cpu", "--set", "data.source=mine:data")
+    shell = ("sh", "-c", 'exec <>"$0" 2>&0; stty tostop; exec "$@"', os.ttyname(terminal))
+    command = (*shell, sys.executable, "-m", "mach", *words)
+    with subprocess.Popen(command, cwd=own.parent, stdout=subprocess.DEVNULL, start_new_session=True) as asks:
+        try:
+            assert asks.wait(DEADLINE_S) == 2
+        finally:
+            asks.kill()
+    said = os.read(screen, 1 << 12)
+    os.close(screen)
+    os.close(terminal)
+    assert said.startswith(b"what this prints is no answer\r\nmach: data.source: 'mine:data' raised ZeroDivisionError")
 
 
 def test_it_ends_with_the_command_that_asked(own: Path, tmp_path: Path) -> None:
