@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 
 ELSE = "launched without --dry-run, it leaves a log that tells more"
+LONGEST_S = 1e9
+"""Thirty years: not much more fits into the timers of a machine."""
 
 
 def check(plan: Plan) -> None:
@@ -90,7 +92,7 @@ def mailbox(plan: Plan, process: ProcessPlan, bus: "VirtualBus", dataset: "Datas
 
 def tried(plan: Plan) -> tuple[str, int]:
     """What a launch would be refused for, if anything, and the exit code of it."""
-    limit_s = plan.config.supervise.starting_ms / 1000
+    limit_s = min(plan.config.supervise.starting_ms / 1000, LONGEST_S)
 
     def give_up(*_: object) -> NoReturn:
         raise TimeoutError(f"made no progress for {limit_s:.1f} s, supervise.starting_ms: hung")

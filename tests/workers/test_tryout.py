@@ -9,6 +9,7 @@ import pytest
 
 from configs.errors import ConfigError, DataError
 from configs.load import load
+from configs.tree import LARGEST
 from conftest import DEADLINE_S, mach, wait_gone
 from mach.recipes import RECIPES
 from workers import tryout
@@ -94,7 +95,7 @@ def test_what_is_refused_at_the_start_is_refused_here(
 @pytest.mark.usefixtures("leaks")
 def test_the_process_of_its_own_says_it_and_nothing_else(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(own.parent)
-    tryout.check(plan_of())
+    tryout.check(plan_of(f"supervise.starting_ms={LARGEST}"))
     with pytest.raises(ConfigError, match=r"^data.source: 'mine:data' raised ZeroDivisionError: .* in data\)$"):
         tryout.check(plan_of("data.source=mine:data"))
 
