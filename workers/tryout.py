@@ -120,6 +120,7 @@ if __name__ == "__main__":
     os.write(answer, told.encode())
     with suppress(OSError):
         sys.stdout.flush()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.kill(0, signal.SIGTERM)  # processes of a user's own that are left: nobody else would end them
+    if os.getpgrp() == os.getpid():  # processes of a user's own that are left: nobody else would end them
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.kill(0, signal.SIGTERM)
     os._exit(code)  # Python would wait for threads of a user's own
