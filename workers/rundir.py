@@ -182,6 +182,13 @@ class RunDir:
             holder.note(fd)
         return fd
 
+    def owns(self, lock: int) -> bool:
+        """Whether what `lock` gave is of the file that lies there now, and not of one that was removed or replaced."""
+        try:
+            return os.path.samestat(os.fstat(lock), os.stat(self.lock_file))
+        except FileNotFoundError:
+            return False
+
     def locked(self) -> bool:
         """Whether a launcher has the run just now. However many look at once, none takes another for a launcher."""
         with suppress(OSError), self.lock_file.open("rb") as lock:

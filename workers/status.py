@@ -8,6 +8,7 @@ of the monotonic clock, which all processes of one boot share, and of the boot i
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -153,11 +154,11 @@ def recorded(run: RunDir, *, missing_ok: bool) -> Status | None:
 def bring_up(status: Status, run: RunDir, now: float, *, held: bool) -> None:
     """Make what was written what is so `now`: ages, who is not heard of, a launcher that is gone, and with it its hold
     of the run's lock (`held`). Its number tells less: in a copy of the run it is another's, in another container
-    nobody's.
+    nobody's. But where the file of the lock was replaced, one that lives and trains in this very place has the run.
     """
     same = status.boot == address.boot()  # the monotonic clocks of two boots are never compared
     age = max(0.0, now - status.written_s) if same else 0.0
-    lost = status.state not in FINAL and not held
+    lost = status.state not in FINAL and not held and not trains_in(run, holder_of(status))
     rules = rules_of(run)
     if age > STALE_S and status.state not in FINAL and not lost:
         old = f"{run.status.name} is {age:.0f} s old, and so is what stands here"
@@ -232,6 +233,12 @@ def plan_of(run: RunDir) -> Plan | None:
 def holder_of(status: Status) -> Holder:
     """The launcher that wrote it."""
     return Holder(status.launcher_pid, status.launcher_started, status.boot)
+
+
+def trains_in(run: RunDir, holder: Holder) -> bool:
+    """Whether a launcher lives, and the run was planned where it lies."""
+    plan = plan_of(run) if holder.alive else None
+    return plan is not None and Path(plan.directory).resolve() == run.path.resolve()
 
 
 def gone(run: RunDir, holder: Holder) -> str:

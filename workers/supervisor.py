@@ -184,6 +184,7 @@ class Supervisor:
             self._end("failed", f"the launcher failed: {kind.__name__}: {error}", code)
             self._write()
         os.close(self._lock)
+        self._lock = -1
 
     def watch(self) -> Iterator[Status]:
         """The run's status after every event and at least every TICK_S, until all processes are gone. Who gives up
@@ -368,7 +369,7 @@ class Supervisor:
         try:
             if not (self.run.plan.exists() and self.run.config.exists()):
                 self._plan_down()
-            if not self.run.lock_file.exists():  # or the run would have no launcher
+            if not self.run.owns(self._lock):  # or the run would have no launcher
                 lost, self._lock = self._lock, self.run.lock()
                 os.close(lost)
             status_file.write(self.run, self.status)

@@ -43,11 +43,8 @@ def make_way(run: RunDir) -> None:
     except OSError:  # somebody is at it; whoever makes the directory then is told that it is there
         return
     try:
-        ours = os.path.samestat(os.fstat(lock), os.stat(run.path / ".lock"))
-        if ours and is_vacant(run):
+        if run.owns(lock) and is_vacant(run):  # else another launch has removed it meanwhile
             remove(run)
-    except FileNotFoundError:
-        return  # another launch has removed it meanwhile
     finally:
         os.close(lock)
 

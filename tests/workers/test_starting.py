@@ -20,7 +20,7 @@ from configs.errors import RunError
 from configs.load import dump, load
 from fakes import component, status
 from mach.recipes import RECIPES
-from workers.commands import check_name, stop
+from workers.commands import check_name, resume, stop
 from workers.health import exit_code_of
 from workers.holder import noted
 from workers.plan import Plan, make_plan
@@ -179,11 +179,19 @@ def test_a_run_that_is_removed_at_the_very_moment_is_one_sentence(run: RunDir, m
     assert read(run).state == "failed"
 
 
-def test_a_run_whose_directory_was_removed_is_its_launchers_again(run: RunDir) -> None:
+@pytest.mark.parametrize("lost", ["directory", "lock"])
+def test_a_run_whose_directory_was_removed_or_lock_replaced_is_its_launchers_again(run: RunDir, lost: str) -> None:
     plan = msgspec.json.decode(run.plan.read_bytes(), type=Plan)
     supervisor = Supervisor(msgspec.structs.replace(plan, sockets=str(address.make_directory())))
     supervisor._lock = run.lock()
-    shutil.rmtree(run.path)
+    if lost == "directory":
+        shutil.rmtree(run.path)
+    else:  # as by who puts a backup back
+        supervisor._write()
+        shutil.copy2(run.lock_file, run.path / "new").replace(run.lock_file)
+        assert (run.locked(), read(run).state) == (False, "starting"), "its launcher lives, and trains here"
+        with pytest.raises(RunError, match=rf"is running \(pid {os.getpid()}\)"):
+            resume(run, None, (), None)
     supervisor._write()
     assert (run.locked(), read(run).state) == (True, "starting")
     supervisor.__exit__(None, None, None)

@@ -130,7 +130,7 @@ def played(tmp_path: Path, *settings: str, lockstep: bool = False) -> Iterator[t
     plan = make_plan(config, run="r", directory=tmp_path / "r", sockets=sockets, lockstep=lockstep)
     supervisor, lives = Supervisor(plan), [Life(), Life()]
     supervisor.run.make()
-    supervisor.run.lock_file.touch()
+    supervisor._lock = supervisor.run.lock()
     supervisor.members = [
         Member(lambda _, __, life=life: life.attempt, 1, Supervise(), supervisor.run, 0.0, mends=False)
         for life in lives
