@@ -22,8 +22,8 @@ WRONG = {
 
 
 def cut_edges(status: Status, *, patient: bool = False) -> list[str]:
-    """Edges over which nothing comes though both ends live, or over which nothing ever came before both ended, each as
-    who asks sees it. `patient`: but those that a child's own slow steps may keep silent.
+    """Edges over which nothing comes though both ends live, or that are `unmet`, each as who asks sees it. `patient`:
+    but those that a child's own slow steps may keep silent.
     """
     rows = {row.component: row for row in status.components}
     lines = []
@@ -41,11 +41,11 @@ def cut(row: ComponentStatus, child: ComponentStatus, end: Peer) -> str:
     """What is wrong with an edge to a child, if anything is; while one is younger than `START_UP_S` it may not be open
     yet, or again.
     """
-    if row.state == child.state == "finished":
-        well = end.heard_s is not None
+    if row.state in FINAL or child.state in FINAL:
+        well = not unmet(row, child, end)
     else:
         young = any(each.state in UNBORN or each.elapsed_s < START_UP_S for each in (row, child))
-        well = young or end.state == "open" or row.state in FINAL or child.state in FINAL
+        well = young or end.state == "open"
     if well:
         return ""
     refused = child.messages.dropped.get("bad-key", 0)
@@ -77,17 +77,27 @@ def unfed(row: ComponentStatus) -> str:
     return f"nothing came from {parents} to {row.component}" + (f" (dropped: {dropped})" if dropped else "")
 
 
-def unheard(rows: Sequence[ComponentStatus]) -> str:
-    """Over which edges nothing ever came though both ends trained to the end, and for long enough: in a life shorter
-    than `START_UP_S` they may have had no time to meet. Stubs are silent where their script says so.
+def unmet(row: ComponentStatus, child: ComponentStatus, end: Peer) -> bool:
+    """Whether nothing ever came over an edge to a child though both ends trained to the end, and for long enough: in a
+    life shorter than `START_UP_S` they may have had no time to meet. Stubs are silent where their script says so.
     """
-    over = [row for row in rows if row.kind == "trainer" and row.state == "finished" and row.exit_code is not None]
-    met = {row.component: row.peers for row in over if row.elapsed_s >= START_UP_S}
+    return end.heard_s is None and all(
+        each.kind == "trainer"
+        and each.state == "finished"
+        and each.exit_code is not None
+        and each.elapsed_s >= START_UP_S
+        for each in (row, child)
+    )
+
+
+def unheard(rows: Sequence[ComponentStatus]) -> str:
+    """Which edges are `unmet`."""
+    by_name = {row.component: row for row in rows}
     edges = [
-        f"{name} → {child}"
-        for name, peers in met.items()
-        for child, ends in peers.items()
-        if child in met and any(end.role == "child" and end.heard_s is None for end in ends)
+        f"{row.component} → {name}"
+        for row in rows
+        for name, ends in row.peers.items()
+        if any(end.role == "child" and name in by_name and unmet(row, by_name[name], end) for end in ends)
     ]
     why = "so nothing was learnt from each other there; all messages were kept away, as by a firewall on bus.host"
     return f"{', '.join(edges)}: never heard, {why}" if edges else ""
