@@ -81,8 +81,9 @@ def outcome(run: RunDir, before: Status, *, at_once: bool) -> str:
     """
     now, begun = read(run), before.state != "starting"  # else nothing was learnt yet
     rows = now.components if holder_of(now) == holder_of(before) else []  # not what an earlier launch has left
-    over = {row.component for row in before.components if row.state in FINAL}
-    ill = [row for row in rows if row.exit_code and row.state != "finished" and row.component not in over]
+    over = {(row.component, row.incarnation) for row in before.components if row.state in (*FINAL, "restarting")}
+    ill = [row for row in rows if row.exit_code and row.state != "finished"]
+    ill = [row for row in ill if (row.component, row.incarnation) not in over]  # what they lost was lost before
     words = f"run {run.name} has {ended(now)}"
     if not (begun and now.state == "failed") and (at_once or not ill):
         return words

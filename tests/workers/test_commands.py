@@ -184,9 +184,14 @@ def test_who_stops_a_run_is_told_by_the_exit_code_whether_all_is_saved(
     run: RunDir, state: RunState, row: dict[str, object], at_once: bool, told: str
 ) -> None:
     before = status("training")
-    before.components = [component("c0", state="failed", exit_code=1), component("c1")]
+    before.components = [
+        component("c0", state="failed", exit_code=1),
+        component("c1"),
+        component("c2", state="restarting"),
+    ]
     now = status(state)
-    now.reason, now.components = "why", [before.components[0], component("c1", **row)]
+    waited = component("c2", state="stopped", exit_code=-9, reason="the run ended before its next life began")
+    now.reason, now.components = "why", [before.components[0], component("c1", **row), waited]
     write(run, now)
     has = {"stopped": "been stopped"}.get(state, state)
     if not told:
