@@ -140,7 +140,8 @@ class Real:
     clock = "s"
 
     def run(self, config: Config, directory: Path) -> tuple[Status, dict[str, list[Point]]]:
-        """By launching; examinations as the reports tell them."""
+        """By launching; examinations as the reports tell them, all of which are written down for that."""
+        config = msgspec.structs.replace(config, report=msgspec.structs.replace(config.report, thin=0.0))
         status = run_quietly(config, directory.parent, directory.name, self.devices)
         if status.exit_code != 0 and any(row.state != "finished" for row in status.components):
             error = RunError(f"{directory.name} {status.state}: {status.reason or 'see its logs'}; nothing to compare")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, RunError
 from configs.load import load
 from configs.tree import Config
 from mach.controls import CONTROLS, Trained
@@ -14,6 +14,7 @@ from mach.whole import Reading, Whole, readings
 from workers.compare import (
     Comparison,
     Mark,
+    Real,
     Result,
     Row,
     Virtual,
@@ -84,7 +85,7 @@ def test_a_control_on_the_cpu_tells_no_time_beside_recipes_on_gpus(
 ) -> None:
     """Else asynchronous training would look many times faster than it is."""
     from mach.data import load as load_data
-    from workers.compare import Real, control_rows
+    from workers.compare import control_rows
 
     real, found = Real(devices), Trained(Reading(0.5, 1.0), (), 1.0, 1)
     assert real.step_s(found, found, 2, wall_s=6.0) == step_s
@@ -241,6 +242,17 @@ def test_reports_tell_the_curve_of_a_real_run(tmp_path: Path) -> None:
     file = tmp_path / "c0.jsonl"
     file.write_bytes(b"\n".join(map(msgspec.json.encode, reports)) + b"\n")
     assert [(point.seconds, point.child) for point in reported(file)] == [(1.0, None), (2.0, 0.6)]
+
+
+def test_every_report_of_a_real_run_is_written_or_its_curve_would_lack_examinations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def thin(config: Config, *_: object) -> None:
+        raise RunError(f"thin {config.report.thin}")
+
+    monkeypatch.setattr("workers.compare.run_quietly", thin)
+    with pytest.raises(RunError, match=r"^thin 0\.0$"):
+        Real(("cpu",)).run(config("mach", 0), tmp_path / "r")
 
 
 def test_what_cannot_be_compared_is_one_sentence() -> None:
