@@ -62,7 +62,7 @@ def check(dataset: Dataset, source: str) -> None:
 
 def check_labels(labels: Tensor, name: str, inputs: Tensor, inputs_name: str, classes: int) -> None:
     """Raise a DataError unless every sample has a label, or labels [T], from 0 to classes − 1."""
-    if inputs.dim() and labels.shape == (len(inputs), classes) != inputs.shape[:2] and one_hot(labels):
+    if inputs.dim() and labels.shape == (len(inputs), classes) != inputs.shape[:2] and len(labels) and one_hot(labels):
         raise DataError(f"{name} holds one-hot labels, {kind(labels)}; give the number of the class, .argmax(dim=1)")
     inputs_name = inputs_name.removeprefix(name.rpartition(": ")[0] + ": ")  # of one source, which is named once
     if labels.dtype != torch.int64 or labels.dim() not in (1, 2):

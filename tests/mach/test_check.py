@@ -116,6 +116,11 @@ def test_what_cannot_be_trained_on_is_one_sentence(own: types.ModuleType, key: s
     assert error.value.exit_code == 2
 
 
+def test_labels_of_no_sample_are_not_said_to_be_one_hot(own: types.ModuleType) -> None:
+    with pytest.raises(DataError, match=r"float32 \[0, 5\]; labels are whole numbers from 0"):
+        loaded(own, train_inputs=torch.zeros(0, 4), train_labels=torch.zeros(0, K))
+
+
 @pytest.mark.parametrize(("key", "number", "least"), [("classes", 5.0, 1), ("classes", 0, 1), ("symbols", -1, 0)])
 def test_how_many_is_a_whole_number(own: types.ModuleType, key: str, number: float, least: int) -> None:
     said = f"data.source own_data:make: {key}={number} is no whole number from {least} on; say how many"
