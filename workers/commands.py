@@ -23,8 +23,8 @@ from workers.attempt import frozen
 from workers.background import BEGUN, MAKING, TAKEN, detach, resumed, unwritable
 from workers.finding import find_run
 from workers.foreground import Opening, opened, supervised
+from workers.launcher import Launcher, ended, outcome
 from workers.plan import Plan, make_plan
-from workers.reach import Launcher, ended, outcome
 from workers.report import SAVING
 from workers.resume import check_length, config_of, has_finished, recorded_plan, resumed_plan, same_devices, where
 from workers.rundir import RunDir

@@ -25,7 +25,7 @@ from bus import kernel
 from configs.errors import RunError
 from workers.attempt import SIGNALS
 from workers.chaos import Chaos, Fired, Kind, Spec, schedule
-from workers.reach import Launcher
+from workers.launcher import Launcher
 from workers.rundir import RunDir
 from workers.status import FINAL, ComponentStatus, Status, holder_of, launcher_alive, read
 

@@ -25,9 +25,9 @@ from workers.background import BEGUN, MAKING, TAKEN
 from workers.commands import check_name, log_lines, restart, stop, train
 from workers.finding import find_component
 from workers.foreground import Opening
+from workers.launcher import Launcher, outcome
 from workers.options import Group
 from workers.plan import Plan
-from workers.reach import outcome
 from workers.rundir import RunDir
 from workers.status import ComponentStatus, RunState, write
 
@@ -146,19 +146,30 @@ def test_a_run_of_another_user_is_told_to_be_one(
 
 LAUNCHER = """
 import subprocess, sys
-helper = "import sys, time; sys.stdin.read(); time.sleep(0.2); open(sys.argv[1], 'w')"
-subprocess.Popen([sys.executable, "-c", helper, sys.argv[1]], stdin=subprocess.PIPE)
+helper = "import os, sys; os.read(int(sys.argv[2]), 1); open(sys.argv[1], 'w')"
+subprocess.Popen([sys.executable, "-c", helper, *sys.argv[1:]], close_fds=False)
 print(1, flush=True)
 input()
 """
-"""With a helper that goes on for a moment when it has ended."""
+"""With a helper that goes on when it has ended, until it is let go."""
 
 
 def test_a_stop_waits_for_the_launcher_and_those_below_it(
-    run: RunDir, hold: Callable[[RunDir], RunDir], tmp_path: Path
+    run: RunDir, hold: Callable[[RunDir], RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = [sys.executable, "-c", LAUNCHER, str(tmp_path / "ended")]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as launcher:
+    def let_go(launcher: Launcher, within_s: float) -> None:
+        go.close()
+        see_helpers_end(launcher, within_s)
+
+    see_helpers_end = Launcher.see_helpers_end
+    monkeypatch.setattr(Launcher, "see_helpers_end", let_go)
+    waits, end = os.pipe()
+    words = [sys.executable, "-c", LAUNCHER, str(tmp_path / "ended"), str(waits)]
+    with (
+        open(end, "wb") as go,
+        subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[waits]) as launcher,
+    ):
+        os.close(waits)
         assert launcher.stdout is not None
         launcher.stdout.readline()
         running = status("training")
