@@ -353,7 +353,7 @@ def test_what_a_network_of_ones_own_raises_in_a_simulation_is_told_with_whose_st
     (tmp_path / "crowded.py").write_text(
         "import torch\n\nfrom mach.networks import FAMILIES\n\ndef make(place):\n    made = FAMILIES['mlp'](place)\n"
         "    made.encoder.register_forward_pre_hook(few)\n    return made\n\n"
-        "def few(encoder, given):\n    if len(given[0]) > 2 and torch.is_grad_enabled():  # in a step alone\n"
+        "def few(encoder, given):\n    if len(given[0]) > 32 and torch.is_grad_enabled():  # in a step alone\n"
         "        raise ValueError('too many')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
