@@ -2,7 +2,7 @@
 
 Every socket that binds is a CURVE server with the run's pair, every one that connects a client with the same pair;
 ZAP (RFC 27) lets in that one public key. A handshake happens in ZeroMQ's own thread and the authenticator's: the
-training loop only reads, now and then, how many failed.
+training loop only reads, now and then, how many failed, and which of its own succeeded.
 """
 
 import zmq
@@ -12,8 +12,9 @@ from zmq.utils.monitor import recv_monitor_message
 from bus.keys import Keys
 
 FAILURES = zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_AUTH
+SUCCESS = zmq.Event.HANDSHAKE_SUCCEEDED
 AT_ONCE = 64
-"""Failures read in one go."""
+"""Events read in one go."""
 
 Socket = zmq.Socket[bytes]
 
@@ -40,6 +41,7 @@ class Guard:
         self._authenticator.start()
         self._authenticator.configure_curve_callback("*", credentials_provider=self)
         self._monitors: dict[Socket, Socket] = {}
+        self._handshakes: dict[Socket, int] = {}
 
     def callback(self, domain: str, key: bytes) -> bool:
         """Whether the holder of a public key, in Z85, may enter. Called by the authenticator's thread."""
@@ -53,20 +55,28 @@ class Guard:
             socket.setsockopt(zmq.CURVE_SERVER, 1)
         else:
             socket.setsockopt(zmq.CURVE_SERVERKEY, self._keys.public)
-        self._monitors[socket] = socket.get_monitor_socket(FAILURES)
+            self._handshakes[socket] = 0
+        self._monitors[socket] = socket.get_monitor_socket(FAILURES if server else FAILURES | SUCCESS)
 
     def refused(self) -> int:
         """Handshakes that have failed since the last call."""
-        count = 0
-        for monitor in self._monitors.values():
-            while count < AT_ONCE and int(monitor.get(zmq.EVENTS)) & zmq.POLLIN:
-                recv_monitor_message(monitor, zmq.NOBLOCK)
-                count += 1
+        read, count = 0, 0
+        for socket, monitor in self._monitors.items():
+            while read < AT_ONCE and int(monitor.get(zmq.EVENTS)) & zmq.POLLIN:
+                well = recv_monitor_message(monitor, zmq.NOBLOCK)["event"] == SUCCESS
+                read, count = read + 1, count + (not well)
+                if well:
+                    self._handshakes[socket] += 1
         return count
+
+    def handshakes(self, socket: Socket) -> int:
+        """How many a socket that connects has had, as far as `refused` has read: after the first it connected anew."""
+        return self._handshakes[socket]
 
     def release(self, socket: Socket) -> None:
         """To be called before the socket is closed."""
         monitor = self._monitors.pop(socket, None)
+        self._handshakes.pop(socket, None)
         if monitor is not None:
             socket.disable_monitor()
             monitor.close(linger=0)

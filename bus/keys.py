@@ -15,6 +15,7 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
+from bus import hosts
 from configs.errors import ConfigError
 from configs.tree import Bus
 
@@ -92,6 +93,7 @@ def check(bus: Bus) -> None:
         )
     if bus.transport == "tcp":
         _try_out(bus.host)
+    hosts.check(bus)
 
 
 def _try_out(host: str) -> None:

@@ -14,9 +14,10 @@ import errno
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import zmq
@@ -84,7 +85,11 @@ class ZmqTransport:
         parents: Iterable[str],
         bus: Bus,
         directory: Path,
+        endpoints: Mapping[str, str],
     ) -> None:
+        """`endpoints`: where to listen, under the own name, and where neighbours do who publish nothing here, since
+        they are on other machines; who is not named there is found, and bound, as `bus/address.py` says.
+        """
         address.check_private(directory)
         self._directory = directory
         self._name, self._incarnation = name, incarnation
@@ -101,6 +106,9 @@ class ZmqTransport:
         self._bell: tuple[tuple[int, int], ...] = ()
         self._marks: dict[str, tuple[int, int] | None] = dict.fromkeys(self._children)
         self._endpoints: dict[str, str] = {}
+        self._fixed = endpoints
+        self._handshakes: dict[str, int] = {}
+        """By child on another machine: how many have been noticed."""
         self._pool = Pool()
         self._host, self._tcp = bus.host, bus.transport == "tcp"
         keys = None if bus.keys is None else load(Path(bus.keys))
@@ -184,19 +192,27 @@ class ZmqTransport:
         return found
 
     def reach(self, child: str, *, anew: bool = False) -> bool:
-        """Connect if the child has published an endpoint since the last look, and over tcp also anew."""
+        """Connect if the child has published an endpoint since the last look, and over tcp also anew. To a child on
+        another machine ZeroMQ connects by itself, at the same endpoint, where another life of it may listen by now.
+        """
         if anew and self._tcp and child in self._endpoints:
             return self._connect(child, self._endpoints[child])
-        mark = address.mark_of(self._directory, child)
-        if mark is None or mark == self._marks[child]:
-            return False
-        endpoint = address.endpoint_of(self._directory, child)
-        if endpoint is None:
-            return False
-        self._marks[child] = mark
-        if endpoint == self._endpoints.get(child):
+        if child in self._handshakes and self._guard is not None:
+            had, self._handshakes[child] = self._handshakes[child], self._guard.handshakes(self._dealers[child].socket)
+            return self._handshakes[child] > max(had, 1)
+        endpoint = self._fixed.get(child) or self._news_of(child)
+        if endpoint is None or endpoint == self._endpoints.get(child):
             return False
         return self._connect(child, endpoint)
+
+    def _news_of(self, child: str) -> str | None:
+        """What the child has published since the last look."""
+        mark = address.mark_of(self._directory, child)
+        if mark is None or mark == self._marks[child]:
+            return None
+        endpoint = address.endpoint_of(self._directory, child)
+        self._marks[child] = self._marks[child] if endpoint is None else mark
+        return endpoint
 
     def close(self) -> None:
         """Close sockets, remove what was published. Waits at most 0.2 s for last words to leave."""
@@ -224,6 +240,7 @@ class ZmqTransport:
     def _place(self, error: zmq.ZMQError) -> str:
         """Where no socket can be bound, why, and what to do about it."""
         at = f"at bus.host {self._host}" if self._tcp else f"in {self._directory}"
+        at = f"at {self._fixed[self._name]}" if self._name in self._fixed else at
         number = error.errno or 0
         return f"{at} ({zmq.strerror(number)}); {WAYS.get(number, 'mach doctor tries out what can be')}"
 
@@ -233,7 +250,8 @@ class ZmqTransport:
         self._router = self._line(router, None)
         if self._guard is None:
             self._strangers = Strangers(router)
-        router.bind(f"ipc://{path}" if transport == "ipc" else f"tcp://{self._host}:0")
+        usual = f"ipc://{path}" if transport == "ipc" else f"tcp://{self._host}:0"
+        router.bind(self._fixed.get(self._name, usual))
         self._endpoint = router.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
         self._endpoint = self._endpoint.replace("//0.0.0.0:", "//127.0.0.1:")  # every address: also this one
         address.publish(self._directory, self._name, self._endpoint)
@@ -241,6 +259,7 @@ class ZmqTransport:
     def _connect(self, child: str, endpoint: str) -> bool:
         """A fresh socket to a freshly published endpoint, in place of an older one."""
         old = self._dealers.pop(child, None)
+        self._handshakes.pop(child, None)
         if old is not None:
             self._poller.unregister(old.socket)
             del self._lines[old.socket]
@@ -259,6 +278,8 @@ class ZmqTransport:
             return False
         self._dealers[child] = self._line(socket, self._children[child])
         self._endpoints[child] = endpoint
+        if child in self._fixed:
+            self._handshakes[child] = 0
         return True
 
     def _line(self, socket: Socket, peer: Peer | None) -> Line:
@@ -301,8 +322,9 @@ class ZmqTransport:
     def _parent(self, identity: bytes) -> Peer:
         """Who is connected under this identity; strangers get a name that nobody has.
 
-        A life that its process has not announced is a stranger's: believed, it would end the true one's edge. So is
-        one that is written in another way, as `c0:01`: ZeroMQ would take it for somebody else than `c0:1`.
+        A life that its process has not announced is a stranger's: believed, it would end the true one's edge; on
+        another machine, where nothing is announced to us, who has the keys is believed. So is a stranger's one that is
+        written in another way, as `c0:01`: ZeroMQ would take it for somebody else than `c0:1`.
         """
         peer = self._known.get(identity)
         if peer is not None:
@@ -310,7 +332,7 @@ class ZmqTransport:
         name, _, incarnation = identity.decode("latin-1").partition(":")
         if name not in self._parents or not incarnation.isdecimal() or str(int(incarnation)) != incarnation:
             return STRANGER
-        if int(incarnation) > address.life_of(self._directory, name):
+        if name not in self._fixed and int(incarnation) > address.life_of(self._directory, name):
             return STRANGER
         if len(self._known) >= AT_ONCE:
             self._known.clear()
@@ -332,15 +354,24 @@ class ZmqMailbox(EdgeMailbox):
         directory: Path,
         wrap: Callable[[Transport], Transport] | None = None,
         samples: Tensor | None = None,
+        endpoints: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """`samples` [N, ...]: the data set that activations may refer to by indices (`bus.activation`)."""
+        """`samples` [N, ...]: the data set that activations may refer to by indices (`bus.activation`); `endpoints`: in
+        a run over several machines, as of `ZmqTransport`.
+        """
         children, parents = tuple(children), tuple(parents)
         sockets = ZmqTransport(
-            name, incarnation=incarnation, children=children, parents=parents, bus=bus, directory=directory
+            name,
+            incarnation=incarnation,
+            children=children,
+            parents=parents,
+            bus=bus,
+            directory=directory,
+            endpoints=endpoints,
         )
         transport: Transport = sockets
         # who wants tcp on one host wants what lies on it, as a proxy or a shaper: there the lane has to be asked for
-        local = bus.transport == "ipc" or (bus.lane == "shared" and bus.host.startswith("127."))
+        local = bus.transport == "ipc" or (bus.lane == "shared" and bus.host.startswith("127.") and not endpoints)
         if local and ORDERED and bus.lane != "inline":
             slots, lost_s = slots_of(bus.window), 2 * bus.timeout_ms / 1000
             try:

@@ -276,9 +276,17 @@ class Bus(Node, frozen=True):
     transport: Literal["ipc", "tcp"] = "ipc"
     """`ipc`: sockets in a private directory. `tcp`: at `host`, on ports that the system chooses."""
     host: str = "127.0.0.1"
-    """Numeric address, of the one host that all components run on, that `tcp` binds. Any but loopback needs `keys`."""
+    """Numeric address of this machine that `tcp` binds. Any but loopback needs `keys`. With `hosts`, whose addresses
+    are bound, only 0.0.0.0, all that this machine has, is another choice."""
     keys: str | None = None
     """Directory made by `mach keys new`, for `tcp`: messages are encrypted, and only who holds the keys gets in."""
+    hosts: tuple[str, ...] = ()
+    """For a run over several machines, by `tcp` and with `keys`: the numeric address of each component's. Every machine
+    has the same launch, of one name; it starts those components whose machine it is."""
+    here: str | None = None
+    """Which of `hosts` this machine is; None: the one that it has."""
+    port: Annotated[int, Meta(ge=1024, le=65535)] = 27700
+    """With `hosts`, component k listens on port `port` + k of its machine."""
     window: Annotated[int, Meta(ge=1, le=LARGEST_WINDOW)] = 2
     """W: the most activations a component may have unanswered on one edge."""
     timeout_ms: Positive = 2000

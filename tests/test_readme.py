@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from bus import hosts
 from bus.rules import Fate
 from bus.wire import Reason
 from cli import cli
@@ -67,7 +68,11 @@ def test_the_readme_explains_every_reason_for_which_something_is_dropped() -> No
 def test_every_launch_in_the_readme_is_a_plan(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The plan of each, with the keys that the README makes; devices and data that may not be here are left out."""
+    """The plan of each, with the keys that the README makes; devices and data that may not be here are left out, and
+    of several machines this is the first.
+    """
+    monkeypatch.setattr(hosts, "_is_ours", lambda host: host == "10.0.0.1")
+    monkeypatch.setattr(hosts, "_try_out", lambda bus, index: None)
     monkeypatch.setattr(tryout, "check", lambda plan: None)
     monkeypatch.chdir(tmp_path)
     assert CliRunner().invoke(cli, KEYS).exit_code == 0

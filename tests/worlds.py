@@ -1,11 +1,13 @@
 """Mailboxes of every kind, driven by a test, and a transport that does to messages what the test wants."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import torch
 
+from bus import address
 from bus.mailbox import EdgeView, Mailbox, Peer, Relay, Transport
 from bus.post import EdgeMailbox
 from bus.sockets import ZmqMailbox
@@ -29,11 +31,13 @@ class World:
         self.directory = directory
         self.virtual = VirtualBus(latency_s=0.002, jitter_s=0.002)
         self.boxes: list[EdgeMailbox] = []
+        self.machines: dict[str, Path] = {}
+        """Far: by name the directory of the machine that it is on."""
         self.entries = 0
         """Messages written into shared memory."""
         self.settings: dict[str, str | int] = {"window": W, "hello_ms": 40, "timeout_ms": 400}
         self.settings |= {
-            "transport": "tcp" if kind in ("tcp", "curve") else "ipc",
+            "transport": "tcp" if kind in ("tcp", "curve", "far") else "ipc",
             "lane": "shared" if kind == "lane" else "inline",
         }
 
@@ -60,11 +64,32 @@ class World:
                 children=children.split(),
                 parents=parents.split(),
                 bus=bus,
-                directory=self.directory,
+                directory=self.machine(name),
                 wrap=wrap,
+                endpoints=self.endpoints() if self.kind == "far" else {},
             )
         self.boxes.append(made)
         return made
+
+    def machine(self, name: str) -> Path:
+        """The private directory where a mailbox publishes: of each one far from the others, one that no other sees."""
+        if self.kind != "far":
+            return self.directory
+        if name not in self.machines:
+            self.machines[name] = address.make_directory()
+        return self.machines[name]
+
+    def endpoints(self) -> dict[str, str]:
+        """Far: where everybody listens, on an address that no other process of this suite has."""
+        pid = os.getpid()
+        return {f"c{i}": f"tcp://127.{pid >> 16}.{pid >> 8 & 255}.{pid & 255}:{27700 + i}" for i in range(10)}
+
+    def leave(self) -> None:
+        """Nothing is left on any machine."""
+        for directory in self.machines.values():
+            left = sorted(path.name for path in directory.iterdir())
+            address.remove(directory)
+            assert left == ["place"]
 
     def pair(self, **settings: int) -> tuple[EdgeMailbox, EdgeMailbox]:
         """c0 asks c1, and their edge is open."""

@@ -17,14 +17,15 @@ import msgspec
 from bus import address, keys
 from configs.errors import ConfigError, NoSuchRun, RunError
 from configs.tree import Config
-from workers import desk, tryout
+from workers import desk
 from workers import devices as devices_of
 from workers.attempt import frozen
-from workers.background import BEGUN, MAKING, TAKEN, detach, resumed, unwritable
+from workers.background import MAKING, TAKEN, detach, resumed, unwritable
 from workers.finding import find_run
 from workers.foreground import Opening, opened, supervised
 from workers.launcher import Launcher, ended, outcome
 from workers.plan import Plan, make_plan
+from workers.planning import describe, new_plan, who_is_where
 from workers.report import SAVING
 from workers.resume import check_length, config_of, has_finished, recorded_plan, resumed_plan, same_devices, where
 from workers.rundir import RunDir
@@ -76,31 +77,6 @@ def choose_devices(gpus: str | None) -> tuple[str, ...]:
     return devices_of.choose(gpus, found)
 
 
-def describe(config: Config, runs: Path, name: str, devices: tuple[str, ...], *, lockstep: bool) -> str:
-    """The plan, as `--dry-run` prints it, once its place, data and networks have been tried out."""
-    keys.check(config.bus)
-    try:
-        RunDir(runs / name).try_out()
-    except OSError as error:
-        raise unwritable(runs / name, error) from error
-    sockets = address.base() / "mach-…"
-    plan = make_plan(config, run=name, directory=runs / name, sockets=sockets, devices=devices, lockstep=lockstep)
-    tryout.check(plan)
-    lines = [f"# plan of run {name} in {plan.directory}" + (", in lock-step" if lockstep else "")]
-    for process in plan.processes:
-        socket = (
-            f"{sockets}/{process.name}-1.sock"
-            if config.bus.transport == "ipc"
-            else f"tcp://{config.bus.host}:(chosen by the system)"
-        )
-        lines.append(
-            f"{process.name}  {process.kind}  device {process.device}  "
-            f"socket {socket if process.parents else 'none'}  "
-            f"asks {', '.join(process.children) or 'nobody'}  answers {', '.join(process.parents) or 'nobody'}"
-        )
-    return "\n".join(lines)
-
-
 def train(
     config: Config,
     runs: Path,
@@ -117,9 +93,8 @@ def train(
     tell = begun or (lambda word: None)
 
     def plan_at(sockets: Path) -> tuple[Plan, Opening]:
-        where = runs / name
-        plan = make_plan(config, run=name, directory=where, sockets=sockets, devices=devices, lockstep=lockstep)
-        return plan, partial(tell, BEGUN)
+        plan = new_plan(config, runs, name, sockets, devices, lockstep=lockstep)
+        return plan, partial(opened, who_is_where(plan), tell)
 
     tell(MAKING)
     while True:
@@ -231,6 +206,8 @@ def run_quietly(config: Config, runs: Path, name: str, devices: tuple[str, ...])
         ConfigError: it could not be run as asked.
         RunError: nothing can be written there.
     """
+    if config.bus.hosts:
+        raise ConfigError("bus.hosts: what is compared runs on one machine; leave it out")
     keys.check(config.bus)
     address.sweep()
     sockets = address.make_directory()

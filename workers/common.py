@@ -1,16 +1,28 @@
-"""Whether all components of a launch have the same data, each having loaded them itself. Knows no source.
+"""Whether all components of a run have the same data, each having loaded them itself. Knows no source.
 
-The first one to begin writes down the digest of its own, beside the sockets, and the others compare.
+The first one of a launch to begin writes down the digest of its own, beside the sockets, and the others compare. What
+is written down on one machine another one cannot read: so between machines every message tells by its run id.
 """
 
 import contextlib
 import os
+from hashlib import blake2b
 from pathlib import Path
 
 from configs.errors import DataError
 from mach.data import Dataset
+from workers.plan import Plan
 
 FILE = "data.digest"
+
+
+def wire_id(plan: Plan, dataset: Dataset) -> str:
+    """The run id that messages carry: over several machines with the data in it, so that components which have loaded
+    other data are of other runs to each other.
+    """
+    if not plan.elsewhere:
+        return plan.run_id
+    return blake2b(f"{plan.run_id} {dataset.digest()}".encode(), digest_size=8).hexdigest()
 
 
 def check_common(directory: Path, name: str, dataset: Dataset) -> None:

@@ -72,7 +72,8 @@ def supervised(plan: Plan, opening: Opening = None) -> int:
 
 def opened(words: str, begun: Callable[[bytes], None] | None) -> None:
     """The first words on a run that goes on, to its reader and to whoever started us in the background."""
-    in_passing(words)
+    if words:
+        in_passing(words)
     if begun is not None:
         begun(BEGUN)
 

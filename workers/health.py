@@ -4,13 +4,21 @@ Knows a run by its `Status` alone, no file and no process.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from workers.policy import patience_s
 from workers.report import Peer
 from workers.status import FINAL, ComponentStatus, Status
 
 UNBORN = ("starting", "restarting")
+AFAR_S = 60.0
+"""Who is on another machine and is not heard for so long is not waited for at the end: it may be gone for good."""
+DISAGREED = {
+    "bad-key": "wrong keys, or none",
+    "other-run": "launched there under another name, with other data, or other settings of what makes a run",
+    "other-schema": "another version of MACH",
+}
+"""By reason of a drop: what to look for on the other machine."""
 START_UP_S = 10.0
 """From the start of a life: so long its edges may not be open yet."""
 WRONG = {
@@ -28,6 +36,7 @@ def cut_edges(status: Status, *, patient: bool = False) -> list[str]:
     rows = {row.component: row for row in status.components}
     lines = []
     for row in status.components:
+        lines += far_edges(row, status.elsewhere, patient=patient)
         for name, ends in row.peers.items():
             asks = [end for end in ends if end.role == "child" and name in rows]
             if patient:
@@ -35,6 +44,42 @@ def cut_edges(status: Status, *, patient: bool = False) -> list[str]:
                 asks = [end for end in asks if end.state != "silent" or (end.heard_s or math.inf) > slow_s]
             lines += [f"{row.component} → {name} {wrong}" for end in asks if (wrong := cut(row, rows[name], end))]
     return lines
+
+
+def far_edges(row: ComponentStatus, elsewhere: Mapping[str, str], *, patient: bool) -> list[str]:
+    """Edges with components on other machines over which nothing comes, as the end that is here sees them: the other
+    one may not have been launched yet. One that said good-bye is well.
+    """
+    if row.state in (*FINAL, *UNBORN) or row.elapsed_s < START_UP_S:
+        return []
+    lines = []
+    for name, ends in row.peers.items():
+        for end in ends if name in elsewhere else ():
+            heard_s = math.inf if end.heard_s is None else end.heard_s + (row.last_seen_s or 0.0)
+            if end.state in ("open", "closed") or heard_s < (START_UP_S if patient else 0.0):
+                continue
+            edge = f"{row.component} → {name}" if end.role == "child" else f"{name} → {row.component}"
+            said = "was never heard" if heard_s == math.inf else f"silent for {heard_s:.1f} s"
+            lines.append(f"{edge} {said} ({name} is on {elsewhere[name]}: see mach status there){mismatch(row)}")
+    return lines
+
+
+def mismatch(row: ComponentStatus) -> str:
+    """What of a component's drops tells that machines do not agree, for people; empty: none does."""
+    lost = {reason: row.messages.dropped.get(reason, 0) for reason in DISAGREED}
+    told = [f"{reason} {count:,}: {DISAGREED[reason]}" for reason, count in lost.items() if count]
+    return f"; {row.component} refused messages ({'; '.join(told)})" if told else ""
+
+
+def asked_from_afar(rows: Sequence[ComponentStatus]) -> bool:
+    """Whether a parent on another machine may still want answers: heard a moment ago, and has not said good-bye."""
+    ours = {row.component for row in rows}
+    return any(
+        end.role == "parent" and end.state != "closed" and end.heard_s is not None and end.heard_s < AFAR_S
+        for row in rows
+        for name, ends in row.peers.items()
+        for end in (ends if name not in ours and row.exit_code is None else ())
+    )
 
 
 def cut(row: ComponentStatus, child: ComponentStatus, end: Peer) -> str:
@@ -77,9 +122,10 @@ def unfed(row: ComponentStatus) -> str:
     return f"nothing came from {parents} to {row.component}" + (f" (dropped: {dropped})" if dropped else "")
 
 
-def unmet(row: ComponentStatus, child: ComponentStatus, end: Peer) -> bool:
+def unmet(row: ComponentStatus, child: ComponentStatus | None, end: Peer) -> bool:
     """Whether nothing ever came over an edge to a child though both ends trained to the end, and for long enough: in a
-    life shorter than `START_UP_S` they may have had no time to meet. Stubs are silent where their script says so.
+    life shorter than `START_UP_S` they may have had no time to meet. Stubs are silent where their script says so. Of a
+    child on another machine (None) this one alone can tell.
     """
     return end.heard_s is None and all(
         each.kind == "trainer"
@@ -87,6 +133,7 @@ def unmet(row: ComponentStatus, child: ComponentStatus, end: Peer) -> bool:
         and each.exit_code is not None
         and each.elapsed_s >= START_UP_S
         for each in (row, child)
+        if each is not None
     )
 
 
@@ -97,10 +144,19 @@ def unheard(rows: Sequence[ComponentStatus]) -> str:
         f"{row.component} → {name}"
         for row in rows
         for name, ends in row.peers.items()
-        if any(end.role == "child" and name in by_name and unmet(row, by_name[name], end) for end in ends)
+        if any(end.role == "child" and unmet(row, by_name.get(name), end) for end in ends)
     ]
+    if not edges:
+        return ""
+    far = [row for row in rows for name, ends in row.peers.items() if name not in by_name and met_nobody(ends)]
     why = "so nothing was learnt from each other there; all messages were kept away, as by a firewall on bus.host"
-    return f"{', '.join(edges)}: never heard, {why}" if edges else ""
+    why += ", or it was not launched on its machine" + "".join(map(mismatch, far)) if far else ""
+    return f"{', '.join(edges)}: never heard, {why}"
+
+
+def met_nobody(ends: Sequence[Peer]) -> bool:
+    """Whether nothing ever came over any of the edges with a neighbour."""
+    return all(end.heard_s is None for end in ends)
 
 
 def lacking(rows: Sequence[ComponentStatus]) -> str:

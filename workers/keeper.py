@@ -258,7 +258,7 @@ def terms(plan: Plan) -> tuple[float | None, int | None, int]:
     saved step v − (n − 1). So of what the foremost keeps, the rearmost may lack what is of the last n − 1 steps: the
     newest, which at the end of a run, or a stop, is of any step, and what is due in the n − 2 steps before.
     """
-    settings, count = plan.config.checkpoint, len(plan.processes)
+    settings, count = plan.config.checkpoint, len(plan.here)
     if not plan.lockstep:
         return settings.every_s, settings.every_steps, settings.keep
     every = settings.every_steps or LOCKSTEP_STEPS

@@ -4,16 +4,19 @@ A pure value: what `--dry-run` prints, what a run directory keeps, what every pr
 Knows no socket and no torch; devices are strings that the caller has already found to exist.
 """
 
+import itertools
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from bus import hosts
 from configs.errors import ConfigError
 from configs.tree import Bus, Config
 from mach.graph import Adjacency, children_of, name_of, parents_of, path_to
+from workers.machines import run_id
 
 FOREVER_MS = 10**9
 """The time-out of an edge in lock-step: there an answer is waited for, however late."""
@@ -35,6 +38,8 @@ class ProcessPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Of its first life in this launch; a resumed run counts on from where it was."""
     below: str = ""
     """The highest stub above it in stream wiring; empty: none."""
+    elsewhere: str = ""
+    """The machine that it runs on, as of `bus.hosts`, where that is another one; empty: this one starts it."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +64,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """How long earlier launches of the run have lasted together, as far as is known."""
 
     @property
+    def here(self) -> tuple[ProcessPlan, ...]:
+        """Those that this launch starts: all, unless the run is over several machines."""
+        return tuple(process for process in self.processes if not process.elsewhere)
+
+    @property
+    def elsewhere(self) -> dict[str, str]:
+        """By component on another machine: which."""
+        return {process.name: process.elsewhere for process in self.processes if process.elsewhere}
+
+    @property
     def together(self) -> str:
         """Why nobody can go on once somebody is gone for good; empty where the others do."""
         if self.lockstep:
@@ -81,12 +96,14 @@ def make_plan(
     sockets: Path,
     devices: tuple[str, ...] = ("cpu",),
     lockstep: bool = False,
+    here: str = "",
 ) -> Plan:
-    """Deal components to `devices` round-robin and edges by the graph.
+    """Deal components to `devices` round-robin and edges by the graph. `here`: the machine that this is, of those in
+    `bus.hosts`; empty: all are started by this launch.
 
     Raises:
         ConfigError: overrides of a component that is not there, nobody to train, an illegal graph, a stub or a time
-            limit in lock-step.
+            limit in lock-step, machines that are not one a component.
     """
     children = children_of(config.graph, config.n_components)
     parents = parents_of(children)
@@ -95,9 +112,13 @@ def make_plan(
     if config.wiring == "stream":
         check_stream(config, children, lockstep=lockstep)
     check_components(config, lockstep=lockstep)
+    if here:
+        check_machines(config, lockstep=lockstep)
+    away = [host if here and host != here else "" for host in config.bus.hosts if here] or [""] * config.n_components
+    dealt = dealt_to(devices, away)
     return Plan(
         run=run,
-        run_id=secrets.token_hex(8),
+        run_id=run_id(config, run) if here else secrets.token_hex(8),
         directory=str(directory.absolute()),
         sockets=str(sockets),
         lockstep=lockstep,
@@ -107,14 +128,30 @@ def make_plan(
                 name=name_of(i),
                 index=i,
                 kind="stub" if is_stub(config, i) else "trainer",
-                device="cpu" if is_stub(config, i) else devices[i % len(devices)],
+                device="cpu" if is_stub(config, i) else dealt[i],
                 children=tuple(map(name_of, children[i])),
                 parents=tuple(map(name_of, parents[i])),
                 below=stub_above(config, i, children),
+                elsewhere=away[i],
             )
             for i in range(config.n_components)
         ),
     )
+
+
+def dealt_to(devices: tuple[str, ...], away: Sequence[str]) -> list[str]:
+    """A device a component, round-robin among those that are here; of the others nobody knows here."""
+    ours = itertools.cycle(devices)
+    return ["elsewhere" if host else next(ours) for host in away]
+
+
+def check_machines(config: Config, *, lockstep: bool) -> None:
+    """Raise a ConfigError where a run cannot be over the machines that it is to be over."""
+    n = len(config.bus.hosts)
+    if n != config.n_components:
+        raise ConfigError(f"bus.hosts: names {n} machines, and there are {config.n_components} components; one each")
+    if lockstep:
+        raise ConfigError("--lockstep: is for components of one machine; leave it out, or bus.hosts")
 
 
 def check_components(config: Config, *, lockstep: bool) -> None:
@@ -304,6 +341,18 @@ def made_up(plan: Plan, process: ProcessPlan) -> tuple[str, ...]:
         return made_up(plan, child)
     full = ("full", "full_bits")
     return full if plan.config.method.heads == "every" else ("student", "student_bits", *full)
+
+
+def endpoints_of(plan: Plan, process: ProcessPlan) -> dict[str, str]:
+    """In a run over several machines, where a component listens, under its own name, and where its neighbours on other
+    machines do.
+    """
+    bus, away = plan.config.bus, [each for each in plan.processes if each.elsewhere]
+    if not away:
+        return {}
+    near = {*process.children, *process.parents}
+    own = hosts.endpoint(bus, process.index, bind=True)
+    return {process.name: own} | {each.name: hosts.endpoint(bus, each.index) for each in away if each.name in near}
 
 
 def bus_of(plan: Plan) -> Bus:

@@ -10,21 +10,16 @@ from typing import Any
 
 import msgspec
 
+from bus import hosts
 from configs.errors import ConfigError, DataError, RunError
 from configs.load import check_keys, convert, load, merge, parse_setting
 from configs.tree import Config
 from mach.shelf import Shelf, damage, fallback, read_manifest
 from workers.devices import CPU, check_here, find_devices
+from workers.machines import FIXED
 from workers.plan import Plan, make_plan
 from workers.rundir import RunDir
 from workers.status import Status
-
-FIXED = (
-    *("recipe", "wiring", "graph", "n_components", "seed", "model"),
-    *("data.source", "data.split_seed", "data.test_share", "data.train_samples", "data.test_samples", "data.symbols"),
-    *("data.length", "method.targets", "method.guess", "method.context", "method.momentum_head", "method.reach"),
-)
-"""Keys whose change would make another run: other networks, or other samples to learn from and be examined on."""
 
 
 def recorded_plan(run: RunDir) -> Plan:
@@ -139,7 +134,7 @@ def check_length(old: Plan, config: Config) -> None:
     if length_of(config) == length_of(old.config):
         return
     run = RunDir(Path(old.directory))
-    names = [process.name for process in old.processes if process.kind == "trainer"]
+    names = [process.name for process in old.here if process.kind == "trainer"]
     if config.train.minutes is not None:
         least = min((trained_s(run, name) for name in names), default=0.0) / 60
         asked, enough, done = f"--minutes {config.train.minutes:g}", least >= config.train.minutes, f"{least:,.2f}"
@@ -172,11 +167,21 @@ def length_of(config: Config) -> str:
 
 
 def resumed_plan(old: Plan, config: Config, status: Status | None, sockets: Path, devices: tuple[str, ...]) -> Plan:
-    """Another life of the run: new run id and sockets, incarnations and seconds that count on, a common step in
-    lock-step.
+    """Another life of the run: new run id, unless it is over several machines, new sockets, incarnations and seconds
+    that count on, a common step in lock-step.
     """
     run = RunDir(Path(old.directory))
-    plan = make_plan(config, run=old.run, directory=run.path, sockets=sockets, devices=devices, lockstep=old.lockstep)
+    plan = make_plan(
+        config,
+        run=old.run,
+        directory=run.path,
+        sockets=sockets,
+        devices=devices,
+        lockstep=old.lockstep,
+        here=hosts.here(config.bus),
+    )
+    if old.config.bus.hosts and config.bus.hosts:
+        plan = msgspec.structs.replace(plan, run_id=old.run_id)  # also of a directory that was renamed
     lived = {process.name: process.incarnation for process in old.processes}
     for row in status.components if status is not None else ():
         lived[row.component] = max(lived.get(row.component, 0), row.incarnation)
@@ -195,7 +200,7 @@ def same_devices(plan: Plan) -> str:
     Raises:
         ConfigError: one of them is not here.
     """
-    had = tuple(dict.fromkeys(process.device for process in plan.processes if process.kind == "trainer")) or CPU
+    had = tuple(dict.fromkeys(process.device for process in plan.here if process.kind == "trainer")) or CPU
     if had != CPU:
         check_here(had, find_devices())
     return ",".join(had)
@@ -225,7 +230,7 @@ def common_step(run: RunDir, plan: Plan) -> int:
 
 def where(run: RunDir, plan: Plan) -> str:
     """For people: from which steps the components go on, and below that a line for each that has damaged ones."""
-    shelves = {each.name: Shelf(run.checkpoints(each.name)) for each in plan.processes if each.kind == "trainer"}
+    shelves = {each.name: Shelf(run.checkpoints(each.name)) for each in plan.here if each.kind == "trainer"}
     if plan.resume_at is not None:
         at = f"from step {plan.resume_at}, the newest that all have" if plan.resume_at else "from the beginning"
         newer = {name: shelf.damaged(name, plan.resume_at) for name, shelf in shelves.items()}

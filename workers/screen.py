@@ -85,6 +85,7 @@ def tables(status: Status, width: int = 200) -> RenderableType:
     why = [f"run {status.run}: {status.reason}"] if status.state == "failed" and status.reason else []
     stale = [f"run {status.run}: {status.stale}"] if status.stale else []
     idle = [untrained(status.components)] if untrained(status.components) else []
+    parts += away(status.elsewhere)
     return Group(*parts, *idle, *reasons, *setbacks, *troubles, *cut_edges(status), *stale, *why)
 
 
@@ -93,6 +94,14 @@ def setback(row: ComponentStatus) -> str:
     assert row.failure is not None
     times = "once" if row.restarts == 1 else f"{row.restarts} times"
     return f"{row.component}: restarted {times}; its life {row.failure.incarnation} {row.failure.reason}"
+
+
+def away(elsewhere: Mapping[str, str]) -> list[str]:
+    """Who is on other machines, a line for each of these."""
+    return [
+        f"on {machine}: {', '.join(name for name, its in elsewhere.items() if its == machine)}"
+        for machine in dict.fromkeys(elsewhere.values())
+    ]
 
 
 def verdict(status: Status, width: int = 200) -> RenderableType:

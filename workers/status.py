@@ -96,8 +96,10 @@ class Status(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """From the launch, or the newest resume, to `written_s`."""
     before_s: float = 0.0
     """Of a resumed run: seconds that it had lasted before, in all its launches together."""
+    elsewhere: dict[str, str] = msgspec.field(default_factory=dict)
+    """Of a run over several machines: by component that this launch has not started, the machine that it is on."""
     components: list[ComponentStatus]
-    """One row a component, in their order."""
+    """One row a component that this launch has started, in their order."""
 
 
 def write(run: RunDir, status: Status) -> None:
@@ -218,7 +220,7 @@ def planned(run: RunDir) -> list[ComponentStatus]:
         ComponentStatus(
             component=one.name, kind=one.kind, incarnation=one.incarnation, pid=0, device=one.device, state="starting"
         )
-        for one in (plan.processes if plan is not None else ())
+        for one in (plan.here if plan is not None else ())
     ]
 
 

@@ -31,9 +31,10 @@ from mach.assemble import samples_of
 from mach.data import load
 from mach.messages import Activation, Gradient, Letter, Message, Target
 from mach.seeds import seed_of
+from workers.common import wire_id
 from workers.journal import Journal
 from workers.part import Part, part_of
-from workers.plan import Plan
+from workers.plan import Plan, endpoints_of
 from workers.process import Control
 from workers.report import State
 
@@ -189,7 +190,7 @@ def run(plan: Plan, name: str, control: Control) -> None:
     dataset = load(config.data)
     mailbox = ZmqMailbox(
         name,
-        run_id=plan.run_id,
+        run_id=wire_id(plan, dataset),
         incarnation=control.incarnation,
         children=process.children,
         parents=process.parents,
@@ -197,6 +198,7 @@ def run(plan: Plan, name: str, control: Control) -> None:
         directory=Path(plan.sockets),
         wrap=lambda transport: FaultyTransport(transport, faults_of(script), seed, fired),
         samples=samples_of(config, dataset),
+        endpoints=endpoints_of(plan, process),
     )
     journal = Journal(plan, name, incarnation=control.incarnation)
     try:

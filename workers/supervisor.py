@@ -36,7 +36,7 @@ from workers.attempt import HELPER_ENDED, Attempt
 from workers.clock import Clock
 from workers.desk import Answer, Ask, Desk, Promise
 from workers.gather import Gathering
-from workers.health import lacking
+from workers.health import asked_from_afar, lacking
 from workers.member import LEAVE_S, Member
 from workers.output import in_passing
 from workers.plan import Plan, ProcessPlan, unanswered, unscripted
@@ -150,7 +150,7 @@ class Supervisor:
         self._listen()
         warm()
         rules, mends = self.plan.config.supervise, not self.plan.lockstep
-        for process in self.plan.processes:
+        for process in self.plan.here:
             start, now, came = partial(self._start, process), self.clock.look(), before.get(process.name)
             self.members.append(Member(start, process.incarnation, rules, self.run, now, mends=mends, before=came))
         self._write()
@@ -231,6 +231,7 @@ class Supervisor:
             written_s=time.monotonic(),
             elapsed_s=self.clock.elapsed_s(),
             before_s=self.plan.before_s,
+            elsewhere=self.plan.elsewhere,
             components=[member.status(self.clock.now) for member in self.members],
         )
 
@@ -313,8 +314,9 @@ class Supervisor:
         member = next((member for member in self.members if member.name == wanted.restart), None)
         if member is not None:
             return member.restart(now)
-        names = ", ".join(member.name for member in self.members)
-        nobody = Answer(done=False, text=f"there is no {wanted.restart!r}; there are: {names}")
+        names, away = ", ".join(member.name for member in self.members), self.plan.elsewhere.get(wanted.restart)
+        where = f"{wanted.restart} is on {away}, and here" if away else f"there is no {wanted.restart!r}; there"
+        nobody = Answer(done=False, text=f"{where} are: {names}")
         return lambda: nobody
 
     def _decide(self, now: float) -> None:
@@ -334,7 +336,8 @@ class Supervisor:
             if lacking:
                 self._gone = lacking[0]
                 self._order("stop", self._grace_s, now)
-            elif all(member.done for member in trainers):  # nobody's answers are needed any more
+            elif all(member.done for member in trainers) and not asked_from_afar(self.status.components):
+                # nobody's answers are needed any more
                 self._order("release", LEAVE_S, now)
         if self._gathering is not None and (order := self._gathering.order(now)) is not None:
             self._order(order, self._grace_s, now)

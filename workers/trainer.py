@@ -24,10 +24,10 @@ from mach.evaluate import Accuracy
 from mach.export import about
 from mach.learner import Learner
 from mach.seeds import seed_of
-from workers.common import check_common
+from workers.common import check_common, wire_id
 from workers.journal import Journal
 from workers.keeper import Keeper, say
-from workers.plan import Plan, ProcessPlan, bus_of
+from workers.plan import Plan, ProcessPlan, bus_of, endpoints_of
 from workers.process import Control, device_of
 from workers.report import SAVING, State
 from workers.room import room
@@ -360,13 +360,14 @@ def run(plan: Plan, name: str, control: Control) -> None:
     learner = learner_of(config, process.index, process.children, dataset, device)
     mailbox = ZmqMailbox(
         name,
-        run_id=plan.run_id,
+        run_id=wire_id(plan, dataset),
         incarnation=control.incarnation,
         children=process.children,
         parents=process.parents,
         bus=bus_of(plan),
         directory=Path(plan.sockets),
         samples=samples_of(config, dataset),
+        endpoints=endpoints_of(plan, process),
     )
     draws.begin(config.seed, process.index)  # not before: data of one's own that are drawn are alike in all processes
     try:

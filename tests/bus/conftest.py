@@ -37,7 +37,7 @@ def ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ends]:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture(params=["virtual", "ipc", "tcp", "curve", "lane"])
+@pytest.fixture(params=["virtual", "ipc", "tcp", "curve", "far", "lane"])
 def world(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[World]:
@@ -52,13 +52,14 @@ def world(
         written(segment, first, rest, slot, past)
 
     monkeypatch.setattr(Segment, "write", write)
-    if request.param == "curve":
+    if request.param in ("curve", "far"):
         held = tmp_path_factory.mktemp("keys")
         keys.save(held, curve.new_keys())
         made.settings["keys"] = str(held)
     yield made
     for box in made.boxes:
         made.kill(box)
+    made.leave()
     left = sorted(path.name for path in directory.iterdir())
     address.remove(directory)
     assert left == ["place"]
@@ -73,6 +74,6 @@ def sockets(world: World) -> World:
 
 @pytest.fixture
 def open_sockets(sockets: World) -> World:
-    if sockets.kind == "curve":
+    if sockets.kind in ("curve", "far"):
         pytest.skip("strangers do not get this far: tests/bus/test_keys.py")
     return sockets
