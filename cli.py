@@ -41,7 +41,7 @@ from workers.scratch import interruptible
 from workers.status import read
 from workers.timing import timing_of
 from workers.verdict import exits_help
-from workers.words import configured, fresh_name, lengths
+from workers.words import configured, fresh_name, lengths, own_name
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -89,8 +89,8 @@ def launch(ctx: click.Context, /, *, runs: Path, name: str | None, detach: bool,
     if not dry_run and not detach:
         commands.warm()
     config = configured(**{key: words[key] for key in (*CONFIGURED, "max_restarts")})
-    other = None if name is not None else partial(fresh_name, words["config_name"], runs)
-    name = name if name is not None else fresh_name(words["config_name"], runs)
+    other = None if name is not None else partial(own_name, config, words["config_name"], runs)
+    name = name if name is not None else own_name(config, words["config_name"], runs)
     commands.check_name(runs, name)
     devices = commands.choose_devices(words["gpus"])
     if dry_run:

@@ -87,3 +87,12 @@ def test_a_machine_whose_others_were_never_launched_trains_to_its_end_and_says_s
     assert alone.end() == 3, alone.output
     assert "c1 → c2: never heard" in alone.output
     assert "not launched on its machine" in alone.output
+
+
+def test_a_run_over_machines_that_has_no_name_is_refused() -> None:
+    """Each would make up its own, and they would never meet."""
+    settings = ("--set", "bus.hosts=[127.0.0.1]", "--components", "1", "--set", "bus.transport=tcp")
+    done = mach("launch", *settings)
+    assert done.returncode == 2
+    assert done.stderr.startswith("mach: bus.hosts: the machines of a run know it by its name; give all")
+    assert done.stderr.count("\n") == 1

@@ -41,6 +41,17 @@ def lengths(steps: int | None, minutes: float | None, settings: tuple[str, ...])
     return [] if minutes is None else [f"train.minutes={minutes}"]
 
 
+def own_name(config: Config, config_name: str, runs: Path) -> str:
+    """A fresh name for a run that was given none.
+
+    Raises:
+        ConfigError: it is over several machines, which know it by its name.
+    """
+    if config.bus.hosts:
+        raise ConfigError("bus.hosts: the machines of a run know it by its name; give all of them the same --name")
+    return fresh_name(config_name, runs)
+
+
 def fresh_name(config_name: str, runs: Path) -> str:
     """Configuration and time; with a number behind it where that is taken."""
     base = f"{Path(config_name).stem.lstrip('.-') or 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
