@@ -1,5 +1,6 @@
 """Configuration → learner: the one place where trainers, simulations, tests and benchmarks build one."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -29,7 +30,7 @@ from mach.seeds import seed_of
 from mach.stream import Incoming, Stream, samples
 
 RELAY_RETRY_S = 5.0
-"""Longest wait for the answer to an examination's question, where an edge's own time-out is longer."""
+"""Longest first wait for the answer to an examination's question, where an edge's own time-out is longer."""
 
 
 def learner_of(
@@ -243,11 +244,13 @@ def exam_of(config: Config, learner: Learner, dataset: Dataset) -> Exam | Relay:
     stream = learner.stream
     if stream is None:
         return Exam(*common, retry_s)
-    retry_s = min(retry_s, RELAY_RETRY_S)  # of which a question may wait a half, at all components together
+    retry_s = min(retry_s, RELAY_RETRY_S)
+    # batches that wait are soon learnt from; but for those whose answers may never come a question waits, at all
+    # components together, half as long as it takes to be asked again
     return Relay(
         *common,
         retry_s,
-        retry_s / (2 * config.n_components),
+        retry_s / (2 * config.n_components) if learner.waits_for_answers else math.inf,
         draws=stream.draws,
         judges=learner.teacher.judges,
         context=config.method.context,

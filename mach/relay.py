@@ -7,15 +7,16 @@ of the deepest component, which are what the whole network says. Every component
 need not travel: a question's id says which part it is, and its version which examination it belongs to.
 
 A parent's question waits in line with the batches that came before it, so that the last examination, after the last
-batch, is of the weights that are left; but not for long, for who asks does not wait for ever.
+batch, is of the weights that are left.
 
-Laws: nobody waits here; a question that is never answered is asked again by component 0, under another id. Bounded by
-the number of parts. With several children the first one's logits are the deepest.
+Laws: nobody waits here; a question that is never answered is asked again by component 0, under another id, ever more
+rarely, for it may stand in a long line. Bounded by the number of parts. With several children the first one's logits
+are the deepest.
 
 Shapes: N samples of the test set, B batch, K classes. Of a sequence every place counts.
 """
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -82,9 +83,9 @@ class Relay:
         context: bool,
         incoming: tuple[int, ...] | None,
     ) -> None:
-        """`patience_s`: longest that a parent's question may wait for the batches that came before it, so that what is
-        said is of weights that have learnt from them. `draws`: whether we are component 0. `judges`: whether our head
-        is trained. `context`: whether encoders get x. `incoming`: shape of what a parent sends, without the batch.
+        """`patience_s`: longest that a parent's question may wait for the batches that came before it. `draws`: whether
+        we are component 0. `judges`: whether our head is trained. `context`: whether encoders get x. `incoming`: shape
+        of what a parent sends, without the batch.
         """
         self.component = component
         self.children = tuple(children)
@@ -106,6 +107,8 @@ class Relay:
         """Questions that wait for their turn."""
         self._todo: list[int] = []
         """Of the component that draws: parts not asked about yet."""
+        self._tries: Counter[int] = Counter()
+        """By part: how often it was asked about in vain."""
         self._round = -1
         self._asked = 0
 
@@ -128,6 +131,7 @@ class Relay:
             return
         self._rounds.pop(self._round, None)
         self._questions.clear()
+        self._tries.clear()
         self._round = version
         self._rounds[version] = _Round()
         self._todo = list(range(len(self.inputs)))
@@ -284,8 +288,9 @@ class Relay:
         if not self.draws:
             return
         for id, question in list(self._questions.items()):
-            if not question.open and now - question.asked_at > self.retry_s:
+            if not question.open and now - question.asked_at > self.retry_s * 2 ** self._tries[question.part]:
                 del self._questions[id]
+                self._tries[question.part] += 1
                 self._todo.append(question.part)
 
     def _fits(self, child: str, target: Target, question: _Question) -> bool:

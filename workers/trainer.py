@@ -35,7 +35,7 @@ from workers.rundir import RunDir
 from workers.turns import WAIT_S, Trainer
 
 EXAM_S = 20.0
-"""Longest wait at the end for children's answers to the test set."""
+"""Longest wait at the end for a child's next answer about the test set."""
 
 
 class Life:
@@ -221,18 +221,17 @@ class Life:
         return learner.version >= self.config.train.steps
 
     def examine(self) -> None:
-        """The final accuracy: at once with the student, over the bus with the children, as far as they answer. Nobody
-        waits for a stub that has gone silent.
-        """
-        exam = self.trainer.exam
+        """The final accuracy: at once with the student, over the bus with the children, as far as they answer."""
+        exam, mailbox = self.trainer.exam, self.trainer.mailbox
         if exam is None:
             return
-        mailbox = self.trainer.mailbox
         exam.begin(self.trainer.learner.version, pulse=self.pulse)
-        start, patience_s = mailbox.now(), min(EXAM_S, 2 * self.config.bus.timeout_ms / 1000)
-        while not exam.done and not self.called() and "unanswered" not in self.orders:
+        came, since, patience_s = -1, 0.0, min(EXAM_S, 2 * self.config.bus.timeout_ms / 1000)
+        while not exam.done and not self.called() and "unanswered" not in self.orders:  # of a stub
+            if came != (came := mailbox.counts.received["target"]):
+                since = mailbox.now()
             reachable = any(edge.role == "child" and edge.state == "open" for edge in every_edge(mailbox))
-            if mailbox.now() - start > (EXAM_S if reachable else patience_s):
+            if mailbox.now() - since > (EXAM_S if reachable else patience_s):
                 break
             self.trainer.serve(WAIT_S)
             self.report_if_due("waiting", "asks its children for the final examination")

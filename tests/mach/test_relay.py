@@ -57,19 +57,44 @@ def examine(relays: list[Relay], *, lose: int = 0, version: int = 7) -> int:
     return lost
 
 
-def test_a_question_waits_for_its_turn_but_not_for_long() -> None:
+def test_a_question_waits_for_its_turn_but_not_for_long_where_that_may_never_come() -> None:
+    _, relays, _ = chain_of("ddg")
+    first, middle = relays[0], relays[1]
+    first.begin(7)
+    asked = first.ask("c1", 0.0)
+    assert asked is not None
+    for learnt, now in ((5, 0.0), (0, middle.patience_s)):
+        middle.wait("c0", asked, 5, 0.0)
+        middle.due(4, middle.patience_s - 1e-6)
+        assert middle.line
+        middle.due(learnt, now)
+        assert not middle.line
+
+
+def test_where_batches_are_soon_learnt_from_a_question_waits_for_all_that_came_before_it() -> None:
+    """However slow the steps: else the last examination is not of the weights that are saved."""
     _, relays, _ = chain_of("dgl")
     first, last = relays[0], relays[-1]
     first.begin(7)
     asked = first.ask("c1", 0.0)
     assert asked is not None
-    passed = Activation(asked.id, 7, torch.zeros(len(asked.inputs), *(last.incoming or ())), owes=False)
-    for learnt, now in ((5, 0.0), (0, last.patience_s)):
-        last.wait("c1", passed, 5, 0.0)
-        assert not last.due(4, last.patience_s - 1e-6)
-        ((parent, answer),) = last.due(learnt, now)
-        assert (parent, answer.id) == ("c1", asked.id)
-        assert not last.line
+    last.wait("c1", Activation(asked.id, 7, torch.zeros(len(asked.inputs), *(last.incoming or ())), owes=False), 5, 0.0)
+    assert not last.due(4, 1e6)
+    assert len(last.due(5, 1e6)) == 1
+
+
+def test_a_part_is_asked_about_again_ever_more_rarely() -> None:
+    _, relays, _ = chain_of("dgl")
+    first, now, waits = relays[0], 0.0, []
+    first.begin(7)
+    while len(waits) < 3:
+        while first.ask("c1", now) is not None:
+            continue
+        asked_s = now
+        while not first.has("c1", now):
+            now += first.retry_s / 4
+        waits.append((now - asked_s) / first.retry_s)
+    assert waits == [1.25, 2.25, 4.25]
 
 
 def accuracy(z: torch.Tensor, dataset: Dataset) -> float:
