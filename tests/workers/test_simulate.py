@@ -16,6 +16,8 @@ from configs.load import load
 from configs.tree import Config, Probes
 from conftest import forbid_compiler
 from mach.component import Component
+from mach.data import load as load_data
+from mach.export import load as load_network
 from mach.networks.mlp import mlp
 from mach.networks.place import Place
 from mach.recipes import RECIPES
@@ -413,3 +415,17 @@ def test_a_stream_whose_stub_sends_no_more_ends_with_what_has_come(tmp_path: Pat
     _, first, second = outcome.status.components
     assert 5 < first.step < 20
     assert 0 < second.step <= first.step
+
+
+@pytest.mark.parametrize("recipe", ["dgl", "mach-stream"])
+def test_what_a_slow_section_is_said_to_be_is_what_it_saves(tmp_path: Path, recipe: str) -> None:
+    """Its line of batches takes it far longer than anybody would wait; the last examination stands behind them."""
+    settings = (f"recipe={recipe}", "graph=chain", "n_components=3", "train.steps=60", "train.batch_size=16")
+    config = load("digits", (*settings, "evaluate.every_steps=20"), RECIPES)
+    outcome = simulate(config, timing_of("1ms", "0", "20ms", ["c1=8x"], 3), tmp_path / "run")
+    dataset = load_data(config.data)
+    for k, row in enumerate(outcome.status.components):
+        network = load_network(tmp_path / "run" / "weights", k)
+        with torch.no_grad():
+            right = (network(dataset.test_inputs).argmax(dim=1) == dataset.test_labels).float().mean()
+        assert float(right) == pytest.approx(row.accuracy.student, abs=1e-6), row.component
