@@ -14,7 +14,7 @@ from bus.keys import Keys
 FAILURES = zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_AUTH
 SUCCESS = zmq.Event.HANDSHAKE_SUCCEEDED
 AT_ONCE = 64
-"""Events read in one go."""
+"""Events of one socket read in one go."""
 
 Socket = zmq.Socket[bytes]
 
@@ -60,8 +60,9 @@ class Guard:
 
     def refused(self) -> int:
         """Handshakes that have failed since the last call."""
-        read, count = 0, 0
+        count = 0
         for socket, monitor in self._monitors.items():
+            read = 0
             while read < AT_ONCE and int(monitor.get(zmq.EVENTS)) & zmq.POLLIN:
                 well = recv_monitor_message(monitor, zmq.NOBLOCK)["event"] == SUCCESS
                 read, count = read + 1, count + (not well)

@@ -108,8 +108,11 @@ class ParentEnd(End):
         return quiet and now - since >= max(STUCK_S, 2 * self.terms.timeout_s)
 
     def reconnected(self, now: float) -> None:
-        """A new connection was made, so the peer may be new: greet it at once, at the first pace."""
+        """A new connection was made, so the peer may be new, and what was on its way is lost: greet it at once, at the
+        first pace.
+        """
         self.note(now, "reconnected")
+        self._empty(Fate.RESET)
         self._connected_at = now
         self._knock_at, self._knock_s = now, self.terms.hello_s
         self._step(Event.RECONNECTED)

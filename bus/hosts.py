@@ -8,12 +8,15 @@ anything starts.
 import errno
 import ipaddress
 import socket
+import time
 
 from configs.errors import ConfigError
 from configs.tree import Bus
 
 LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 PORTS = 1 << 16
+LEAVING_S, LOOK_S = 1.0, 0.05
+"""Longest time for a killed process to let go of its port, and between two looks."""
 
 
 def check(bus: Bus) -> None:
@@ -31,8 +34,9 @@ def check(bus: Bus) -> None:
             "bus.hosts: machines reach each other over tcp and with keys alone; make some with `mach keys new DIR`, "
             "copy DIR to every machine, and give --set bus.transport=tcp --set bus.keys=DIR on each"
         )
-    for host in bus.hosts:
-        _check_address(host)
+    loopback = {_is_loopback(host) for host in bus.hosts}
+    if len(loopback) > 1:
+        raise ConfigError("bus.hosts: 127.… is this machine to each that reads it; give the address that others reach")
     if bus.here is not None and bus.here not in bus.hosts:
         raise ConfigError(f"bus.here: {bus.here} is none of bus.hosts: {', '.join(dict.fromkeys(bus.hosts))}")
     if bus.host not in (LOOPBACK, EVERYWHERE):
@@ -76,13 +80,14 @@ def _address(bus: Bus, index: int, *, bind: bool) -> str:
     return EVERYWHERE if bind and bus.host == EVERYWHERE else bus.hosts[index]
 
 
-def _check_address(host: str) -> None:
+def _is_loopback(host: str) -> bool:
     try:
         address = ipaddress.IPv4Address(host)
     except ValueError:
         raise ConfigError(f"bus.hosts: {host!r} is no numeric IPv4 address") from None
     if address.is_unspecified or address.is_multicast:
         raise ConfigError(f"bus.hosts: {host} is no address of one machine")
+    return address.is_loopback
 
 
 def _is_ours(host: str) -> bool:
@@ -95,16 +100,26 @@ def _is_ours(host: str) -> bool:
 
 
 def _try_out(bus: Bus, index: int) -> None:
-    """Whether component `index` could listen where it has to."""
-    place = (_address(bus, index, bind=True), bus.port + index)
+    """Whether component `index` could listen where it has to. One of a launcher that was killed a moment ago may still
+    be on its way out, and nobody tells when it has gone: so it is tried again.
+    """
+    place, until = (_address(bus, index, bind=True), bus.port + index), time.monotonic() + LEAVING_S
+    while (error := _listen(place)) is not None:
+        taken = error.errno == errno.EADDRINUSE
+        if taken and time.monotonic() < until:
+            time.sleep(LOOK_S)
+            continue
+        way = "choose another bus.port, the same on all machines" if taken else f"set bus.host={EVERYWHERE}"
+        raise ConfigError(f"bus.hosts: c{index} cannot listen at {place[0]}:{place[1]} ({error.strerror}); {way}")
+
+
+def _listen(place: tuple[str, int]) -> OSError | None:
+    """Why nobody can listen there; None: somebody could."""
     with socket.socket() as door:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as ZeroMQ does: connections of before may linger
         try:
             door.bind(place)
             door.listen()
         except OSError as error:
-            taken = error.errno == errno.EADDRINUSE
-            way = "choose another bus.port, the same on all machines" if taken else f"set bus.host={EVERYWHERE}"
-            raise ConfigError(
-                f"bus.hosts: c{index} cannot listen at {place[0]}:{place[1]} ({error.strerror}); {way}"
-            ) from error
+            return error
+    return None

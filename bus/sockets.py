@@ -108,7 +108,7 @@ class ZmqTransport:
         self._endpoints: dict[str, str] = {}
         self._fixed = endpoints
         self._handshakes: dict[str, int] = {}
-        """By child on another machine: how many have been noticed."""
+        """By child, where endpoints are fixed: how many have been noticed."""
         self._pool = Pool()
         self._host, self._tcp = bus.host, bus.transport == "tcp"
         keys = None if bus.keys is None else load(Path(bus.keys))
@@ -192,8 +192,8 @@ class ZmqTransport:
         return found
 
     def reach(self, child: str, *, anew: bool = False) -> bool:
-        """Connect if the child has published an endpoint since the last look, and over tcp also anew. To a child on
-        another machine ZeroMQ connects by itself, at the same endpoint, where another life of it may listen by now.
+        """Connect if the child has published an endpoint since the last look, and over tcp also anew. In a run over
+        several machines ZeroMQ connects by itself, at the same endpoint, where another life of it may listen by now.
         """
         if anew and self._tcp and child in self._endpoints:
             return self._connect(child, self._endpoints[child])
@@ -278,7 +278,7 @@ class ZmqTransport:
             return False
         self._dealers[child] = self._line(socket, self._children[child])
         self._endpoints[child] = endpoint
-        if child in self._fixed:
+        if self._fixed:
             self._handshakes[child] = 0
         return True
 
@@ -322,9 +322,9 @@ class ZmqTransport:
     def _parent(self, identity: bytes) -> Peer:
         """Who is connected under this identity; strangers get a name that nobody has.
 
-        A life that its process has not announced is a stranger's: believed, it would end the true one's edge; on
-        another machine, where nothing is announced to us, who has the keys is believed. So is a stranger's one that is
-        written in another way, as `c0:01`: ZeroMQ would take it for somebody else than `c0:1`.
+        A life that its process has not announced is a stranger's: believed, it would end the true one's edge. Nothing
+        is announced by another machine: there who has the keys is believed. One that is written in another way, as
+        `c0:01`, is a stranger's, too: ZeroMQ would take it for somebody else than `c0:1`.
         """
         peer = self._known.get(identity)
         if peer is not None:

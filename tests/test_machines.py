@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -26,19 +27,33 @@ def on(launch: Launch, tmp_path: Path) -> Callable[..., Launched]:
     settings = ["bus.transport=tcp", f"bus.keys={tmp_path / 'keys'}", f"bus.hosts=[{one},{one},{two},{two}]"]
     settings += ["report.every_ms=100", "evaluate.every_steps=100", "checkpoint.every_s=1"]
 
-    def part(machine: int, *words: str, steps: int | None = 300) -> Launched:
+    def part(machine: int, *words: str, steps: int | None = 300, resume: bool = False) -> Launched:
+        runs = tmp_path / f"machine{machine}"
+        if resume:
+            return launch(runs=runs, resume=True)
         here = [*settings, f"bus.here={(one, two)[machine - 1]}"]
         more = [word for each in here for word in ("--set", each)]
-        runs = tmp_path / f"machine{machine}"
         more += [] if steps is None else ["--steps", str(steps)]
         return launch("--components", "4", "--gpus", "cpu", *more, *words, runs=runs)
 
     return part
 
 
+def rows(status: dict) -> dict[str, dict]:
+    return {row["component"]: row for row in status["components"]}
+
+
 def trained_on(status: dict, name: str) -> bool:
     """Whether the component here has trained on answers of its child."""
-    return any(row["component"] == name and row["child_steps"] > 10 for row in status["components"])
+    return rows(status)[name]["child_steps"] > 10
+
+
+def goes_on(run: Launched, name: str, more: int = 20) -> None:
+    """Until the component has trained on so many more answers of its child."""
+    before = run.component(name)["child_steps"]
+    run.until(
+        lambda status: any(r["component"] == name and r["child_steps"] > before + more for r in status["components"])
+    )
 
 
 def test_a_run_over_two_machines_trains_across_and_outlives_one_of_them(on: Callable[..., Launched]) -> None:
@@ -52,16 +67,23 @@ def test_a_run_over_two_machines_trains_across_and_outlives_one_of_them(on: Call
 
     os.kill(second.component("c2")["pid"], signal.SIGKILL)  # its next life listens where it did
     second.until(lambda status: status["components"][0]["incarnation"] == 2)
-    before = first.component("c1")["child_steps"]
-    first.until(lambda status: status["components"][1]["child_steps"] > before + 20)
+    goes_on(first, "c1")
+    for name, parent in (("c1", "c0"), ("c3", "c2")):  # whose parent is on the same machine
+        run = first if name == "c1" else second
+        assert mach("restart", "test", name, "--runs", str(run.runs)).returncode == 0
+        run.until(lambda status: any(row["incarnation"] == 2 for row in status["components"]))
+        goes_on(run, parent)
 
-    os.kill(second.process.pid, signal.SIGKILL)  # the whole machine
+    os.kill(second.process.pid, signal.SIGKILL)  # the whole machine, and all that it had
+    second.end()
+    shutil.rmtree(second.directory)
     steps = [row["step"] for row in first.status()["components"]]
-    first.until(
-        lambda status: all(row["step"] > was + 50 for row, was in zip(status["components"], steps, strict=True))
-    )
-    first.process.send_signal(signal.SIGINT)
-    assert first.end() == 130, first.output
+    first.until(lambda now: all(row["step"] > was + 50 for row, was in zip(now["components"], steps, strict=True)))
+    anew = on(2, steps=100_000)
+    goes_on(first, "c1")
+    for run in (anew, first):
+        run.process.send_signal(signal.SIGINT)
+        assert run.end() == 130, run.output
     assert "on 127." in first.output
 
 
@@ -80,6 +102,21 @@ def test_in_stream_wiring_the_deeper_machine_ends_with_what_came(on: Callable[..
     assert [upper.end(), deeper.end()] == [0, 0], (upper.output, deeper.output)
     assert all(row["step"] > 30 for row in deeper.status()["components"])
     assert upper.component("c0")["accuracy"]["full"] is not None, "an examination goes down over both"
+
+
+def test_a_section_waits_for_a_machine_that_was_stopped_and_goes_on_with_it(on: Callable[..., Launched]) -> None:
+    """What is fed ends with what feeds it when that has done its steps, not when it is to go on later."""
+    stream = ("--set", "recipe=dgl", "--set", "graph=chain")
+    upper, deeper = on(1, *stream, steps=100_000), on(2, *stream, steps=100_000)
+    deeper.until(lambda status: all(row["step"] > 10 for row in status["components"]))
+    upper.process.send_signal(signal.SIGINT)
+    assert upper.end() == 130, upper.output
+    steps = [row["step"] for row in deeper.status()["components"]]
+    resumed = on(1, resume=True)
+    deeper.until(lambda now: all(row["step"] > was + 50 for row, was in zip(now["components"], steps, strict=True)))
+    for run in (resumed, deeper):
+        run.process.send_signal(signal.SIGINT)
+        assert run.end() == 130, run.output
 
 
 def test_a_machine_whose_others_were_never_launched_trains_to_its_end_and_says_so(on: Callable[..., Launched]) -> None:

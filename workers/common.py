@@ -20,7 +20,7 @@ def wire_id(plan: Plan, dataset: Dataset) -> str:
     """The run id that messages carry: over several machines with the data in it, so that components which have loaded
     other data are of other runs to each other.
     """
-    if not plan.elsewhere:
+    if plan.site is None:
         return plan.run_id
     return blake2b(f"{plan.run_id} {dataset.digest()}".encode(), digest_size=8).hexdigest()
 

@@ -6,13 +6,13 @@ Knows a run by its `Status` alone, no file and no process.
 import math
 from collections.abc import Mapping, Sequence
 
-from workers.policy import patience_s
+from workers.policy import AFAR_S, patience_s
 from workers.report import Peer
 from workers.status import FINAL, ComponentStatus, Status
 
 UNBORN = ("starting", "restarting")
-AFAR_S = 60.0
-"""Who is on another machine and is not heard for so long is not waited for at the end: it may be gone for good."""
+FAR_S = 30.0
+"""Who is on another machine and is not heard for so long is told of, whatever is known of the edge."""
 DISAGREED = {
     "bad-key": "wrong keys, or none",
     "other-run": "launched there under another name, with other data, or other settings of what makes a run",
@@ -48,19 +48,22 @@ def cut_edges(status: Status, *, patient: bool = False) -> list[str]:
 
 def far_edges(row: ComponentStatus, elsewhere: Mapping[str, str], *, patient: bool) -> list[str]:
     """Edges with components on other machines over which nothing comes, as the end that is here sees them: the other
-    one may not have been launched yet. One that said good-bye is well.
+    one may not have been launched yet. One that said good-bye is well. `patient`: but those that slow steps may keep
+    silent, if steps are no slower there than here.
     """
+    slow_s = patience_s(round(1000 * START_UP_S), row.step_ms_p99) if patient else 0.0
     if row.state in (*FINAL, *UNBORN) or row.elapsed_s < START_UP_S:
         return []
     lines = []
     for name, ends in row.peers.items():
         for end in ends if name in elsewhere else ():
             heard_s = math.inf if end.heard_s is None else end.heard_s + (row.last_seen_s or 0.0)
-            if end.state in ("open", "closed") or heard_s < (START_UP_S if patient else 0.0):
+            well = end.state == "closed" or (end.state == "open" and heard_s < max(FAR_S, slow_s))
+            if well or heard_s < slow_s:
                 continue
             edge = f"{row.component} → {name}" if end.role == "child" else f"{name} → {row.component}"
-            said = "was never heard" if heard_s == math.inf else f"silent for {heard_s:.1f} s"
-            lines.append(f"{edge} {said} ({name} is on {elsewhere[name]}: see mach status there){mismatch(row)}")
+            said = f"silent for {heard_s:.1f} s" if heard_s < math.inf else f"was never heard{mismatch(row)}"
+            lines.append(f"{edge} {said} ({name} is on {elsewhere[name]}: see mach status there)")
     return lines
 
 

@@ -16,7 +16,7 @@ from bus import hosts
 from configs.errors import ConfigError
 from configs.tree import Bus, Config
 from mach.graph import Adjacency, children_of, name_of, parents_of, path_to
-from workers.machines import run_id
+from workers.machines import Site, run_id
 
 FOREVER_MS = 10**9
 """The time-out of an edge in lock-step: there an answer is waited for, however late."""
@@ -60,8 +60,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the run directory is there already, with what earlier lives of the run left."""
     resume_at: int | None = None
     """The step whose checkpoint everybody goes on from, 0 for the beginning; None: each from its own newest."""
+    site: Site | None = None
+    """Which part of a run over several machines this is; None: it is the whole run."""
     before_s: float = 0.0
     """How long earlier launches of the run have lasted together, as far as is known."""
+
+    def life(self, incarnation: int) -> int:
+        """The number that a life of a component here has to its neighbours."""
+        return incarnation if self.site is None else self.site.epoch + incarnation
 
     @property
     def here(self) -> tuple[ProcessPlan, ...]:
@@ -96,10 +102,10 @@ def make_plan(
     sockets: Path,
     devices: tuple[str, ...] = ("cpu",),
     lockstep: bool = False,
-    here: str = "",
+    site: Site | None = None,
 ) -> Plan:
-    """Deal components to `devices` round-robin and edges by the graph. `here`: the machine that this is, of those in
-    `bus.hosts`; empty: all are started by this launch.
+    """Deal components to `devices` round-robin and edges by the graph. Without a `site` all are started by this launch,
+    whatever `bus.hosts` says.
 
     Raises:
         ConfigError: overrides of a component that is not there, nobody to train, an illegal graph, a stub or a time
@@ -112,17 +118,16 @@ def make_plan(
     if config.wiring == "stream":
         check_stream(config, children, lockstep=lockstep)
     check_components(config, lockstep=lockstep)
-    if here:
-        check_machines(config, lockstep=lockstep)
-    away = [host if here and host != here else "" for host in config.bus.hosts if here] or [""] * config.n_components
+    away = elsewhere(config, site, lockstep=lockstep)
     dealt = dealt_to(devices, away)
     return Plan(
         run=run,
-        run_id=run_id(config, run) if here else secrets.token_hex(8),
+        run_id=secrets.token_hex(8) if site is None else run_id(config, site.known_as),
         directory=str(directory.absolute()),
         sockets=str(sockets),
         lockstep=lockstep,
         config=config,
+        site=site,
         processes=tuple(
             ProcessPlan(
                 name=name_of(i),
@@ -145,13 +150,24 @@ def dealt_to(devices: tuple[str, ...], away: Sequence[str]) -> list[str]:
     return ["elsewhere" if host else next(ours) for host in away]
 
 
-def check_machines(config: Config, *, lockstep: bool) -> None:
-    """Raise a ConfigError where a run cannot be over the machines that it is to be over."""
-    n = len(config.bus.hosts)
-    if n != config.n_components:
-        raise ConfigError(f"bus.hosts: names {n} machines, and there are {config.n_components} components; one each")
+def elsewhere(config: Config, site: Site | None, *, lockstep: bool) -> list[str]:
+    """By component the machine that it is on, where that is not this one.
+
+    Raises:
+        ConfigError: a run cannot be over these machines.
+    """
+    machines = config.bus.hosts
+    if site is None:
+        return [""] * config.n_components
+    if len(machines) != config.n_components:
+        counts = f"{len(machines)} machines, and there are {config.n_components} components"
+        raise ConfigError(f"bus.hosts: names {counts}; name one for each")
     if lockstep:
         raise ConfigError("--lockstep: is for components of one machine; leave it out, or bus.hosts")
+    idle = set(machines) - {host for index, host in enumerate(machines) if not is_stub(config, index)}
+    if idle:
+        raise ConfigError(f"bus.hosts: on {min(idle)} there would be stubs alone; put one that trains on each machine")
+    return ["" if host == site.here else host for host in machines]
 
 
 def check_components(config: Config, *, lockstep: bool) -> None:
@@ -347,12 +363,12 @@ def endpoints_of(plan: Plan, process: ProcessPlan) -> dict[str, str]:
     """In a run over several machines, where a component listens, under its own name, and where its neighbours on other
     machines do.
     """
-    bus, away = plan.config.bus, [each for each in plan.processes if each.elsewhere]
-    if not away:
+    bus, near = plan.config.bus, {*process.children, *process.parents}
+    if plan.site is None:
         return {}
-    near = {*process.children, *process.parents}
-    own = hosts.endpoint(bus, process.index, bind=True)
-    return {process.name: own} | {each.name: hosts.endpoint(bus, each.index) for each in away if each.name in near}
+    away = {each.name: each.index for each in plan.processes if each.elsewhere and each.name in near}
+    own = {process.name: hosts.endpoint(bus, process.index, bind=True)}
+    return own | {name: hosts.endpoint(bus, index) for name, index in away.items()}
 
 
 def bus_of(plan: Plan) -> Bus:

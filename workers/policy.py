@@ -16,6 +16,8 @@ from dataclasses import dataclass
 FIRST_PAUSE_S = 0.5
 """Before the second restart in a row; every further one doubles it."""
 LONGEST_PAUSE_S = 30.0
+AFAR_S = 60.0
+"""Who is on another machine and is not heard for so long is not waited for at the end: it may be gone for good."""
 STEPS_OF_PATIENCE = 5.0
 """A component without progress for so many times the p99 of its step time may be stalled."""
 

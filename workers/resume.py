@@ -10,13 +10,12 @@ from typing import Any
 
 import msgspec
 
-from bus import hosts
 from configs.errors import ConfigError, DataError, RunError
 from configs.load import check_keys, convert, load, merge, parse_setting
 from configs.tree import Config
 from mach.shelf import Shelf, damage, fallback, read_manifest
 from workers.devices import CPU, check_here, find_devices
-from workers.machines import FIXED
+from workers.machines import FIXED, site_of
 from workers.plan import Plan, make_plan
 from workers.rundir import RunDir
 from workers.status import Status
@@ -167,8 +166,8 @@ def length_of(config: Config) -> str:
 
 
 def resumed_plan(old: Plan, config: Config, status: Status | None, sockets: Path, devices: tuple[str, ...]) -> Plan:
-    """Another life of the run: new run id, unless it is over several machines, new sockets, incarnations and seconds
-    that count on, a common step in lock-step.
+    """Another life of the run: new run id and sockets, incarnations and seconds that count on, a common step in
+    lock-step.
     """
     run = RunDir(Path(old.directory))
     plan = make_plan(
@@ -178,10 +177,8 @@ def resumed_plan(old: Plan, config: Config, status: Status | None, sockets: Path
         sockets=sockets,
         devices=devices,
         lockstep=old.lockstep,
-        here=hosts.here(config.bus),
+        site=site_of(config.bus, old.run if old.site is None else old.site.known_as),
     )
-    if old.config.bus.hosts and config.bus.hosts:
-        plan = msgspec.structs.replace(plan, run_id=old.run_id)  # also of a directory that was renamed
     lived = {process.name: process.incarnation for process in old.processes}
     for row in status.components if status is not None else ():
         lived[row.component] = max(lived.get(row.component, 0), row.incarnation)

@@ -191,7 +191,7 @@ def run(plan: Plan, name: str, control: Control) -> None:
     mailbox = ZmqMailbox(
         name,
         run_id=wire_id(plan, dataset),
-        incarnation=control.incarnation,
+        incarnation=plan.life(control.incarnation),
         children=process.children,
         parents=process.parents,
         bus=config.bus,
@@ -214,7 +214,7 @@ def run(plan: Plan, name: str, control: Control) -> None:
     except BaseException:
         mailbox.close(farewell=False)
         raise
-    mailbox.close()
+    mailbox.close(farewell="stop" not in control.orders())
 
 
 def live(stub: Stub, journal: Journal, control: Control) -> None:

@@ -360,7 +360,7 @@ def run(plan: Plan, name: str, control: Control) -> None:
     mailbox = ZmqMailbox(
         name,
         run_id=wire_id(plan, dataset),
-        incarnation=control.incarnation,
+        incarnation=plan.life(control.incarnation),
         children=process.children,
         parents=process.parents,
         bus=bus_of(plan),
@@ -379,7 +379,7 @@ def run(plan: Plan, name: str, control: Control) -> None:
     except BaseException:
         mailbox.close(farewell=False)  # its next life is due, and its neighbours expect it
         raise
-    mailbox.close()
+    mailbox.close(farewell=not life.called())  # who is to go on later has not said good-bye
     life.answer_for_its_end()
 
 

@@ -14,7 +14,7 @@ from mach.data import Dataset
 from mach.recipes import RECIPES
 from workers.common import wire_id
 from workers.health import asked_from_afar, cut_edges, lacking
-from workers.machines import run_id
+from workers.machines import Site, run_id
 from workers.plan import Plan, endpoints_of, make_plan
 from workers.report import Messages, Peer
 from workers.status import ComponentStatus, Status
@@ -30,9 +30,9 @@ def config_of(tmp_path: Path, *settings: str) -> Config:
     return load("digits", ("bus.transport=tcp", f"bus.keys={place}", many, *settings), RECIPES)
 
 
-def plan_of(config: Config, here: str, *, lockstep: bool = False, run: str = "r") -> Plan:
-    place = Path(here or "x")
-    return make_plan(config, run=run, directory=place, sockets=place, devices=("0", "1"), lockstep=lockstep, here=here)
+def plan_of(config: Config, here: str, *, lockstep: bool = False, epoch: int = 100) -> Plan:
+    place, site = Path(here or "x"), Site(here, "r", epoch) if here else None
+    return make_plan(config, run="r", directory=place, sockets=place, devices=("0", "1"), lockstep=lockstep, site=site)
 
 
 def test_every_machine_starts_its_own_and_deals_its_own_devices(tmp_path: Path) -> None:
@@ -63,7 +63,8 @@ def test_a_component_knows_where_it_listens_and_where_its_neighbours_elsewhere_d
 @pytest.mark.parametrize(
     ("settings", "lockstep", "why"),
     [
-        (("n_components=3",), False, "bus.hosts: names 4 machines, and there are 3 components"),
+        (("n_components=3",), False, "bus.hosts: names 4 machines, and there are 3 components; name one for each"),
+        (("components={1: {stub: {}}, 3: {stub: {}}}",), False, f"bus.hosts: on {TWO} there would be stubs alone"),
         ((), True, "--lockstep: is for components of one machine"),
     ],
 )
@@ -78,10 +79,20 @@ def test_launches_agree_on_a_run_by_its_name_its_keys_and_what_makes_it(tmp_path
     ours = run_id(config_of(tmp_path), "r")
     for same in ("train.steps=7", "bus.host=0.0.0.0", "optimiser.lr=0.5", "checkpoint.every_s=1", "threads=2"):
         assert run_id(config_of(tmp_path, same), "r") == ours, same
-    others = {run_id(config_of(tmp_path, other), "r") for other in ("model.embedding=8", "n_components=5", "seed=3")}
+    different = ("model.embedding=8", "n_components=5", "seed=3", "components={1: {stub: {}}}", "method.depth=1")
+    different += ("bus.port=5000", f"bus.hosts=[{ONE},{ONE},{ONE},{TWO}]")
+    others = {run_id(config_of(tmp_path, other), "r") for other in different}
     others |= {run_id(config_of(tmp_path), "another"), run_id(config_of(tmp_path / "other"), "r")}
-    assert len(others) == 5
+    assert len(others) == len(different) + 2
     assert ours not in others
+
+
+def test_a_part_that_is_launched_anew_is_a_later_life_to_its_neighbours(tmp_path: Path) -> None:
+    """Also where nothing is left that says how many there were: a machine that was replaced."""
+    config = config_of(tmp_path)
+    before, after = (plan_of(config, ONE, epoch=epoch) for epoch in (1000, 2000))
+    assert before.life(7) < after.life(1)
+    assert plan_of(config, "").life(7) == 7
 
 
 def test_components_that_loaded_other_data_are_of_other_runs_to_each_other(tmp_path: Path) -> None:
@@ -115,6 +126,7 @@ def row(state: str = "training", **peers: Peer) -> ComponentStatus:
         (Peer(role="parent", state="silent", heard_s=20.0), "c1 → c0 silent for 20.5 s"),
         (Peer(role="parent", state="knocking"), "c1 → c0 was never heard"),
         (Peer(role="child", state="open", heard_s=20.0), ""),
+        (Peer(role="child", state="open", heard_s=40.0), "c0 → c1 silent for 40.5 s"),  # with a time-out of minutes
         (Peer(role="child", state="closed", heard_s=20.0), ""),  # it has finished there
     ],
 )
@@ -130,6 +142,9 @@ def test_machines_that_do_not_agree_are_told_so() -> None:
     refused.messages = Messages(dropped={"other-run": 7, "timeout": 3})
     (line,) = cut_edges(status(refused))
     assert "; c0 refused messages (other-run 7: launched there under another name, with other data" in line
+    refused.peers = {"c1": [Peer(role="child", state="silent", heard_s=20.0)]}
+    (line,) = cut_edges(status(refused))
+    assert "refused" not in line, "they have met"
 
 
 def test_a_parent_elsewhere_is_served_to_its_good_bye_unless_it_is_gone() -> None:
