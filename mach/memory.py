@@ -5,7 +5,7 @@ nothing that we remember is counted and dropped. Knows what each thing is of, an
 """
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from mach.late import Held
 from mach.lesson import Arrived, Late
@@ -44,6 +44,10 @@ class Memory:
         answered = self._answered.setdefault(parent, OrderedDict())
         answered[held.id] = held
         self._trim(answered)
+
+    def unanswered(self, child: str) -> Collection[int]:
+        """Ids of the batches that a child was asked about and has not answered, oldest first."""
+        return self._asked[child].keys()
 
     @property
     def under_way(self) -> int:

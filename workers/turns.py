@@ -51,6 +51,11 @@ class Trainer:
         """Lock-step only: whether the parents' gradients of our last answers are at hand."""
         self.went: Counter[str] = Counter()
         """Batches that went to a child since the last question of an examination."""
+        self.open: dict[str, dict[int, Activation]] = {child: {} for child in self.children}
+        """End to end only: what every child was asked and has not answered, by id, oldest first."""
+        self.lost: dict[str, list[Activation]] = {child: [] for child in self.children}
+        """Of that, what a child's former life took with it, newest first."""
+        self.resets = 0
         self.waited_s = 0.0
         """Spent waiting for letters with nothing to train on."""
 
@@ -66,6 +71,8 @@ class Trainer:
         for child in self.children:
             if self.went[child] >= BATCHES_FIRST:
                 self.examine(child)
+        if self.learner.waits_for_answers:
+            self.ask_anew()
         batch = self.next_batch()
         if batch is not None:
             for child in self.children:  # 2 ask ahead, while the window has room
@@ -73,8 +80,11 @@ class Trainer:
                     if self.learner.deep.on:
                         self.ask_by_turns(batch, child)
                     else:
-                        post.append((child, self.learner.ask(batch, child)))
+                        asked = self.learner.ask(batch, child)
+                        post.append((child, asked))
                         self.went[child] += 1
+                        if self.learner.waits_for_answers:
+                            self.open[child][asked.id] = asked
         for peer, message in post:  # together: the first wakes the bus, the rest find it awake
             self.mailbox.send(peer, message)
         for child in self.children:
@@ -140,6 +150,20 @@ class Trainer:
             return None
         stream = self.learner.stream
         return next(self.batches) if stream is None or stream.draws else stream.next()
+
+    def ask_anew(self) -> None:
+        """End to end, put to a child's next life what was put to the one before and had no answer: nobody else would
+        ever answer it, and a parent of ours waits for it as long as its time-out.
+        """
+        resets = self.mailbox.counts.dropped["reset"]
+        for child, unanswered in self.open.items():
+            alive = self.learner.memory.unanswered(child)
+            self.open[child] = unanswered = {id: asked for id, asked in unanswered.items() if id in alive}
+            if resets > self.resets and not any(edge.in_flight for edge in self.mailbox.edges()[child]):
+                self.lost[child] = [*unanswered.values()][::-1]
+            while self.lost[child] and self.mailbox.room(child):
+                self.mailbox.send(child, self.lost[child].pop())
+        self.resets = resets
 
     def examine(self, child: str) -> bool:
         """Put the next question of an examination, if there is one and room for it."""

@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils import parameters_to_vector
 
 import reference_stream
-from bus.mailbox import Counts
+from bus.mailbox import Counts, EdgeView
 from bus.virtual import VirtualBus
 from configs.errors import ConfigError
 from configs.load import load
@@ -60,6 +60,19 @@ class Door:
 
     def now(self) -> float:
         return float(self.rounds)
+
+    def edges(self) -> dict[str, list[EdgeView]]:
+        return {
+            peer: [EdgeView(peer, "child", "open", 1, flying, self.size, None, 0.0)]
+            for peer, flying in self.open.items()
+        }
+
+    def lose(self, child: str) -> int:
+        """The child began anew, and knows nothing of what it was asked; how much that was."""
+        lost, self.open[child] = self.open[child], 0
+        self.boxes[child].clear()
+        self.counts.dropped["reset"] += lost
+        return lost
 
 
 def configuration(recipe: str, *settings: str) -> Config:
@@ -130,6 +143,25 @@ def test_with_a_window_of_one_a_recipe_equals_its_textbook_loop(recipe: str, opt
     assert gap(found, networks(config, dataset)) > 1e-3, "nothing was learnt"
     difference = gap(found, expected)
     assert difference <= (0.0 if recipe == "backprop" else 1e-6), difference
+
+
+@pytest.mark.parametrize("recipe", ["backprop", "ddg"])
+def test_end_to_end_what_a_child_s_former_life_took_with_it_is_put_to_the_next(recipe: str) -> None:
+    """Else all above wait for its answer as long as the time-out, which is minutes."""
+    config = configuration(recipe)
+    chain = Chain(config, load_data(config.data))
+    for _ in chain.run(20):
+        pass
+    upper, middle, last = chain.trainers
+    while not last.mailbox.boxes["c2"]:  # type: ignore[attr-defined]
+        for trainer in (upper, middle):
+            trainer.turn()
+    before = [trainer.learner.version for trainer in chain.trainers]
+    assert middle.mailbox.lose("c2") > 0  # type: ignore[attr-defined]
+    for _ in chain.run(40):
+        pass
+    assert all(trainer.learner.version > was + 5 for trainer, was in zip(chain.trainers, before, strict=True))
+    assert len(middle.open["c2"]) <= config.bus.window
 
 
 def test_a_late_gradient_that_is_scaled_teaches_a_guess_so_much_less() -> None:
