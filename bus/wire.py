@@ -396,4 +396,4 @@ def _rows(samples: Tensor | None, indices: Tensor) -> Tensor | None:
     low, high = indices.aminmax()
     if low < 0 or high >= len(samples):
         return None
-    return samples.index_select(0, indices.to(samples.device))
+    return samples.index_select(0, indices.to(samples.device, non_blocking=True))  # they lie here: nothing to wait for

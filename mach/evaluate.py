@@ -20,6 +20,7 @@ from mach.component import Component
 from mach.data.dataset import Dataset
 from mach.losses import cross_entropy
 from mach.messages import Activation, Target
+from mach.onto import onto
 from mach.sound import fits
 
 EXAM_IDS = 1 << 48
@@ -142,7 +143,7 @@ class Exam:
             return []  # of another network than ours expects, or one that diverged: as good as no answer
         self._open[child].remove(part)
         answers = self._answers[part]
-        answers[child] = target.embedding.to(self.labels[part].device, next(self.component.parameters()).dtype)
+        answers[child] = onto(self.labels[part].device, target.embedding, next(self.component.parameters()).dtype)
         if len(answers) == len(self.children):
             self._score += self._judge(self.inputs[part], self.labels[part], answers)
             del self._answers[part]
@@ -168,6 +169,6 @@ class Exam:
 
 
 def score(z: Tensor, y: Tensor) -> Score:
-    """Of logits z [B, K] for labels y [B]."""
-    bits = float(cross_entropy(z, y)) * y.numel() / math.log(2)
-    return Score(int((z.argmax(dim=-1) == y).sum()), bits)
+    """Of logits z [B, K] for labels y [B]; read off their device at once."""
+    nats, right = torch.stack([cross_entropy(z, y).double(), (z.argmax(dim=-1) == y).sum().double()]).tolist()
+    return Score(int(right), nats * y.numel() / math.log(2))

@@ -34,6 +34,7 @@ from mach.late import WAYS, Held, Recompute, Told
 from mach.lesson import Arrived, Late, Learnt, Lesson, Teacher, owed, passed_on
 from mach.memory import Memory
 from mach.messages import Activation, Age, Batch, Gradient, Letter, Target
+from mach.onto import onto
 from mach.probes import Probes
 from mach.sieve import Sieve
 from mach.sound import finite, fits
@@ -185,7 +186,7 @@ class Learner:
             if trouble is not None:
                 (self.unfit if trouble == "unfit" else self.forgotten)["activation"] += 1
             return None
-        x = self.sieve.inputs(asked.inputs)
+        x = self.sieve.inputs(asked.inputs, ours=asked.indices is not None)
         if x is None:
             self.unfit["activation"] += 1
             return None
@@ -214,8 +215,7 @@ class Learner:
             case Target() as target:
                 held = self.memory.asked(letter.sender, target)
                 if held is not None and self.sieve.answer(letter.sender, held, target):
-                    age = letter.age or Age(0, 0.0)
-                    self.memory.arrived.append(Arrived(letter.sender, held, target, age, now))
+                    self.memory.arrived.append(Arrived(letter.sender, held, target, letter.age or Age(0, 0.0), now))
                     if target.layer is not None and self.component.copies is not None:
                         self.component.copies.take(letter.sender, target.layer, target.version)
                 elif held is not None:
@@ -223,7 +223,7 @@ class Learner:
             case Gradient(gradient=gradient):
                 held = self.memory.answered(letter.sender, letter.message)
                 if held is not None and fits(gradient, held.shape):
-                    self.memory.keep_late(Late(letter.sender, held, gradient.to(self.device, self.dtype)))
+                    self.memory.keep_late(Late(letter.sender, held, onto(self.device, gradient, self.dtype)))
                 elif held is not None:
                     self.unfit["gradient"] += 1
             case Activation():
@@ -278,12 +278,12 @@ class Learner:
         """The batch in our hands; one, however often it is asked about."""
         if self._at_hand is not None and self._at_hand[0] is batch:
             return self._at_hand[1]
-        x, y = batch.inputs.to(self.device), batch.labels.to(self.device)
+        x, y = onto(self.device, batch.inputs), onto(self.device, batch.labels)
         come: tuple[Tensor, ...] = (x,)
         if batch.sender is not None:  # a parent's activation: its gradient is owed
             x = x.to(self.dtype).detach().requires_grad_(self.method.gradient_reach != "none")
             raw = batch.context
-            come = (x,) if raw is None else (x, raw.to(self.device, self.dtype if raw.is_floating_point() else None))
+            come = (x,) if raw is None else (x, onto(self.device, raw, self.dtype if raw.is_floating_point() else None))
         held = Held(batch.id, come, y, batch.sender, self.version, 0.0)
         self._at_hand = (batch, held)
         return held
@@ -305,8 +305,8 @@ class Learner:
         """Our embedding, today; None, and counted, if numbers so large come in that our networks make infinities."""
         net, e = self.late.answer(held) if asked.owes else self.late.said(self.examined, held)
         with torch.no_grad(), net.evaluating():
-            e = e.detach()
-            z = net.classify(e) if self.method.targets == "logits" else None
+            z = net.classify(e.detach()) if self.method.targets == "logits" else None
+        e = e.detach().cpu()  # judged where it is sent from: who reads a number off a device waits as long
         if not finite(e):
             self.unfit["activation"] += 1
             return None
@@ -324,7 +324,7 @@ class Learner:
         elif not self.sieve.embedding(child, held, target):
             self.unfit["target"] += 1
         else:
-            d = target.embedding.to(self.device, self.dtype).detach().requires_grad_()
+            d = onto(self.device, target.embedding, self.dtype).detach().requires_grad_()
             held.told[child] = Told(target.id, target.version, d)
             self.deep.keep(child, target)
 

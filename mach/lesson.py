@@ -30,6 +30,7 @@ from mach.component import Component
 from mach.late import Held, Recompute
 from mach.losses import DISTANCES, cross_entropy, distil_logits, pull
 from mach.messages import Age, Gradient, Target
+from mach.onto import onto
 from mach.staleness import Staleness
 
 
@@ -131,7 +132,7 @@ class Teacher:
             learnt.add("activation", pull(a, guessed))
         for each in lesson.arrived:
             if each.target.gradient is not None:
-                self._take_back(each, each.target.gradient.to(held.come[0].device, self.dtype), learnt, version)
+                self._take_back(each, onto(held.come[0].device, each.target.gradient, self.dtype), learnt, version)
 
     def pull_late(self, late: Sequence[Late], learnt: Learnt, version: int) -> None:
         """Add the terms of parents' late gradients; with weight 0 they are only weighed."""
@@ -151,7 +152,7 @@ class Teacher:
 
     def _leaf(self, arrived: Arrived) -> Tensor:
         device = arrived.held.come[0].device
-        leaf = arrived.target.embedding.to(device, self.dtype).detach()
+        leaf = onto(device, arrived.target.embedding, self.dtype).detach()
         return leaf.requires_grad_(self.component.below is None)  # else nothing is owed (`mach/below.py`)
 
     def _judge(self, lesson: Lesson, d: Mapping[str, Tensor], learnt: Learnt, version: int) -> None:
@@ -185,7 +186,7 @@ class Teacher:
             learnt.losses["student"] = student
         for each in lesson.arrived:
             if z_s is not None and weight.logits > 0.0 and each.target.logits is not None:
-                z_d = each.target.logits.to(a.device, self.dtype)
+                z_d = onto(a.device, each.target.logits, self.dtype)
                 learnt.add("logits", distil_logits(z_s, z_d, weight.temperature), weight.logits)
 
     def _look_down(

@@ -22,6 +22,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from mach.onto import onto
+
 
 @runtime_checkable
 class Opens(Protocol):
@@ -112,7 +114,7 @@ def share_of(before: int, version: int, decay: float) -> float:
 
 def approach(weights: Sequence[Tensor], shown: Tensor, share: float) -> None:
     """Move the averages by a share of the way to what was shown [P], all of them one after the other."""
-    shown = shown.to(weights[0].device, weights[0].dtype)
+    shown = onto(weights[0].device, shown, weights[0].dtype)
     for weight, part in zip(weights, torch.split(shown, [each.numel() for each in weights]), strict=True):
         weight.lerp_(part.view_as(weight), share)
 

@@ -27,6 +27,7 @@ from mach.component import Component
 from mach.data.dataset import Dataset
 from mach.evaluate import EXAM_IDS, Accuracy, Score, score
 from mach.messages import Activation, Target
+from mach.onto import onto
 from mach.sound import fits
 
 
@@ -97,6 +98,7 @@ class Relay:
         self.incoming = incoming
         self.inputs = torch.split(dataset.test_inputs, batch_size)
         self.labels = torch.split(dataset.test_labels, batch_size)
+        self._largest = [int(each.max()) for each in self.labels]  # once: read off a device, each is waited for
         self.count = dataset.test_labels.numel()
         self.result: Accuracy | None = None
         """The newest that is complete; of the component that draws and judges, `student` is the newest with students
@@ -230,8 +232,8 @@ class Relay:
     def _activation(self, part: int, inputs: Tensor | None) -> Tensor:
         """Of a part of the test set: of x, or of what a parent made of it."""
         weight = next(self.component.parameters())
-        x = self.inputs[part].to(weight.device)
-        come = (x,) if inputs is None else (inputs.to(weight.device, weight.dtype), x)[: 1 + self.context]
+        x = onto(weight.device, self.inputs[part])
+        come = (x,) if inputs is None else (onto(weight.device, inputs, weight.dtype), x)[: 1 + self.context]
         with torch.no_grad(), self.component.evaluating():
             return self.component.activation(*come)
 
@@ -240,13 +242,13 @@ class Relay:
         component, a = self.component, question.a
         with torch.no_grad(), component.evaluating():
             s = component.imitate(a)
-            d = {name: question.answers[name].embedding.to(a.device, a.dtype) for name in s}
+            d = {name: onto(a.device, question.answers[name].embedding, a.dtype) for name in s}
             e = component.embed(a, {**s, **d})
             z = component.classify(e)
             if component.below is not None:
                 e = component.below(a, self.inputs[question.part].to(a.device))[0]
             told = question.answers[self.children[0]].logits if self.children else z
-            deep = None if told is None else told.to(a.device, a.dtype)
+            deep = None if told is None else onto(a.device, told, a.dtype)
         if d and self.judges:
             self._note("child", question, z)
         if deep is not None:
@@ -296,7 +298,7 @@ class Relay:
     def _fits(self, child: str, target: Target, question: _Question) -> bool:
         """Whether the answer is one: logits, and the embedding where we have a student for it."""
         y, z = self.labels[question.part], target.logits
-        if z is None or z.dim() != y.dim() + 1 or z.shape[-1] <= int(y.max()):
+        if z is None or z.dim() != y.dim() + 1 or z.shape[-1] <= self._largest[question.part]:
             return False
         if not fits(z, torch.Size((*y.shape, z.shape[-1]))):
             return False

@@ -14,6 +14,7 @@ from mach.component import Component
 from mach.draws import aside
 from mach.late import Held
 from mach.messages import Target
+from mach.onto import onto
 from mach.sound import finite, fits, whole
 
 
@@ -34,16 +35,17 @@ class Sieve:
         """Of one activation that we send on, as its gradient must be; None before the first, and in skip wiring."""
         self._shapes: dict[str, torch.Size] = {}
 
-    def inputs(self, x: Tensor) -> Tensor | None:
+    def inputs(self, x: Tensor, *, ours: bool = False) -> Tensor | None:
         """A parent's inputs as our networks take them; None if they do not: of another shape or kind, not finite, no
-        symbols that there are. Networks that are bounded would make something finite of infinities.
+        symbols that there are. Networks that are bounded would make something finite of infinities. `ours`: they are
+        of our own data, which were judged when they were loaded.
         """
         if x.shape[1:] != self.sample_shape or not self.component.takes(x):
             return None
         if self.component.tokens:
-            return x.to(self.device) if whole(x, self.symbols) else None
-        x = x.to(self.device, self.dtype)
-        return x if finite(x) else None
+            return onto(self.device, x) if ours or whole(x, self.symbols) else None
+        x = x.to(self.dtype)  # judged where it came: to read a number off a device is to wait for all before it
+        return onto(self.device, x) if ours or finite(x) else None
 
     def answer(self, child: str, held: Held, target: Target) -> bool:
         """Whether an answer has what the method wants of it, and nothing else."""
@@ -68,14 +70,12 @@ class Sieve:
     def embedding(self, child: str, held: Held, target: Target) -> bool:
         """Whether the embedding is one that `child` may have of this batch: as our student's imitation of it."""
         if child not in self._shapes:
-            devices = [self.device] if self.device.type == "cuda" else []
-            # asked once a life: one that goes on draws what it would have drawn
-            with torch.random.fork_rng(devices), aside():
+            with aside(device=self.device):  # asked once a life: one that goes on draws what it would have drawn
                 self._shapes[child] = self.component.target_shape(child, *held.come)[1:]
         return fits(target.embedding, torch.Size((len(held.come[0]), *self._shapes[child])))
 
     def _logits(self, embedding: Tensor) -> torch.Size:
         """Of the logits that go with an embedding: as our own head's."""
         with torch.no_grad(), self.component.evaluating():
-            one = self.component.classify(embedding[:1].to(self.device, self.dtype))
+            one = self.component.classify(onto(self.device, embedding[:1], self.dtype))
         return torch.Size((len(embedding), *one.shape[1:]))

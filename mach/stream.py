@@ -40,7 +40,7 @@ class Incoming:
             and y is not None
             and _shaped(y, len(a), self.labels)
             and whole(y, self.classes)
-            and self._fits_context(x, len(a))
+            and self._fits_context(x, len(a), ours=asked.indices is not None)
         )
 
     def noise(self, rows: int, generator: torch.Generator) -> Activation:
@@ -50,11 +50,14 @@ class Incoming:
         x = None if self.context is None else samples((rows, *self.context), self.symbols, generator)
         return Activation(0, 0, a, y, context=x)
 
-    def _fits_context(self, x: Tensor | None, rows: int) -> bool:
+    def _fits_context(self, x: Tensor | None, rows: int, *, ours: bool) -> bool:
+        """`ours`: it is of our own data, which were judged when they were loaded."""
         if self.context is None:
             return True
         if x is None or not _shaped(x, rows, self.context):
             return False
+        if ours:
+            return True
         if self.symbols:
             return whole(x, self.symbols)
         return x.is_floating_point() and finite(x.float())  # what networks get is float32

@@ -48,7 +48,7 @@ class Batches(Iterator[Batch]):
         self.seed = seed
         self._generator = torch.Generator().manual_seed(seed)
         self._noise = self._noise_of(NONE, self._generator, self.id)
-        self._order = torch.empty(0, dtype=torch.int64)
+        self._put(torch.empty(0, dtype=torch.int64))
         self._at = 0
         self._digest = ""
 
@@ -56,16 +56,17 @@ class Batches(Iterator[Batch]):
         """The next batch: inputs [B, ...], labels [B] or [B, T]."""
         if self._at + self.batch_size > len(self._order):
             count = len(self.dataset.train_labels)
-            self._order = torch.randperm(count, generator=self._generator).to(self.device)
+            self._put(torch.randperm(count, generator=self._generator))
             self._at = 0
-        rows = self._order[self._at : self._at + self.batch_size]
+        here = slice(self._at, self._at + self.batch_size)
+        rows = self._rows[here]
         self._at += self.batch_size
         self.id += 1
         inputs = self.dataset.train_inputs.index_select(0, rows)
         if self.noise > 0.0:
             inputs += self.noise * torch.randn(inputs.shape, generator=self._noise, device=self.device)
         labels = self.dataset.train_labels.index_select(0, rows)
-        return Batch(self.id, inputs, labels, rows if self.noise == 0.0 else None)
+        return Batch(self.id, inputs, labels, self._order[here] if self.noise == 0.0 else None)
 
     def state(self) -> State:
         """Where we are: the epoch's order, the place in it, the generators; and in which data."""
@@ -102,7 +103,12 @@ class Batches(Iterator[Batch]):
         own = self._at_state(torch.device("cpu"), generator, id)
         noise = tensor_of({"noise": NONE, **state.tensors}, "noise", torch.uint8)
         self._noise = self._noise_of(noise, own, id)
-        self._generator, self._order, self._at, self.id = own, order.to(self.device), at, id
+        self._put(order)
+        self._generator, self._at, self.id = own, at, id
+
+    def _put(self, order: Tensor) -> None:
+        """Go by this order: here, where it is sent from, and where the data lie."""
+        self._order, self._rows = order, order.to(self.device)
 
     def _noise_of(self, state: Tensor, order: torch.Generator, id: int) -> torch.Generator:
         """What noise is drawn by after batch `id`, beside the generator of the order."""
