@@ -19,6 +19,7 @@ from mach.seeds import seed_of
 
 DRAWS = "draws"
 """The purpose that their seeds are derived for."""
+CPU = torch.device("cpu")
 
 
 class Generators(NamedTuple):
@@ -55,16 +56,30 @@ def sow(seed: int) -> None:
     random.seed(seed)
 
 
+def of_device(device: torch.device) -> Tensor | None:
+    """The state of the one that a device draws from by itself; None for the CPU, whose are held above."""
+    return None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
+
+
+def put_on_device(device: torch.device, state: Tensor | None) -> None:
+    """Let it be as it was then; it stays as it is for None."""
+    if state is not None:
+        torch.get_device_module(device).set_rng_state(state, device)
+
+
 @contextlib.contextmanager
-def aside(seed: int | None = None) -> Iterator[None]:
-    """What is drawn on the CPU inside leaves the generators as they were, and goes by `seed` if one is given."""
-    before = held()
+def aside(seed: int | None = None, device: torch.device = CPU) -> Iterator[None]:
+    """What is drawn inside, on the CPU and on `device`, leaves the generators as they were; on the CPU it goes by
+    `seed` if one is given.
+    """
+    before, there = held(), of_device(device)
     try:
         if seed is not None:
             sow(seed)
         yield
     finally:
         put(before)
+        put_on_device(device, there)
 
 
 def begin(seed: int, component: int) -> None:

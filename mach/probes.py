@@ -35,6 +35,7 @@ from mach.draws import aside
 from mach.late import Held, Recompute
 from mach.lesson import Arrived, Late, Learnt, Lesson, Teacher
 from mach.losses import cross_entropy
+from mach.onto import onto
 from mach.staleness import Staleness
 
 ON_GRADIENTS = ("weight_gap", "fresh", "agreement")
@@ -155,7 +156,7 @@ class Probes:
         if not self.on:
             return found
         device = next(self.component.parameters()).device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), aside():
+        with aside(device=device):
             net: list[Component] = []
 
             def today() -> Component:  # one copy, if any
@@ -300,7 +301,7 @@ def seen(net: Component, lesson: Lesson, teacher: Teacher) -> Seen:
     with torch.no_grad():
         a = net.activation(*(each.detach() for each in lesson.held.come))
         s = net.imitate(a)
-    d = {each.child: each.target.embedding.to(a.device, teacher.dtype).detach() for each in lesson.arrived}
+    d = {each.child: onto(a.device, each.target.embedding, teacher.dtype).detach() for each in lesson.arrived}
     return Seen(a, s, d)
 
 

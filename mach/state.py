@@ -42,7 +42,7 @@ class State:
 
 
 class Copies:
-    """Buffers that a state is copied into, used again and again: pinned for what lies on a CUDA device.
+    """Buffers that a state is copied into, used again and again: pinned for what lies on a GPU.
 
     From there the copies are only under way when `take` returns; `wait` tells when they have arrived. Steps taken
     meanwhile do not harm them, since a device does one after the other.
@@ -50,14 +50,15 @@ class Copies:
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
-        self._arrived: torch.cuda.Event | None = None
+        self._arrived: Any = None  # the event of the device, if there is one
 
     def take(self, state: State) -> State:
         """The same state in our buffers; what the take before gave is overwritten."""
         self._arrived = None
         copies = {name: self._copy(name, tensor.detach()) for name, tensor in state.tensors.items()}
-        if any(tensor.is_cuda for tensor in state.tensors.values()):
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        device = next((tensor.device for tensor in state.tensors.values() if not tensor.is_cpu), None)
+        if device is not None:
+            self._arrived = torch.get_device_module(device).Event()
             self._arrived.record()
         self._buffers = copies
         return State(copies, state.values)
@@ -70,7 +71,7 @@ class Copies:
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
         buffer = self._buffers.get(name)
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=not tensor.is_cpu)
         return buffer.copy_(tensor, non_blocking=True)
 
 
@@ -137,6 +138,11 @@ def of_optimiser(optimiser: torch.optim.Optimizer) -> State:
     return state
 
 
+READ = frozenset(("mu_product",))
+"""Numbers that the host reads in every step. Torch makes them there, and loads them onto the parameters' device, where
+every parameter's would be waited for (NAdam)."""
+
+
 def into_optimiser(optimiser: torch.optim.Optimizer, state: State) -> None:
     """Put back what `of_optimiser` gave, after `check_optimiser`."""
     moments: dict[int, dict[str, Any]] = {int(number): dict(entry) for number, entry in state.values["plain"].items()}
@@ -144,6 +150,9 @@ def into_optimiser(optimiser: torch.optim.Optimizer, state: State) -> None:
         number, _, key = name.partition("/")
         moments.setdefault(int(number), {})[key] = tensor
     optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+    for entry in optimiser.state.values():
+        for name in READ.intersection(entry):
+            entry[name] = entry[name].cpu()
 
 
 def check_optimiser(optimiser: torch.optim.Optimizer, state: State, what: str = "optimiser") -> None:
@@ -169,8 +178,9 @@ def of_generators(device: torch.device) -> State:
         {"cpu": own, "numpy": torch.tensor(words.astype(np.int64)), "python": torch.tensor(python)},
         {"numpy": [kind, *place], "python": [edition, spare]},
     )
-    if device.type == "cuda":
-        state.tensors["cuda"] = torch.cuda.get_rng_state(device)
+    there = draws.of_device(device)
+    if there is not None:
+        state.tensors[device.type] = there
     return state
 
 
@@ -185,10 +195,9 @@ def into_generators(device: torch.device, state: State) -> None:
     own = tensor_of(state.tensors, "cpu", torch.uint8)
     try:
         draws.put(draws.Generators(own, numpy, python))
+        draws.put_on_device(device, None if device.type == "cpu" else state.tensors.get(device.type))
     except (RuntimeError, TypeError, ValueError) as error:
         raise DataError(f"generators: holds no state of such ({error})") from error
-    if device.type == "cuda" and "cuda" in state.tensors:
-        torch.cuda.set_rng_state(state.tensors["cuda"], device)
 
 
 def tensor_of(tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype | None = None) -> Tensor:
