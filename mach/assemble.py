@@ -20,8 +20,8 @@ from mach.memory import MEMORY
 from mach.messages import Activation
 from mach.modes import evaluating
 from mach.momentum import Momentum, Opens
-from mach.networks import made, place_of
-from mach.networks.fit import activation_shape, what_comes
+from mach.networks import FAMILIES, made, place_of
+from mach.networks.fit import activation_shape, check_there, what_comes
 from mach.networks.guess import Guess
 from mach.networks.place import Place
 from mach.optimisers import optimiser_of, optimiser_of_late, schedule_of, student_pull_of
@@ -44,11 +44,14 @@ def learner_of(
     """Component `index` of a run with its own weights, optimiser and schedule; `component`, if one is there already.
 
     Raises:
-        ConfigError: a family of networks that is not known, or an optimiser that this torch does not have.
+        ConfigError: a family of networks that is not known, or one's own that does not compute there; an optimiser that
+            this torch does not have.
     """
     if component is None:
         component = component_of(config, index, children, dataset)
     component = component.to(device)
+    if device.type != "cpu" and config.model.family not in FAMILIES:
+        check_there(component, component_place(config, index, children, dataset), device)
     return Learner(
         component,
         optimiser_of(config.optimiser, component),

@@ -1,5 +1,6 @@
 """A dry run of a component that was just built: do its parts fit together, and into its place? Trains nothing."""
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -20,6 +21,12 @@ MOST_ROWS = 32
 """Samples of a batch as in training, at most: every component of every life is tried, and on the CPU."""
 PASSES = 8
 """Through a part that passes layers over by chance, until one gives a gradient."""
+
+
+ALONG = (
+    "register_buffer the tensors that it computes with, so that they move along, and make others where what comes is, "
+    "as in torch.arange(n, device=x.device)"
+)
 
 
 def check_fit(component: Component, place: Place) -> None:
@@ -201,6 +208,29 @@ def check_kept(component: Component, twin: Component, place: Place) -> None:
         f"{what} changes in training and is in no state_dict, so that what is exported, or resumed, computes something "
         f"else than what was trained: {'leave out persistent=False' if lost else 'register_buffer what must last'}",
     )
+
+
+def check_there(component: Component, place: Place, device: torch.device) -> None:
+    """What was tried out on the CPU computes on the device that it has been moved to, too.
+
+    Raises:
+        ConfigError: a part computes with a tensor that has not come along.
+    """
+    try:
+        twin = copy.deepcopy(component)
+    except Exception:  # as in training: it may train, so long as nobody copies it
+        return
+    with aside(device=device), torch.no_grad():
+        for when, training in (("", False), ("in training ", True)):
+            try:
+                come = [each.to(device) for each in what_comes(place)]
+                with contextlib.nullcontext() if training else evaluating(twin.modules()):
+                    given = through(twin, place, come, f"on {device} {when}")
+            except ConfigError as error:
+                raise ConfigError(f"{error}; on the CPU it works: {ALONG}") from error
+            for part, each in given.items():
+                if each.device != come[0].device:
+                    raise wrong(place, f"on {device} {when}the {part} gives a tensor of the {each.device}: {ALONG}")
 
 
 def alike(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
