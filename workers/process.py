@@ -17,6 +17,7 @@ import ctypes
 import faulthandler
 import importlib
 import os
+import re
 import select
 import signal
 import socket
@@ -115,12 +116,18 @@ def enter(plan_json: bytes, name: str, incarnation: int, channel: socket.socket,
         plan = msgspec.json.decode(plan_json, type=Plan)
         body(plan.process(name), plan, control)
     except MachError as error:
-        control.last_word(str(error))
+        control.last_word(by_number(str(error)))
         sys.exit(error.exit_code)
     except BaseException as error:
-        control.last_word(sentence(error))
+        control.last_word(by_number(sentence(error)))
         line(traceback.format_exc())  # last: it may need memory that there is not
         sys.exit(UNEXPECTED)
+
+
+def by_number(text: str) -> str:
+    """The same with the device's own number: a process sees but one, which torch calls 0 there."""
+    device = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return re.sub(r"\b(cuda:|GPU )0\b", rf"\g<1>{device}", text) if device.isdecimal() else text
 
 
 def sentence(error: BaseException) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 from bus import address
 from conftest import DEADLINE_S
-from workers.process import UNEXPECTED, enter, sentence
+from workers.process import UNEXPECTED, by_number, enter, sentence
 from workers.report import Report
 
 
@@ -41,6 +41,14 @@ def test_an_error_of_many_lines_is_one_sentence_after_where_it_was_raised() -> N
     assert sentence(error) == "ValueError: sizes differ: 3 4"
     error.add_note("in its copy of c1's section")
     assert sentence(error) == "in its copy of c1's section: ValueError: sizes differ: 3 4"
+
+
+@pytest.mark.parametrize(("device", "told"), [("3", "3"), ("12", "12"), ("", "0"), ("GPU-1f", "0")])
+def test_an_error_names_the_device_as_people_do(monkeypatch: pytest.MonkeyPatch, device: str, told: str) -> None:
+    """Torch calls the only one that a process sees 0."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", device)
+    text = "CUDA out of memory. Tried to allocate 20 GiB. GPU {0} has 10 GiB; two devices, cuda:{0} and cpu; GPU 07"
+    assert by_number(text.format("0")) == text.format(told)
 
 
 def test_a_log_holds_every_character_whatever_the_terminal_can_show(tmp_path: Path) -> None:
