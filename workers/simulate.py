@@ -24,6 +24,7 @@ import torch
 from bus.virtual import Actor
 from configs.errors import RunError
 from configs.tree import Config
+from mach.draws import CPU
 from mach.learner import Step
 from workers.curves import Point
 from workers.health import lacking
@@ -164,13 +165,14 @@ class Simulation:
         *,
         lockstep: bool = False,
         kind: type[Examined] = Examined,
+        device: torch.device = CPU,
     ) -> None:
-        """`directory` must not exist yet: it becomes the run's. Lives are of this `kind`.
+        """`directory` must not exist yet: it becomes the run's. Lives are of this `kind`, and compute on `device`.
 
         Raises:
             ConfigError, DataError: as a launch would.
         """
-        self.stage = Stage(config, timing, directory, lockstep=lockstep)
+        self.stage = Stage(config, timing, directory, lockstep=lockstep, device=device)
         self.reports: dict[str, Report] = {}
         self.trainers: dict[str, Trainer] = {}
         self.stubs: dict[str, Stub] = {}
@@ -266,7 +268,7 @@ class Simulation:
             learner, counts = trainer.learner, trainer.mailbox.counts
             for key, tensor in learner.component.state_dict().items():
                 found.update(f"{name}.{key}".encode())
-                found.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+                found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
             told = [learner.version, *(sorted(each.items()) for each in (counts.sent, counts.received, counts.dropped))]
             found.update(repr(told).encode())
         return found.hexdigest()

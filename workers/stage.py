@@ -23,7 +23,7 @@ from configs.errors import ConfigError
 from configs.tree import Config
 from mach.assemble import learner_of, samples_of
 from mach.data import load
-from mach.draws import Draws
+from mach.draws import CPU, Draws
 from mach.learner import Step
 from workers.part import part_of
 from workers.plan import ProcessPlan, bus_of, make_plan
@@ -63,13 +63,17 @@ class Drawing(Fibre):
 class Stage:
     """A plan's components in one process. Not theirs: when they take turns (see `bus/fibre.py`)."""
 
-    def __init__(self, config: Config, timing: Timing, directory: Path, *, lockstep: bool = False) -> None:
+    def __init__(
+        self, config: Config, timing: Timing, directory: Path, *, lockstep: bool = False, device: torch.device = CPU
+    ) -> None:
+        """`device`: what everybody computes on."""
         self.config = config
         self.timing = timing
+        self.device = device
         self.plan = make_plan(config, run="simulated", directory=directory, sockets=Path(), lockstep=lockstep)
         if len(timing.compute_s) != len(self.plan.processes):
             raise ConfigError(f"the timing is for {len(timing.compute_s)} components, not {len(self.plan.processes)}")
-        self.dataset = load(config.data)
+        self.dataset = load(config.data).to(device)
         self.samples = samples_of(config, self.dataset)
         self.bus = VirtualBus(latency_s=timing.latency_s, jitter_s=timing.jitter_s, seed=config.seed)
         self.faults: dict[str, Counter[str]] = {process.name: Counter() for process in self.plan.processes}
@@ -108,7 +112,7 @@ class Stage:
 
     def trainer(self, process: ProcessPlan, mailbox: Mailbox) -> Trainer:
         """A component with its own weights, optimiser, data order and examination, on the shared data set."""
-        learner = learner_of(self.config, process.index, process.children, self.dataset, torch.device("cpu"))
+        learner = learner_of(self.config, process.index, process.children, self.dataset, self.device)
         times = itertools.cycle(self.timing.compute_s[process.index])
         paced = partial(Paced, spend=lambda: self.fibres[process.name].spend(next(times)))
         return assemble(self.plan, process, learner, mailbox, self.dataset, paced)
