@@ -4,6 +4,7 @@ Knows terms as 0-d tensors with their graphs, and nothing of where they come fro
 """
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -130,8 +131,21 @@ def average_of(network: nn.Module, decay: float) -> AveragedModel | None:
 
 
 def follow(average: AveragedModel, network: nn.Module, unbounded: Collection[str]) -> None:
-    """One step of it. `unbounded`: buffers with infinities, as in a mask, which have no mean."""
-    average.update_parameters(network)
+    """One step of it. `unbounded`: buffers with infinities, as in a mask, which have no mean.
+
+    As `update_parameters`, which takes the number of steps to the device each time, for a mean that does not ask for
+    it, and has the host wait.
+    """
+    step: Any = average.multi_avg_fn
+    rows = dict[torch.dtype, tuple[list[Tensor], list[Tensor]]]()
+    for mean, now in zip(*([*of.parameters(), *of.buffers()] for of in (average.module, network)), strict=True):
+        if average.n_averaged == 0:
+            mean.detach().copy_(now)
+        for row, each in zip(rows.setdefault(mean.dtype, ([], [])), (mean, now), strict=True):
+            row.append(each.detach())
+    for means, nows in rows.values() if average.n_averaged > 0 else ():
+        step(means, nows, average.n_averaged)
+    average.n_averaged += 1
     for name in unbounded:
         mean, now = (each.get_buffer(name) for each in (average.module, network))
         mean.copy_(torch.where(mean.isfinite(), mean, now))

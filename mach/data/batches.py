@@ -8,6 +8,7 @@ from torch import Tensor
 from configs.errors import ConfigError, DataError
 from mach.data.dataset import Dataset
 from mach.messages import Batch
+from mach.onto import onto
 from mach.seeds import seed_of
 from mach.state import State, tensor_of
 
@@ -108,7 +109,7 @@ class Batches(Iterator[Batch]):
 
     def _put(self, order: Tensor) -> None:
         """Go by this order: here, where it is sent from, and where the data lie."""
-        self._order, self._rows = order, order.to(self.device)
+        self._order, self._rows = order, onto(self.device, order)
 
     def _noise_of(self, state: Tensor, order: torch.Generator, id: int) -> torch.Generator:
         """What noise is drawn by after batch `id`, beside the generator of the order."""
