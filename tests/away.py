@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._C import _from_dlpack, _to_dlpack
+from torch.utils._device import _device_constructors
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "away"
@@ -290,6 +291,7 @@ def _unpinned(*size: Any, pin_memory: bool = False, **named: Any) -> Tensor:
     return _empty(*size, **named)
 
 
+_device_constructors()  # which `with torch.device(…)` changes, by the functions that there are now
 module = Module()
 _setup_privateuseone_for_python_backend(NAME, backend_module=module)
 torch.Generator, torch.empty, torch.Tensor.__deepcopy__ = Generator, _unpinned, _copied_deep  # type: ignore

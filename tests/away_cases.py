@@ -14,6 +14,7 @@ import away  # before anything computes
 import workers.stage
 from away import AWAY
 from configs.errors import ConfigError, DataError
+from mach import export
 from mach import state as pack
 from mach.component import Component
 from mach.draws import CPU, aside
@@ -49,8 +50,8 @@ SELDOM = ("mach/evaluate.py", "mach/relay.py", "workers/journal.py", "mach/check
 SELDOM += ("mach/below.py", "mach/state.py", "mach/assemble.py", "mach/data/dataset.py", "mach/data/batches.py")
 SELDOM += ("workers/simulate.py",)
 """Where a life begins or ends, is examined or reported; and where a child shows its weights."""
-ASKED_FOR = ("mach/probes.py", "mach/salience.py", "mach/staleness.py", "mach/descent.py")
-"""Where settings want numbers of the host; the last is torch's, of averages."""
+ASKED_FOR = ("mach/probes.py", "mach/salience.py", "mach/staleness.py")
+"""Where settings want numbers of the host."""
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +100,7 @@ def test_who_goes_on_from_a_file_steps_as_if_it_had_never_stopped(tmp_path: Path
             trainer.turn()
         waited.append(dict(away.waits))
     assert waited[1] == waited[0]
-    assert files() <= {"mach/descent.py"}, "alone it has nobody to send to"
+    assert waited[0] == {}, "alone it has nobody to send to"
     states = [trainer.learner.state(0.0).tensors for trainer in (one, other)]
     assert states[0].keys() == states[1].keys()
     for key, each in states[0].items():
@@ -107,6 +108,20 @@ def test_who_goes_on_from_a_file_steps_as_if_it_had_never_stopped(tmp_path: Path
         assert each.device == states[1][key].device, key
     on_the_cpu = gone_on(alone(of, tmp_path / "back", CPU), tmp_path / "saved")
     assert on_the_cpu.turn() is not None
+
+
+@pytest.mark.parametrize("source", ["digits", "bytes-lm"])
+def test_what_was_trained_there_is_loaded_here_and_may_go_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    of = config(source, "recipe=mach-stream", TWO)
+    run = simulated(of, tmp_path / "run", AWAY)
+    x = run.stage.dataset.test_inputs
+    shipped = export.load(tmp_path / "run" / "weights", 1)
+    with torch.no_grad():
+        here, there = shipped(x.cpu()), shipped.to(AWAY)(x)
+    assert there.device == AWAY
+    torch.testing.assert_close(there.cpu(), here)
 
 
 def test_what_a_device_draws_goes_on_and_is_left_as_it_was() -> None:

@@ -1,5 +1,6 @@
 """What trains does so away from the CPU, too: on the device of `tests/away.py` everywhere, on a GPU where one is."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,8 +12,10 @@ import torch
 import placed
 import workers.stage
 from conftest import DEADLINE_S, Launched
+from mach.checkpoint import load_state
 from mach.draws import CPU
 from mach.recipes import RECIPES
+from mach.shelf import Shelf
 
 TESTS = Path(__file__).resolve().parent.parent
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -25,6 +28,33 @@ def test_every_recipe_family_optimiser_and_probe_works_away_from_the_cpu() -> No
         [sys.executable, *words], capture_output=True, text=True, timeout=DEADLINE_S, cwd=TESTS.parent
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+SITE = """
+import away
+import workers.process
+
+workers.process.device_of = lambda process: away.NAME + ":0"
+"""
+
+
+@pytest.mark.slow
+def test_a_run_on_such_a_device_saves_ends_and_goes_on(
+    launch: Callable[..., Launched], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, in processes: every one of them finds the device when it starts."""
+    (tmp_path / "sitecustomize.py").write_text(SITE)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (TESTS.parent, TESTS, tmp_path))))
+    words = ("recipe=mach-stream", "optimiser.name=nadam", "data.noise=0.1", "checkpoint.every_steps=20")
+    sets = [word for each in words for word in ("--set", each)]
+    run = launch("--components", "2", "--gpus", "cpu", "--steps", "40", *sets)
+    assert run.end() == 0, run.output
+    newest = load_state(Shelf(run.directory / "checkpoints" / "c0"), 40, "c0")[1]
+    assert "generators/away" in newest.tensors, "it was there"
+    again = launch("--gpus", "cpu", "--steps", "60", resume=True)
+    assert again.end() == 0, again.output
+    assert again.component("c0")["step"] == 60
+    assert not again.component("c1")["messages"]["dropped"].get("unfit")
 
 
 @pytest.fixture
