@@ -26,6 +26,7 @@ from placed import alone, config, gone_on, saved, simulated, small, weights
 PROBES = ("weight_gap", "fresh", "agreement", "cka", "r2", "reliance", "salience")
 PROBED = ("probes.every_steps=1", *(f"probes.{name}=true" for name in PROBES))
 CONV, HOP, TWO = "model.family=conv", "recipe=mach-hop", "n_components=2"
+CODECS = ("bus.codec.target=int8", "bus.codec.gradient=fp16", "bus.codec.activation=bf16")
 RUNS: dict[str, tuple[str, ...]] = {
     **{recipe: ("digits", f"recipe={recipe}") for recipe in RECIPES},
     "conv": ("mnist1d", CONV, TWO),
@@ -41,8 +42,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "policies": ("digits", "staleness.policies=[discount,predict,compensate,clip]", "evaluate.average=0.9"),
     "moments apart": ("digits", "optimiser.separate_late=true", "staleness.policies=[accumulate]"),
     "indices": ("digits", "bus.activation=indices"),
-    "indices in a stream": ("digits", HOP, "bus.activation=indices"),
-    "codecs": ("digits", "bus.codec.target=int8", "bus.codec.gradient=fp16", "bus.codec.activation=bf16"),
+    "indices in a stream": ("digits", HOP, "bus.activation=indices", *CODECS),
 }
 LEAVES = ("bus/tensors.py", "mach/learner.py")
 """Where what is sent is waited for: an answer is judged on the host."""

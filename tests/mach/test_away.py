@@ -18,6 +18,7 @@ from mach.recipes import RECIPES
 from mach.shelf import Shelf
 
 TESTS = Path(__file__).resolve().parent.parent
+PAIRS = [(recipe, "digits") for recipe in RECIPES]
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
@@ -65,8 +66,7 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.gpu
 @GPU
 @pytest.mark.usefixtures("_few")
-@pytest.mark.parametrize("source", ["digits", "mnist1d", "bytes-lm"])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("recipe", "source"), [*PAIRS, ("mach", "mnist1d"), ("mach-stream", "bytes-lm")])
 def test_a_run_learns_on_a_cuda_device_what_it_learns_on_the_cpu(tmp_path: Path, recipe: str, source: str) -> None:
     of = placed.config(source, f"recipe={recipe}")
     there = placed.simulated(of, tmp_path / "there", torch.device("cuda:0"))

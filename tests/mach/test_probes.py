@@ -147,10 +147,9 @@ def test_probes_that_are_off_copy_and_compute_nothing(monkeypatch: pytest.Monkey
     off, on = learner_with(OFF), learner_with(ALL)
     for learner in (off, on):
         turn(learner, 0, 2)  # the shapes of answers are looked up once a life
-    for name in ("seen", "gradients", "rms_gap"):
+    for name in ("seen", "gradients", "rms_gap", "aside"):
         monkeypatch.setattr(probes, name, forbidden)
     monkeypatch.setattr(copy, "deepcopy", forbidden)
-    monkeypatch.setattr(torch.random, "fork_rng", forbidden)
     assert not any(turn(off, id, 2).probes for id in range(1, 7))
     with pytest.raises(AssertionError, match="did something"):
         turn(on, 1, 2)
