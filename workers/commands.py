@@ -24,6 +24,7 @@ from workers.background import MAKING, TAKEN, detach, resumed, unwritable
 from workers.finding import find_run
 from workers.foreground import Opening, opened, supervised
 from workers.launcher import Launcher, ended, outcome
+from workers.origin import check_path
 from workers.plan import Plan, make_plan
 from workers.planning import describe, new_plan, who_is_where
 from workers.report import SAVING
@@ -137,6 +138,7 @@ def resume(
         print(f"run {run.name} has finished: nothing is left to do; to train on: mach resume {run.called} {length}")
         return 0
     check_length(old, config)
+    check_path(config.data, old.folder)
     if detach:
         keys.check(config.bus)
         return resumed(run, file, settings, gpus)

@@ -134,9 +134,14 @@ class Member:
         return writes and self.attempt.alive and not self.attempt.killed
 
     @property
+    def trained(self) -> bool:
+        """Whether it has made a step in any life of this launch."""
+        return self._account.trained
+
+    @property
     def refused(self) -> bool:
         """Whether it found, before its first step, that the configuration or the data cannot be run: so will all."""
-        return self.over == "failed" and self.attempt.refused and not self._account.trained
+        return self.over == "failed" and self.attempt.refused and not self.trained
 
     @property
     def unsaved(self) -> bool:

@@ -64,6 +64,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Which part of a run over several machines this is; None: it is the whole run."""
     before_s: float = 0.0
     """How long earlier launches of the run have lasted together, as far as is known."""
+    folder: str = ""
+    """Where the command of the newest launch or resume was given: relative paths start there. Empty until then."""
+    versions: dict[str, str] = {}
+    """Of mach, Python and the packages that trained it then (`workers/origin.py`)."""
 
     def life(self, incarnation: int) -> int:
         """The number that a life of a component here has to its neighbours."""

@@ -38,12 +38,13 @@ from workers.desk import Answer, Ask, Desk, Promise
 from workers.gather import Gathering
 from workers.health import asked_from_afar, lacking
 from workers.member import LEAVE_S, Member
+from workers.origin import marked
 from workers.output import in_passing
 from workers.plan import Plan, ProcessPlan, unanswered, unscripted
 from workers.process import PRELOAD, enter
 from workers.rundir import RunDir, replace
 from workers.status import RunState, Status
-from workers.vacant import make_way, take_back
+from workers.vacant import make_way, put_back, record, take_back
 from workers.verdict import FAILED, REFUSED, judge
 
 TICK_S = 0.25
@@ -120,6 +121,7 @@ class Supervisor:
         self._written = float("-inf")
         self._trouble = False
         self._made = False
+        self._record: dict[Path, bytes] = {}  # of an earlier launch
         self._lock = -1
 
     def __enter__(self) -> Self:
@@ -144,7 +146,7 @@ class Supervisor:
         self._lock = self.run.lock()
         before: dict[str, dict[str, Any]] = {}
         if self.plan.resumed:
-            before = status_file.reached(self.run)
+            before, self._record = status_file.reached(self.run), record(self.run)
             self.run.reopen()
         self._plan_down()
         self._listen()
@@ -183,6 +185,9 @@ class Supervisor:
             code = REFUSED if issubclass(kind, Exception) else FAILED  # the former is what the command ends with
             self._end("failed", f"the launcher failed: {kind.__name__}: {error}", code)
             self._write()
+        learnt = any(member.trained for member in self.members if member.plan.kind == "trainer")
+        if self.exit_code == REFUSED and not learnt:
+            put_back(self.run, self._record)
         os.close(self._lock)
         self._lock = -1
 
@@ -364,7 +369,7 @@ class Supervisor:
         """The folders of the run, and what is planned."""
         self.run.restore()
         replace(self.run.config, dump(self.plan.config).encode())
-        replace(self.run.plan, msgspec.json.format(msgspec.json.encode(self.plan)))
+        replace(self.run.plan, msgspec.json.format(msgspec.json.encode(marked(self.plan))))
 
     def _write(self) -> None:
         """status.json; a disk that is full, read-only or gone costs the file, not the run, until it is back."""

@@ -1,17 +1,20 @@
-"""The name of a launch that was refused, for the launch that is mended. Knows no option and no process.
+"""What a refused launch or resume leaves, as if it had not been: the name of the launch for the one that is mended, the
+record of the run that was to go on. Knows no option and no process.
 
 A refused launch whose first process has begun keeps its directory, for its logs may tell more; but if nothing was
 trained there, the next launch of that name takes its place. Laws: where anything was learnt, or anybody put a file of
 his own beside what a launch makes, nothing is removed. Only who has made the directory or holds its lock removes it,
-and looks again once he holds it: of two launches at once one is refused.
+and looks again once he holds it: of two launches at once one is refused. A run that had finished has, whatever its
+resume was refused for, while nobody made a step by it.
 """
 
 import os
 import shutil
 from contextlib import suppress
+from pathlib import Path
 
 from configs.errors import RunError
-from workers.rundir import RunDir
+from workers.rundir import RunDir, replace
 from workers.status import read
 from workers.verdict import REFUSED
 
@@ -61,3 +64,20 @@ def remove(run: RunDir) -> None:
     away = run.path.with_name(f".{run.name}.{os.getpid()}.refused")
     run.path.rename(away)
     shutil.rmtree(away, ignore_errors=True)
+
+
+def record(run: RunDir) -> dict[Path, bytes]:
+    """What stands in the files of a run that its next launcher replaces; nothing, where one of them cannot be read."""
+    try:
+        return {file: file.read_bytes() for file in (run.config, run.plan, run.status)}
+    except OSError:
+        return {}
+
+
+def put_back(run: RunDir, before: dict[Path, bytes]) -> None:
+    """The `record` of a run before a resume of it that was refused; the logs stay, and tell why."""
+    with suppress(OSError):  # it is told as failed, which `mach resume` mends as well
+        for file, content in before.items():
+            replace(file, content)
+        if before:
+            run.earlier_plan(run.earlier_plans()).unlink()
