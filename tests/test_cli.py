@@ -209,7 +209,8 @@ def test_a_dry_run_prints_configuration_and_plan_and_makes_nothing(tmp_path: Pat
     assert code == 0
     assert "n_components: 3" in output
     assert "c2  trainer  device cpu  socket" in output
-    assert "asks c0  answers c1" in output
+    assert "asks c0  answers c1  83,210 parameters" in output
+    assert "# data: 1,438 samples to train on, 359 to test on, each float32 [64], 10 classes" in output
     assert not (tmp_path / "runs").exists()
 
 

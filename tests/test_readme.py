@@ -73,7 +73,7 @@ def test_every_launch_in_the_readme_is_a_plan(
     """
     monkeypatch.setattr(hosts, "_is_ours", lambda host: host == "10.0.0.1")
     monkeypatch.setattr(hosts, "_try_out", lambda bus, index: None)
-    monkeypatch.setattr(tryout, "check", lambda plan: None)
+    monkeypatch.setattr(tryout, "check", lambda plan: tryout.Found())
     monkeypatch.chdir(tmp_path)
     assert CliRunner().invoke(cli, KEYS).exit_code == 0
     if "--gpus" in words:

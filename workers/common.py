@@ -1,7 +1,8 @@
-"""Whether all components of a run have the same data, each having loaded them itself. Knows no source.
+"""What data each component of a run has loaded, and whether they are the same for all. Knows no source.
 
-The first one of a launch to begin writes down the digest of its own, beside the sockets, and the others compare. What
-is written down on one machine another one cannot read: so between machines every message tells by its run id.
+Each says in its log what it has. The first one of a launch to begin writes down the digest of its own, beside the
+sockets, and the others compare. What is written down on one machine another one cannot read: so between machines every
+message tells by its run id.
 """
 
 import contextlib
@@ -10,7 +11,8 @@ from hashlib import blake2b
 from pathlib import Path
 
 from configs.errors import DataError
-from mach.data import Dataset
+from mach.data import Dataset, account
+from workers.keeper import say
 from workers.plan import Plan
 
 FILE = "data.digest"
@@ -26,11 +28,14 @@ def wire_id(plan: Plan, dataset: Dataset) -> str:
 
 
 def check_common(directory: Path, name: str, dataset: Dataset) -> None:
-    """Compare the data of component `name` with those of the component that was first in this directory.
+    """Say in the log of component `name` what data it has, and compare them with those of the component that was first
+    in this directory.
 
     Raises:
         DataError: they are others.
     """
+    for each in account(dataset):
+        say(name, 0, each)
     ours = dataset.digest()
     draft = directory / f"{FILE}.{name}"
     draft.write_text(f"{name} {ours}", encoding="ascii")

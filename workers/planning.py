@@ -23,14 +23,16 @@ def describe(config: Config, runs: Path, name: str, devices: tuple[str, ...], *,
         raise unwritable(runs / name, error) from error
     sockets = address.base() / "mach-…"
     plan = new_plan(config, runs, name, sockets, devices, lockstep=lockstep)
-    tryout.check(plan)
+    found = tryout.check(plan)
     lines = [f"# plan of run {name} in {plan.directory}" + (", in lock-step" if lockstep else "")]
+    lines += [f"# data: {each}" for each in found.data[:1]] + [f"# {each}" for each in found.data[1:]]
     for process in plan.processes:
         device = f"machine {process.elsewhere}" if process.elsewhere else f"device {process.device}"
         lines.append(
             f"{process.name}  {process.kind}  {device}  "
             f"socket {socket_of(plan, process) if process.parents else 'none'}  "
             f"asks {', '.join(process.children) or 'nobody'}  answers {', '.join(process.parents) or 'nobody'}"
+            + (f"  {found.parameters[process.name]:,} parameters" if process.name in found.parameters else "")
         )
     return "\n".join(lines)
 

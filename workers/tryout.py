@@ -1,4 +1,5 @@
-"""What a launch would be refused for at its start, found without one: `mach launch --dry-run` asks.
+"""What a launch would be refused for at its start, found without one, and what it would train: `mach launch --dry-run`
+asks.
 
 Data are loaded and every component is built as in a launch, one after the other, on the CPU; none trains. That needs
 torch, so it is done in one process of its own (`python -m workers.tryout`), which finds modules where the launcher
@@ -33,7 +34,18 @@ LONGEST_S = 1e9
 """Thirty years: not much more fits into the timers of a machine."""
 
 
-def check(plan: Plan) -> None:
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of it."""
+
+    refused: str = ""
+    """Why a launch would be; empty: it would not."""
+    data: tuple[str, ...] = ()
+    """What was loaded: a line, and one for each oddity (`mach/data/account.py`)."""
+    parameters: dict[str, int] = {}
+    """By component: how many numbers it learns."""
+
+
+def check(plan: Plan) -> Found:
     """Try out the data and the networks of a plan.
 
     Raises:
@@ -46,15 +58,17 @@ def check(plan: Plan) -> None:
         # in a session of its own it hears no Ctrl-C, and no terminal stops it for what users' code prints
         done = subprocess.run(command, input=asked, stdout=answer, env=places, start_new_session=True)
         answer.seek(0)
-        told = answer.read().decode()
-    if told:
-        raise ConfigError(told)
+        told = answer.read()
+    found = msgspec.json.decode(told, type=Found) if told else Found()
+    if found.refused:
+        raise ConfigError(found.refused)
     if done.returncode:
         how = f"with {done.returncode}" if done.returncode > 0 else f"by {signal.Signals(-done.returncode).name}"
         raise ConfigError(f"the process that tried out data and networks ended {how}; {ELSE}")
+    return found
 
 
-def build(plan: Plan, begin: Callable[[], None] = lambda: None) -> None:
+def build(plan: Plan, begin: Callable[[], None] = lambda: None) -> Found:
     """Everybody who trains, and what each needs from its first step on; `begin` is called before each of them.
 
     Raises:
@@ -64,17 +78,21 @@ def build(plan: Plan, begin: Callable[[], None] = lambda: None) -> None:
 
     from bus.virtual import VirtualBus
     from mach.assemble import learner_of
-    from mach.data import load
+    from mach.data import account, load
     from workers.trainer import assemble
 
     torch.set_num_threads(plan.config.threads)
     begin()
     dataset, bus = load(plan.config.data), VirtualBus(latency_s=0.0, jitter_s=0.0, seed=0)
+    parameters = {}
     for process in plan.processes:
         if process.kind == "trainer":
             begin()
             learner = learner_of(plan.config, process.index, process.children, dataset, torch.device("cpu"))
             assemble(plan, process, learner, mailbox(plan, process, bus, dataset), dataset)
+            learnt = (each.numel() for each in learner.component.parameters() if each.requires_grad)
+            parameters[process.name] = sum(learnt)
+    return Found(data=tuple(account(dataset)), parameters=parameters)
 
 
 def mailbox(plan: Plan, process: ProcessPlan, bus: "VirtualBus", dataset: "Dataset") -> "Mailbox":
@@ -90,8 +108,8 @@ def mailbox(plan: Plan, process: ProcessPlan, bus: "VirtualBus", dataset: "Datas
     )
 
 
-def tried(plan: Plan) -> tuple[str, int]:
-    """What a launch would be refused for, if anything, and the exit code of it."""
+def tried(plan: Plan) -> tuple[Found, int]:
+    """What came of it, and the exit code of it."""
     limit_s = min(plan.config.supervise.starting_ms / 1000, LONGEST_S)
 
     def give_up(*_: object) -> NoReturn:
@@ -103,21 +121,20 @@ def tried(plan: Plan) -> tuple[str, int]:
 
     signal.signal(signal.SIGALRM, give_up)
     try:
-        build(plan, begin)
+        return build(plan, begin), 0
     except MachError as error:
-        return str(error), error.exit_code
+        return Found(refused=str(error)), error.exit_code
     except Exception as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        return f"data and networks could not be tried out: {what}; {ELSE}", 1
-    return "", 0
+        return Found(refused=f"data and networks could not be tried out: {what}; {ELSE}"), 1
 
 
 if __name__ == "__main__":
     importlib.import_module("workers.tether")  # nobody reads the answer of one whose command was killed
     answer = os.dup(1)
     os.dup2(2, 1)  # what a user's own module prints is no answer
-    told, code = tried(msgspec.json.decode(sys.stdin.buffer.read(), type=Plan))
-    os.write(answer, told.encode())
+    found, code = tried(msgspec.json.decode(sys.stdin.buffer.read(), type=Plan))
+    os.write(answer, msgspec.json.encode(found))
     with suppress(OSError):
         sys.stdout.flush()
     if os.getpgrp() == os.getpid():  # processes of a user's own that are left: nobody else would end them

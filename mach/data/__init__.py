@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from configs.errors import ConfigError
 from configs.tree import Data
 from mach.data import digits, hf, idx, mnist1d, npy, text
+from mach.data.account import account
 from mach.data.batches import Batches
 from mach.data.check import check
 from mach.data.dataset import Dataset
@@ -24,7 +25,7 @@ SOURCES: Mapping[str, Callable[[Data], Dataset]] = {
 }
 """`data.source`."""
 
-__all__ = ["SOURCES", "Batches", "Dataset", "load"]
+__all__ = ["SOURCES", "Batches", "Dataset", "account", "load"]
 
 
 def load(data: Data) -> Dataset:

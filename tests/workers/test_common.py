@@ -37,6 +37,13 @@ def test_all_have_what_the_first_had_and_a_later_life_too(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["data.digest"]
 
 
+def test_each_says_in_its_log_what_it_has(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    check_common(tmp_path, "c1", drawn(1))
+    assert capfd.readouterr().out == (
+        "[c1 - step 0] 30 samples to train on, 10 to test on, each float32 [3], 3 classes\n"
+    )
+
+
 def test_of_many_that_begin_at_once_one_is_the_first(tmp_path: Path) -> None:
     together, said = threading.Barrier(8), list[str]()
 

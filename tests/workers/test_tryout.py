@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs.errors import ConfigError, DataError
@@ -14,6 +15,7 @@ from conftest import DEADLINE_S, mach, wait_gone
 from mach.recipes import RECIPES
 from workers import tryout
 from workers.plan import Plan, make_plan
+from workers.planning import describe
 
 OWN = """
 import atexit
@@ -68,7 +70,21 @@ def test_what_can_be_launched_passes(recipe: str) -> None:
 
 
 def test_a_stub_needs_no_network() -> None:
-    tryout.build(plan_of("n_components=2", "components.1.stub.drop=0.1"))
+    found = tryout.build(plan_of("n_components=2", "components.1.stub.drop=0.1"))
+    assert list(found.parameters) == ["c0"]
+
+
+def test_what_is_built_is_told(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        np.save(tmp_path / f"{part}_inputs.npy", 1000 * np.ones((200, 3), int))
+        np.save(tmp_path / f"{part}_labels.npy", 1 + np.arange(200) % 2)
+    own = ("data.source=npy", f"data.path={tmp_path}", "n_components=2", "graph=chain", "model.joiner=[]")
+    told = describe(load("digits", own, RECIPES), tmp_path, "r", ("cpu",), lockstep=False)
+    _, data, warning, c0, c1 = told.splitlines()
+    assert data.startswith("# data: 200 samples to train on, 200 to test on, each float32 [3], 3 classes, of which 0 ")
+    assert warning.startswith("# warning: inputs are whole numbers from 1000 to 1000; ")
+    assert c0.endswith(" parameters")
+    assert c1.endswith("answers c0  451 parameters")
 
 
 @pytest.mark.parametrize(
