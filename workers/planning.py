@@ -9,6 +9,7 @@ from bus import address, hosts, keys
 from configs.tree import Config
 from workers import screen, tryout
 from workers.background import unwritable
+from workers.instruments import check_probes
 from workers.machines import site_of
 from workers.plan import Plan, ProcessPlan, make_plan
 from workers.rundir import RunDir
@@ -47,7 +48,12 @@ def socket_of(plan: Plan, process: ProcessPlan) -> str:
 
 
 def new_plan(config: Config, runs: Path, name: str, sockets: Path, devices: tuple[str, ...], *, lockstep: bool) -> Plan:
-    """The plan of a new run, in a directory of sockets; of one over several machines, as this one has it."""
+    """The plan of a new run, in a directory of sockets; of one over several machines, as this one has it.
+
+    Raises:
+        ConfigError: as `make_plan`; or a probe is on that could tell nothing.
+    """
+    check_probes(config)
     site = site_of(config.bus, name)
     return make_plan(
         config, run=name, directory=runs / name, sockets=sockets, devices=devices, lockstep=lockstep, site=site

@@ -15,6 +15,7 @@ from configs.load import check_keys, convert, load, merge, parse_setting
 from configs.tree import Config
 from mach.shelf import Shelf, damage, fallback, read_manifest
 from workers.devices import CPU, check_here, find_devices
+from workers.instruments import check_probes
 from workers.machines import FIXED, site_of
 from workers.plan import Plan, make_plan
 from workers.rundir import RunDir
@@ -50,7 +51,7 @@ def config_of(plan: Plan, file: str | None, settings: Sequence[str]) -> Config:
 
     Raises:
         ConfigError: `file`, or the run's own config.yaml, differs in keys that no setting names; or a setting changes
-            what makes the run what it is.
+            what makes the run what it is, or has a probe on that could tell nothing.
     """
     own = RunDir(Path(plan.directory)).config
     if file is not None:
@@ -68,6 +69,8 @@ def config_of(plan: Plan, file: str | None, settings: Sequence[str]) -> Config:
     fixed = {key: change for key, change in changes.items() if within(key, FIXED)}
     if fixed:
         raise ConfigError(f"that would be another run than {plan.run!r}; launch a new one instead:\n" + table(fixed))
+    if wanted.probes != plan.config.probes:
+        check_probes(wanted)
     return wanted
 
 
