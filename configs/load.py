@@ -236,7 +236,7 @@ def convert(merged: Layer, where: str) -> Config:
         value = dict(_leaves(merged)).get(key)
         if text.startswith("Expected `float") and str(value).lower().lstrip("+-") in ("nan", "inf", "infinity"):
             raise ConfigError(f"{where}: {key}: expected a finite number, got {value}") from error
-        choices = _choices(key) if text.startswith("Invalid enum value") else ()
+        choices = _choices(key) if text.startswith(("Invalid enum value", "Expected `str")) else ()
         known = f"; valid: {', '.join(choices)}" if choices else ""
         if text.endswith("got `object`"):
             known = "; text with a colon in it stands in quotes"

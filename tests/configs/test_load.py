@@ -94,6 +94,27 @@ def test_a_colon_that_makes_a_mapping_of_a_name_is_told(setting: str, said: str)
     assert str(error.value) == f"--set {setting}: {said}"
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("method.gradient_reach=2", "expected text, got 2; valid: none, hop, full"),
+        ("wiring=no", "expected text, got False; valid: skip, stream"),
+        ("graph=5", "expected text or a list, got 5; valid: chain, ring, kgraph, or a list"),
+        (
+            "staleness.policies=[3, clip]",
+            "expected text, got a whole number; valid: bound, accumulate, discount",
+        ),
+        ("data.source=3", "expected text, got 3"),
+    ],
+)
+def test_what_is_no_text_is_told_the_words_that_its_key_takes(setting: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load("digits", (setting,))
+    _, _, told = str(error.value).partition(": expected")
+    assert f"expected{told}".startswith(said)
+    assert "valid" in said or "valid" not in told
+
+
 @pytest.mark.parametrize("text", ["train.steps", "=3", "train..steps=3", "a=[1", "train.=3"])
 def test_a_malformed_setting_is_quoted(text: str) -> None:
     with pytest.raises(ConfigError) as error:
