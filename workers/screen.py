@@ -219,11 +219,14 @@ def plain_lines(status: Status) -> list[str]:
 def plain_line(row: ComponentStatus) -> str:
     """A component in one line."""
     last = f" (life {row.failure.incarnation} {row.failure.reason})" if row.failure and not row.reason else ""
+    ages = row.staleness
+    late = ages.gradient.count > 0 and not ages.target.count  # as where no answer is a target
+    kind, age = ("gradient ", ages.gradient) if late else ("", ages.target)
     return (
         f"{row.component} {row.state} step {row.step} {number(row.rate, '.0f')} steps/s "
         f"loss {number(row.loss.target, '.4f')} student {percent(row.accuracy.student)} "
         f"child {percent(row.accuracy.child)} on child {percent(row.child_share, 0)} "
-        f"staleness {versions(row.staleness.target)} versions {millis(row.staleness.target)} ms"
+        f"{kind}staleness {versions(age)} versions {millis(age)} ms"
         + (f" restarts {row.restarts}{last}" if row.restarts else "")
         + (f" ({row.reason})" if row.reason else "")
     )

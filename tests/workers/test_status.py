@@ -341,6 +341,15 @@ def test_the_screen_shows_every_number_at_any_width(width: int) -> None:
     assert "…" not in text, "nothing is cut off"
 
 
+def test_where_no_answer_is_a_target_a_plain_line_tells_how_late_gradients_are() -> None:
+    late = Spread(count=9, p50=5, p99=6, max=7, p50_ms=50, p99_ms=60, max_ms=70)
+    line = screen.plain_line(component(staleness=Staleness(gradient=late)))
+    assert " gradient staleness 5/6/7 versions 50/60/70 ms" in line
+    both = screen.plain_line(component(staleness=Staleness(target=late, gradient=late)))
+    assert "% staleness 5/6/7" in both.replace("–", "%")
+    assert "staleness – versions – ms" in screen.plain_line(component())
+
+
 def test_plain_lines_are_one_a_component() -> None:
     lines = screen.plain_lines(full())
     assert len(lines) == 2
