@@ -41,10 +41,14 @@ def dataset_of(train: Part, test: Part, symbols: int) -> Dataset:
     for part in (train, test):
         check_labels(part)
         check_inputs(part, symbols)
-    if train.inputs.dtype != test.inputs.dtype:  # bytes are scaled like pictures, floats are not: then both are floats
+    dtypes = [train.inputs.dtype, test.inputs.dtype]
+    if dtypes[0] != dtypes[1]:  # bytes are scaled like pictures, floats are not: then both are floats
+        to = "float32" if any(np.issubdtype(each, np.floating) for each in dtypes) else "int64"
+        pictures = not symbols and np.uint8 in dtypes
+        way = "make both anew" if pictures else f"it is enough to cast what is not {to}, .astype(np.{to})"
         raise DataError(
             f"{train.inputs_name} holds {kind(train.inputs)}, {test.inputs_name} {kind(test.inputs)}: samples to "
-            "train and to test on must be alike; make both anew"
+            f"train and to test on must be alike; {way}"
         )
     pixels = moments(train.inputs) if not symbols and train.inputs.dtype == np.uint8 else None
     return Dataset(

@@ -49,9 +49,10 @@ def check(dataset: Dataset, source: str) -> None:
         check_inputs(inputs, named[f"{part}_inputs"], dataset.symbols)
     trained, tested = dataset.train_inputs, dataset.test_inputs
     if trained.shape[1:] != tested.shape[1:] or trained.dtype != tested.dtype:
+        way = "make both anew" if trained.shape[1:] != tested.shape[1:] else "cast one of them"
         raise DataError(
             f"{named['test_inputs']} holds {kind(tested)}, and {kind(trained)} is trained on: samples to train and to "
-            "test on must be alike; make both anew"
+            f"test on must be alike; {way}"
         )
     if dataset.train_labels.dim() != dataset.test_labels.dim():
         raise DataError(
@@ -74,9 +75,11 @@ def check_labels(labels: Tensor, name: str, inputs: Tensor, inputs_name: str, cl
             "samples; give at least one sample, [N, …], and each its label, or one for every place of a sequence"
         )
     if labels.dim() == 2 and labels.shape != inputs.shape[:2]:
+        count, first = inputs.shape[:2]
+        way = "; .reshape(-1) makes them so" if labels.shape[1] == 1 else ""
         raise DataError(
-            f"{name} holds {kind(labels)} for {kind(inputs)} in {inputs_name}: {labels.shape[1]} labels for each of "
-            f"{len(labels)} samples of {inputs.shape[1]} places; give one for every place, or one a sample, [N]"
+            f"{name} holds {kind(labels)} for {kind(inputs)} in {inputs_name}; labels are one a sample, [{count}]{way}"
+            f", or, where samples are sequences, one for every place, [{count}, {first}]"
         )
     if not whole(labels, classes):
         wrong = wrong_rows(labels, lambda some: (some < 0) | (some >= classes))

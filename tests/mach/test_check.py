@@ -102,8 +102,13 @@ def labels(wrong: int) -> torch.Tensor:
         ("train_inputs", torch.zeros(N, 4, device="meta"), r"one by one \(torch\.strided, meta\)"),
         ("train_labels", torch.eye(K).long()[torch.arange(N) % K], r"one-hot labels, int64 .*; .* \.argmax\(dim=1\)"),
         ("train_labels", torch.eye(K)[torch.arange(N) % K], r"one-hot labels, float32 \[500, 5\]; .* \.argmax"),
-        ("train_labels", torch.zeros(N, K, dtype=torch.int64), "5 labels for each of 500 samples of 4 places"),
-        ("train_labels", torch.zeros(N, 7, dtype=torch.int64), "7 labels for each of 500 samples of 4 places"),
+        (
+            "train_labels",
+            torch.zeros(N, K, dtype=torch.int64),
+            r"a sample, \[500\], or, .* every place, \[500, 4\]$",
+        ),
+        ("train_labels", torch.zeros(N, 7, dtype=torch.int64), r"int64 \[500, 7\] for float32 \[500, 4\]"),
+        ("train_labels", torch.zeros(N, 1, dtype=torch.int64), r"one a sample, \[500\]; \.reshape\(-1\) makes them so"),
         ("test_labels", torch.zeros(20, 4, dtype=torch.int64), r"int64 \[20, 4\], and int64 \[500\] is trained on"),
     ],
 )

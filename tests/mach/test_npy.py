@@ -72,7 +72,13 @@ def test_other_numbers_become_float32(tmp_path: Path) -> None:
         ("train_inputs", np.array([["a"] * 4] * 6), r"samples are numbers \[N, …\]"),
         ("test_inputs", np.full((3, 4), np.nan, np.float32), "not finite"),
         ("test_inputs", np.zeros((3, 5), np.float32), r"holds float32 \[3, 5\].*float32 \[6, 4\].*alike"),
-        ("test_inputs", np.zeros((3, 4)), r"float32 \[6, 4\].*float64 \[3, 4\].*alike"),
+        (
+            "test_inputs",
+            np.zeros((3, 4)),
+            r"float32 \[6, 4\].*float64 \[3, 4\].*alike; .* cast .*\(np\.float32\)",
+        ),
+        ("test_inputs", np.zeros((3, 4), int), r"int64 \[3, 4\].*alike; .* cast what is not float32"),
+        ("test_inputs", np.zeros((3, 4), np.uint8), r"uint8 \[3, 4\].*alike; make both anew"),
         ("test_inputs", np.array([object()]), "cannot be read"),
     ],
 )
