@@ -39,7 +39,7 @@ TREND = 10
 """Reports on either side of the comparison that makes the trend."""
 BARS = 16
 """Buckets of a histogram."""
-NO_SCALARS = {"component", "kind", "incarnation", "pid", "device", "state", "reason", "peers", "step"}
+NO_SCALARS = {"component", "kind", "incarnation", "pid", "device", "state", "reason", "peers", "step", "probed"}
 """Fields of a report that TensorBoard does not draw."""
 STDERR = 2
 
@@ -96,6 +96,7 @@ class Journal:
         self.target, self.gradient = Tally(), Tally()
         self._losses: dict[str, list[Tensor]] = {}
         self._probes: dict[str, float] = {}
+        self._probed: dict[str, int] = {}
         self._trend: deque[float] = deque(maxlen=2 * TREND)
         self._since: float | None = None  # the newest report
         self._written = (-math.inf, ("", ""))  # the newest that was written down: when, and what it did and why
@@ -136,6 +137,7 @@ class Journal:
         self.target.add(step.target_ages)
         self.gradient.add(step.gradient_ages)
         self._probes |= step.probes
+        self._probed |= {name.partition("/")[0]: step.version - step.updated for name in step.probes}
         for name, value in step.losses.items():
             self._losses.setdefault(name, []).append(value)
 
@@ -183,6 +185,7 @@ class Journal:
                 target=self.target.spread(), gradient=self.gradient.spread(), policies=dict(policies or {})
             ),
             probes=self._probes | self._always(mailbox.counts, waited_s),
+            probed=dict(self._probed),
             checkpoint=checkpoint or Checkpoint(),
             window=window(edges),
             messages=messages(mailbox.counts, dropped or {}),

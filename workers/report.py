@@ -184,6 +184,8 @@ class Report(Record):
     """How old what it used was."""
     probes: dict[str, float] = msgspec.field(default_factory=dict)
     """The newest of every probe that is on and had something to tell, by `probe/part` (`mach/probes.py`)."""
+    probed: dict[str, int] = msgspec.field(default_factory=dict)
+    """The step whose weights that was measured at, by probe; of `bytes` and `idle`, which are always new, none."""
     checkpoint: Checkpoint = msgspec.field(default_factory=Checkpoint)
     """Its newest state on disk."""
     window: Window = msgspec.field(default_factory=Window)

@@ -306,11 +306,13 @@ def test_probes_and_policies_are_in_the_report_the_metrics_and_tensorboard(desk:
     desk.report(first)
     desk.mailbox.counts.bytes.update({"c1": 6400})
     desk.now += 3.0
-    desk.journal.note(replace(step_of(), probes={"r2/c1": 0.25}), desk.now)
+    desk.journal.note(replace(step_of(), version=9, probes={"r2/c1": 0.25}), desk.now)
+    desk.journal.note(replace(step_of(), version=12), desk.now)
     did = {"bound": 3, "clip": 1}
     report = desk.journal.report(desk.now, desk.mailbox, None, "training", policies=did, waited_s=0.75)  # type: ignore[arg-type]
-    told = {"r2/c1": 0.25, "fresh/cosine": 0.75, "bytes/c1": 100.0, "idle": 0.25}
+    told = {"r2/c1": 0.25, "fresh/cosine": 0.75, "bytes/c1": 6400 / 96, "idle": 0.25}
     assert report.probes == told, "the newest of each"
+    assert report.probed == desk.lines()[-1].probed == {"r2": 8, "fresh": 0}, "and at whose weights that was"
     assert report.staleness.policies == did
     assert (desk.lines()[-1].probes, desk.lines()[-1].staleness.policies) == (told, did)
     drawn = set(desk.events().Tags()["scalars"])
