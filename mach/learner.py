@@ -186,7 +186,7 @@ class Learner:
             if trouble is not None:
                 (self.unfit if trouble == "unfit" else self.forgotten)["activation"] += 1
             return None
-        x = self.sieve.inputs(asked.inputs, ours=asked.indices is not None)
+        x = self.sieve.inputs(asked.inputs, ours=asked.indices is not None and asked.context is None)
         if x is None:
             self.unfit["activation"] += 1
             return None

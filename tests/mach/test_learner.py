@@ -339,6 +339,13 @@ def test_inputs_that_no_network_can_answer_are_counted_and_forgotten(inputs: Ten
     assert all(torch.isfinite(parameter).all() for parameter in learner.component.parameters())
 
 
+def test_inputs_that_come_beside_the_indices_of_x_are_not_taken_for_our_own_data() -> None:
+    """As only a stranger writes them in skip wiring: whose samples the indices are, and the inputs are not."""
+    learner, own = learner_with("c1"), {"indices": torch.arange(B), "context": torch.zeros(B, 5)}
+    assert learner.answer("c0", Activation(7, 0, torch.full((B, 5), math.nan), **own), 0.0) is None
+    assert learner.unfit == {"activation": 1}
+
+
 def test_tensors_of_another_precision_are_taken() -> None:
     learner = learner_with("c1")
     asked = question(7)
