@@ -18,9 +18,8 @@ from click.core import ParameterSource
 
 from configs.errors import ConfigError, RunError
 from configs.load import dump
-from configs.tree import Config
 from workers import chaos as faults
-from workers import commands, foreground, health, output, screen, victims
+from workers import commands, foreground, health, output, screen, tally, victims
 from workers.finding import every_run, find_component, find_run
 from workers.options import (
     ANEW,
@@ -32,11 +31,13 @@ from workers.options import (
     RUNS,
     TIMED,
     TIMING,
+    Documented,
     Group,
     Recipe,
     Whole,
     options,
 )
+from workers.rows import rows_of
 from workers.scratch import interruptible
 from workers.status import read
 from workers.timing import timing_of
@@ -157,20 +158,24 @@ def simulated(ctx: click.Context, /, **words: Any) -> None:
     ctx.exit(show.simulation(config, timing, **words))
 
 
-@cli.command(epilog=output.TRAINED_HELP)
-@click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...", type=Recipe())
+@cli.command(cls=Documented, fields=partial(screen.fields_help, tally.RECORDS), epilog=output.TRAINED_HELP)
+@click.argument("rows", nargs=-1, required=True, metavar="RECIPE|FILE...", type=Recipe())
 @options(CONFIGURATION)
 @click.option("--seeds", type=Whole(min=1), default=1, show_default=True, help="How many, from --seed on.")
 @click.option("--simulate", "virtual", is_flag=True, help="In virtual time; without, in real processes.")
 @options(TIMING)
 @click.option("--gpus", metavar="0,1,…|cpu", help="Devices of real processes; default: all there are, else the CPU.")
-@click.option("--target", type=float, help="Accuracy, 0 to 1, or bits; default: what one alone ends with.")
-@click.option("--json", "as_json", is_flag=True, help="By recipe loss_bits, …; gap_closed; left_out, and why.")
+@click.option("--target", type=float, help="Accuracy, 0 to 1, or bits; default: the end of one alone, its worst seed.")
+@click.option("--json", "as_json", is_flag=True, help="All of it, by row and by seed; documented below.")
 @click.option("--png", type=click.Path(path_type=Path, dir_okay=False), help="Draw the curves, with matplotlib.")
 @RUNS
 @click.pass_context
-def compare(ctx: click.Context, /, recipes: tuple[str, ...], *, runs: Path, gpus: str | None, **words: Any) -> None:
+def compare(ctx: click.Context, /, rows: tuple[str, ...], *, runs: Path, gpus: str | None, **words: Any) -> None:
     """Train recipes side by side, on the same data, sizes, seeds and steps, and beside the honest controls.
+
+    A YAML file (.yaml, .yml, or with a / in it) is a row of its own, called as the file: a configuration whose data,
+    model, train, optimiser, seed and n_components are those of --config, and whose method is your own. What --config
+    or --set say of method, staleness and loss, recipes and controls have, too: the footnote names it.
 
     Controls are plain loops in one process: backpropagation of the same depth, without and with a loss at every
     component's head; one component alone; one alone with encoder and student trained on the labels; one as large as
@@ -181,41 +186,27 @@ def compare(ctx: click.Context, /, recipes: tuple[str, ...], *, runs: Path, gpus
     Examples:
       mach compare mach --components 3 --steps 300 --simulate
       mach compare mach-stream dgl ddg backprop --config bytes-lm --simulate --json
+      mach compare my.yaml dgl backprop --config base.yaml --seeds 3 --simulate
       mach compare mach ddg --seeds 3 --simulate --latency 8steps --straggler c1=10x --png curves.png
     """
     ctx.with_resource(interruptible())
     from workers import show
     from workers.compare import Real, Virtual
 
-    given = {key: words.pop(key) for key in CONFIGURED}
-    first = configured(**given)
+    found = rows_of(rows, {key: words.pop(key) for key in CONFIGURED}, words.pop("seeds"))
     virtual, times = words.pop("virtual"), {key: words.pop(key) for key in TIMED}
     if not virtual and (said := [key for key in TIMED if ctx.get_parameter_source(key) is ParameterSource.COMMANDLINE]):
         raise ConfigError(f"--{said[0].rstrip('s')}: only virtual time goes as told; add --simulate, or leave it out")
-
-    def recipe(name: str, seed: int) -> Config:
-        settings = (f"recipe={name}", "graph=chain", *given["settings"])
-        return configured(**given | {"settings": settings, "seed": first.seed + seed})
-
     if virtual:
-        runner: Virtual | Real = Virtual(timing_of(**times, n_components=first.n_components))
-        show.comparison(recipes, recipe, runner, None, **words)
+        runner: Virtual | Real = Virtual(timing_of(**times, n_components=found.first.n_components))
+        show.comparison(found, runner, None, **words)
     else:
         commands.warm()
         runner = Real(commands.choose_devices(gpus))
-        show.comparison(recipes, recipe, runner, runs / fresh_name("compare", runs), **words)
+        show.comparison(found, runner, runs / fresh_name("compare", runs), **words)
 
 
-class Documented(click.Command):
-    """A command whose help ends with the fields of its JSON: written when it is asked for, since it reads sources."""
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Below the options."""
-        self.epilog = "\b\n" + screen.fields_help().replace("\n\n", "\n\n\b\n")
-        super().format_epilog(ctx, formatter)
-
-
-@cli.command(cls=Documented)
+@cli.command(cls=Documented, fields=screen.fields_help)
 @RUN
 @RUNS
 @click.option("--watch", is_flag=True, help="Again every second until the run ends; JSON one object a line.")

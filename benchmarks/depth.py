@@ -31,7 +31,8 @@ from mach.data import Dataset
 from mach.data import load as load_data
 from mach.recipes import RECIPES
 from workers.compare import Result, Virtual, control_rows, recipe, told
-from workers.scoreboard import check_plot, deviation
+from workers.picture import check_plot
+from workers.scoreboard import deviation
 from workers.timing import timing_of
 
 DEPTHS, LAGS = (1, 2, 4, 8), (0, 1, 2, 4, 8, 16, 32, 64)

@@ -145,7 +145,8 @@ def test_a_shell_completes_the_names_of_recipes_and_who_names_none_is_told_them(
     assert found == [f"plain,{name}" for name in RECIPES if name.startswith("ma")]
     code, output = invoke("compare")
     assert code == 2
-    assert f"Missing argument 'RECIPE...'. Recipes: {', '.join(RECIPES)}." in " ".join(output.split())
+    told = f"Missing argument 'RECIPE|FILE...'. Recipes: {', '.join(RECIPES)}; or a YAML file of a method of your own."
+    assert told in " ".join(output.split())
 
 
 def completed(line: str, cwd: Path) -> list[str]:
@@ -170,6 +171,7 @@ def test_a_shell_completes_the_names_of_configurations_and_runs_and_loads_no_tor
     assert completed("mach launch --config bytes", tmp_path) == ["bytes-lm"]
     assert completed("mach resume --config mni", tmp_path) == ["mnist1d"]
     assert completed("mach launch --config ./mine", tmp_path) == ["./mine"], "the shell's own files"
+    assert completed("mach compare ./mine", tmp_path) == ["./mine"]
     for command in ("status", "resume", "logs", "stop", "restart", "chaos"):
         assert completed(f"mach {command} fi", tmp_path) == ["first"]
     assert completed("mach status --runs elsewhere t", tmp_path) == ["third"]
@@ -180,6 +182,20 @@ def test_words_in_place_of_a_number_are_told_what_is_needed() -> None:
     code, output = invoke("launch", "--components", "two")
     assert code == 2
     assert "'two' is not a valid integer." in output
+
+
+def test_a_method_of_ones_own_is_a_row_and_so_are_its_fields_in_the_help(tmp_path: Path) -> None:
+    small = "n_components: 2\ntrain: {steps: 4, batch_size: 16}\n"
+    (tmp_path / "base.yaml").write_text(small)
+    (tmp_path / "my.yaml").write_text(f"recipe: dgl\nmethod: {{update_every: 2}}\n{small}")
+    code, output = invoke(
+        "compare", str(tmp_path / "my.yaml"), "dgl", "--config", str(tmp_path / "base.yaml"), "--simulate"
+    )
+    assert code == 0, output
+    assert [line.split()[0] for line in output.splitlines() if line.startswith(("my ", "dgl "))] == ["my", "dgl"]
+    code, output = invoke("compare", "--help")
+    assert "by_seed: [SeedOf]  Its values, seed by seed." in " ".join(output.split(" "))
+    assert "Exit code: 0 done" in output
 
 
 def test_a_comparison_prints_json_by_recipe(tmp_path: Path) -> None:

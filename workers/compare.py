@@ -9,11 +9,11 @@ Laws: every recipe and control sees the same test set, and takes the same number
 
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -30,6 +30,7 @@ from workers.commands import run_quietly
 from workers.curves import Point
 from workers.devices import CPU
 from workers.report import Report, Spread
+from workers.rows import Rows
 from workers.rundir import RunDir
 from workers.simulate import simulate
 from workers.spent import effort_of
@@ -37,8 +38,6 @@ from workers.status import Status
 from workers.timing import Timing
 from workers.verdict import FAILED, STOPPED
 
-Configs = Mapping[str, Sequence[Config]]
-"""By name, one configuration a seed."""
 Say = Callable[[str], None]
 """Tells the user how far it is."""
 
@@ -68,8 +67,14 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     curve: list[Mark]
     staleness_p50: float | None
     """Versions, over everything late that was used; None where nothing was."""
+    staleness_p50_ms: float | None = None
+    """The same in milliseconds."""
     multiply_adds: float
     """A step of component 0 and a sample, of all components together."""
+    steps: dict[str, int]
+    """That each component made; a control by its own name."""
+    seconds: float | None = None
+    """That it took, with its examinations."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +84,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     control: bool
     wiring: str
     results: list[Result]
+    config: Config
+    """Of the first seed."""
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,12 +98,30 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """Whose seconds: `virtual s` or `s`."""
     unmade: dict[str, dict[str, str]] = {}
     """By wiring the controls that are left out, and why."""
+    title: str = ""
+    """The configuration that rows have in common, as it was named."""
+    shared: dict[str, str] = {}
+    """Keys that tell methods apart and hold for all recipes, and who sets them (`workers/rows.py`)."""
+    timing: Timing | None = None
+    """Of virtual time."""
+    devices: list[str] = []
+    """Of real processes."""
 
 
 class Runner(Protocol):
     """How a recipe is run."""
 
     clock: str
+
+    @property
+    def timing(self) -> Timing | None:
+        """What was asked for, in virtual time."""
+        ...
+
+    @property
+    def devices(self) -> Sequence[str]:
+        """Of processes."""
+        ...
 
     def run(self, config: Config, directory: Path) -> tuple[Status, dict[str, list[Point]]]:
         """To its end, leaving a run directory; its last status, and every examination by component."""
@@ -117,6 +142,7 @@ class Virtual:
 
     timing: Timing
     clock = "virtual s"
+    devices = ()
 
     def run(self, config: Config, directory: Path) -> tuple[Status, dict[str, list[Point]]]:
         """By simulation."""
@@ -138,6 +164,7 @@ class Real:
 
     devices: tuple[str, ...]
     clock = "s"
+    timing = None
 
     def run(self, config: Config, directory: Path) -> tuple[Status, dict[str, list[Point]]]:
         """By launching; examinations as the reports tell them, all of which are written down for that."""
@@ -161,29 +188,36 @@ class Real:
         return wall_s / networks if self.devices == CPU else None
 
 
-def compare(
-    configs: dict[str, list[Config]], base: dict[str, list[Config]], runner: Runner, folder: Path, say: Say
-) -> Comparison:
-    """Run every recipe of `configs` (by name, one configuration a seed), and the controls of every wiring in `base`.
+def compare(rows: Rows, runner: Runner, folder: Path, say: Say) -> Comparison:
+    """Run every row with every seed, and the controls of every wiring.
 
     Raises:
         ConfigError, DataError, RunError: as a launch would.
     """
-    dataset = load(next(iter(configs.values()))[0].data)
-    rows = []
-    for name, seeds in configs.items():
+    dataset = load(rows.first.data)
+    found = []
+    for name, seeds in rows.configs.items():
         results: list[Result] = []
         for config in seeds:
             began = time.monotonic()
             spent = results[0].multiply_adds if results else None
             results.append(recipe(config, dataset, runner, folder / f"{name}-{config.seed}", spent))
             say(told(name, results[-1], time.monotonic() - began))
-        rows.append(Row(name=name, control=False, wiring=seeds[0].wiring, results=results))
-    unmade = {wiring: controls.unmade(seeds[0], dataset) for wiring, seeds in base.items()}
-    for wiring, seeds in base.items():
+        found.append(Row(name=name, control=False, wiring=seeds[0].wiring, results=results, config=seeds[0]))
+    unmade = {wiring: controls.unmade(seeds[0], dataset) for wiring, seeds in rows.base.items()}
+    for wiring, seeds in rows.base.items():
         names = [name for name in CONTROLS if name not in unmade[wiring]]
-        rows += control_rows(wiring, seeds, dataset, runner, say, names)
-    return Comparison(rows=rows, symbols=dataset.symbols > 0, clock=runner.clock, unmade=unmade)
+        found += control_rows(wiring, seeds, dataset, runner, say, names)
+    return Comparison(
+        rows=found,
+        symbols=dataset.symbols > 0,
+        clock=runner.clock,
+        unmade=unmade,
+        title=rows.title,
+        shared=dict(rows.shared),
+        timing=runner.timing,
+        devices=list(runner.devices),
+    )
 
 
 def recipe(
@@ -202,8 +236,11 @@ def recipe(
         seed=config.seed,
         readings=read,
         curve=curve_of(config, curves, whole.path[-1]),
-        staleness_p50=staleness(status),
+        staleness_p50=staleness(status, "p50"),
+        staleness_p50_ms=staleness(status, "p50_ms"),
         multiply_adds=multiply_adds or effort_of(config, runner.timing_of(status), directory),
+        steps={row.component: row.step for row in status.components},
+        seconds=status.elapsed_s,
     )
 
 
@@ -238,10 +275,14 @@ def control_rows(
                 curve=curve,
                 staleness_p50=None,
                 multiply_adds=found.multiply_adds,
+                steps={name: config.train.steps},
+                seconds=curve[-1].seconds,
             )
             rows[name].append(result)
             say(told(f"control {name} ({wiring})", result, wall_s))
-    return [Row(name=name, control=True, wiring=wiring, results=results) for name, results in rows.items()]
+    return [
+        Row(name=name, control=True, wiring=wiring, results=results, config=seeds[0]) for name, results in rows.items()
+    ]
 
 
 def told(name: str, result: Result, wall_s: float) -> str:
@@ -266,20 +307,20 @@ def curve_of(config: Config, curves: dict[str, list[Point]], last: int) -> list[
     ]
 
 
-def staleness(status: Status) -> float | None:
-    """The median age in versions of what was late: of the medians of every component and kind, by how often."""
+def staleness(status: Status, age: Literal["p50", "p50_ms"]) -> float | None:
+    """The median age of what was late: of the medians of every component and kind, by how often."""
     spreads = [
         spread
         for row in status.components
         for spread in (getattr(row.staleness, field) for field in row.staleness.__struct_fields__)
-        if isinstance(spread, Spread) and spread.p50 is not None
+        if isinstance(spread, Spread)
     ]
-    ages = sorted((spread.p50, spread.count) for spread in spreads if spread.p50 is not None)
+    ages = sorted((at, spread.count) for spread in spreads if (at := getattr(spread, age)) is not None)
     half, so_far = sum(count for _, count in ages) / 2, 0
-    for age, count in ages:
+    for at, count in ages:
         so_far += count
         if so_far >= half:
-            return age
+            return float(at)
     return None
 
 
@@ -338,13 +379,14 @@ def time_to(target: float, curve: Iterable[Mark], *, bits: bool) -> float | None
 
 
 def default_target(comparison: Comparison) -> float:
-    """What one alone reached in the end, on average over seeds; of several wirings, the one that reached less."""
-    found = []
-    for row in comparison.rows:
-        if row.control and row.name == "alone":
-            finals = [result.readings["full"] for result in row.results]
-            found.append(fmean(reading.bits if comparison.symbols else reading.accuracy for reading in finals))
-    return max(found) if comparison.symbols else min(found)
+    """What one alone reached in the end with every seed, and in every wiring: all of its curves come to it."""
+    ends = [
+        result.readings["full"]
+        for row in comparison.rows
+        if row.control and row.name == "alone"
+        for result in row.results
+    ]
+    return max(end.bits for end in ends) if comparison.symbols else min(end.accuracy for end in ends)
 
 
 def check(configs: Iterable[Config]) -> None:

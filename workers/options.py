@@ -21,6 +21,7 @@ from workers.background import tell_begun
 from workers.complete import config_names, run_names
 from workers.output import interrupted
 from workers.process import sentence
+from workers.rows import is_file
 from workers.rundir import USUAL, ground
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -47,20 +48,22 @@ class Whole(click.IntRange):
 
 
 class Recipe(click.types.StringParamType):
-    """The name of a recipe; another is the same error as after --set recipe."""
+    """The name of a recipe, of which a wrong one is the same error as after --set recipe; or a file, not yet read."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The name."""
-        recipe(value, RECIPES)
+        if not is_file(str(value)):
+            recipe(value, RECIPES)
         return str(value)
 
     def get_missing_message(self, param: click.Parameter, ctx: click.Context | None) -> str:
         """What there is to choose from."""
-        return f"Recipes: {', '.join(RECIPES)}."
+        return f"Recipes: {', '.join(RECIPES)}; or a YAML file of a method of your own."
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Names that begin so, for a shell that completes (`_MACH_COMPLETE`)."""
-        return [CompletionItem(name) for name in RECIPES if name.startswith(incomplete)]
+        """Names that begin so, else files, for a shell that completes (`_MACH_COMPLETE`)."""
+        names = [CompletionItem(name) for name in RECIPES if name.startswith(incomplete)]
+        return names or [CompletionItem(incomplete, type="file")]
 
 
 def runs_option(kind: click.Path) -> Decorator:
@@ -147,6 +150,20 @@ def stand() -> None:
         os.getcwd()
     except OSError as error:
         raise ConfigError(f"the working directory is gone ({error.strerror}); cd to one that is there") from error
+
+
+class Documented(click.Command):
+    """A command whose help ends with the fields of its JSON: written when it is asked for, since it reads sources."""
+
+    def __init__(self, *args: Any, fields: Callable[[], str], **words: Any) -> None:
+        super().__init__(*args, **words)
+        self.fields = fields
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Below the options, and what else stands there."""
+        super().format_epilog(ctx, formatter)
+        told = "\b\n" + self.fields().replace("\n\n", "\n\n\b\n")
+        click.Command(None, epilog=told).format_epilog(ctx, formatter)
 
 
 class Group(click.Group):

@@ -1,47 +1,74 @@
-"""A comparison for people and programs: one table, one JSON document, one picture of the curves.
+"""A comparison for people and programs: one table with its footnotes, one JSON document.
 
 Knows no model and runs nothing. Values are means over seeds, with the standard deviation (of one seed: none) behind ±.
-The picture needs matplotlib, which is the extra `plot`.
 """
 
-import importlib.util
-import os
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+import importlib.metadata
+import platform
+from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+import msgspec
 from rich.table import Table
 
-from configs.errors import ConfigError
 from mach.controls import CEILING, FLOOR
-from workers.compare import Comparison, Mark, Row, gap_closed, time_to
+from workers.compare import Comparison, Result, Row, gap_closed, time_to
+from workers.tally import Found, RowOf, SeedOf
 
 KINDS = ("student", "child", "full")
+VERSIONED = ("mach-train", "torch", "numpy")
+"""Distributions whose versions are told."""
 ACCOUNT = (
     "student: c0 alone, as it ships; child: c0 with its true child; full: the whole depth. To target: {clock} until "
-    "the curve first was at {target}. Staleness: versions, the median of all that came late and was used. Effort: "
-    "multiply-adds a step and sample, all components together, in those of backprop. Gap closed: of the bits "
+    "the curve first was at {target}, on average over seeds if all came there, else how many did; without --target, "
+    "where the control alone ends with its worst seed, so that all of its seeds come there. Staleness: versions, the "
+    "median of all that came late and was used, then {ms} from sending to use. Of a late gradient they are those that "
+    "the component has made since it answered; of a child's answer those alone that the parent has heard of, and no "
+    "more answers are under way than the window (bus.window) has places: a full one bounds them, at any latency. "
+    "Effort: multiply-adds a step and sample, all components together, in those of backprop. Gap closed: of the bits "
     "from alone+student to backprop; none where those are as good as equal."
 )
 
 UNTIMED = (
-    " Controls have no time to target: they are trained on the CPU, in one process, and the recipes on other devices; "
+    "Controls have no time to target: they are trained on the CPU, in one process, and the recipes on other devices; "
     "--gpus cpu, or --simulate, makes times that compare."
 )
 
 
+FEW = 0.9
+"""A row in which some component made a smaller share of its steps is told of."""
+FEWER = (
+    "Fewer steps than the others: {rows}. In stream wiring a section learns from what it is sent, and a batch is sent "
+    "where the window (bus.window) has room: if a round trip takes more steps than that has places, or the section "
+    "below is slower, some find none. A larger bus.window, or less latency, lets them through."
+)
+
+
 def document(comparison: Comparison, target: float) -> dict[str, Any]:
-    """By recipe its record, then `controls`, `gap_closed`, `target`, `clock` and `left_out`: the paths of what is not
-    there, or null, and why.
-    """
-    records = {row.name: record(row, comparison, target) for row in comparison.rows if not row.control}
-    controls: dict[str, dict[str, Any]] = {}
+    """By row its record, and what else there is (`workers/tally.py`)."""
+    controls: dict[str, dict[str, RowOf]] = {}
     for row in comparison.rows:
         if row.control:
             controls.setdefault(row.wiring, {})[row.name] = record(row, comparison, target)
-    last = {"controls": controls, "gap_closed": gap_closed(comparison), "target": target, "clock": comparison.clock}
-    return {**records, **last, "left_out": left_out(comparison)}
+    found = Found(
+        controls=controls,
+        gap_closed=gap_closed(comparison),
+        target=target,
+        clock=comparison.clock,
+        left_out=left_out(comparison),
+        configuration=comparison.title,
+        steps=asked(comparison),
+        timing=comparison.timing,
+        devices=comparison.devices,
+        set_for_all=comparison.shared,
+        x_again=x_again(comparison),
+        versions={name.removesuffix("-train"): importlib.metadata.version(name) for name in VERSIONED}
+        | {"python": platform.python_version()},
+    )
+    records = {row.name: record(row, comparison, target) for row in comparison.rows if not row.control}
+    document: dict[str, Any] = msgspec.to_builtins({**records, **msgspec.structs.asdict(found)}, str_keys=True)
+    return document
 
 
 def left_out(comparison: Comparison) -> dict[str, str]:
@@ -52,19 +79,70 @@ def left_out(comparison: Comparison) -> dict[str, str]:
     return missing | {f"gap_closed.{name}": level for name, share in gap_closed(comparison).items() if share is None}
 
 
-def record(row: Row, comparison: Comparison, target: float) -> dict[str, Any]:
-    """One row: means over seeds, deviations as `…_sd`, seconds to the target (None if a seed never got there, or of a
-    control beside recipes on other devices).
-    """
-    found: dict[str, Any] = {"seeds": [result.seed for result in row.results], "wiring": row.wiring}
-    for kind in KINDS:
-        for key, values in (("loss_bits", bits_of(row, kind)), ("accuracy", accuracies_of(row, kind))):
-            name = key if kind == "full" else f"{key}_{kind}"
-            found[name], found[f"{name}_sd"] = mean(values), deviation(values)
-    found["staleness_p50"] = mean([result.staleness_p50 for result in row.results])
-    found["seconds_to_target"] = mean(times(row, comparison, target))
-    found["multiply_adds"] = mean([result.multiply_adds for result in row.results])
+def asked(comparison: Comparison) -> int:
+    """Steps that everybody was asked for."""
+    return comparison.rows[0].config.train.steps
+
+
+def x_again(comparison: Comparison) -> dict[str, list[str]]:
+    """By wiring the rows, not controls, whose sections read x again."""
+    found: dict[str, list[str]] = {}
+    for row in comparison.rows:
+        if not row.control and row.config.method.context:
+            found.setdefault(row.wiring, []).append(row.name)
     return found
+
+
+def record(row: Row, comparison: Comparison, target: float) -> RowOf:
+    """One row: means over seeds, deviations, and every seed."""
+    reached, results = times(row, comparison, target), row.results
+    quality: dict[str, Any] = {}
+    for kind in KINDS:
+        for key, values in (
+            (named("loss_bits", kind), bits_of(row, kind)),
+            (named("accuracy", kind), shares(row, kind)),
+        ):
+            quality[key], quality[f"{key}_sd"] = mean(values), deviation(values)
+    return RowOf(
+        seeds=[result.seed for result in results],
+        wiring=row.wiring,
+        staleness_p50=mean([result.staleness_p50 for result in results]),
+        staleness_p50_ms=mean([result.staleness_p50_ms for result in results]),
+        seconds_to_target=mean(reached),
+        multiply_adds=fmean(result.multiply_adds for result in results),
+        fewest_steps=fewest(row)[0],
+        by_seed=[seed_of(result, seconds) for result, seconds in zip(results, reached, strict=True)],
+        config=msgspec.to_builtins(row.config, str_keys=True),
+        **quality,
+    )
+
+
+def seed_of(result: Result, to_target: float | None) -> SeedOf:
+    """One seed of a row."""
+    read: dict[str, float | None] = {}
+    for kind in KINDS:
+        reading = result.readings.get(kind)
+        read[named("loss_bits", kind)] = None if reading is None else reading.bits
+        read[named("accuracy", kind)] = None if reading is None else reading.accuracy
+    return SeedOf(
+        seed=result.seed,
+        seconds_to_target=to_target,
+        seconds=result.seconds,
+        steps=result.steps,
+        staleness_p50=result.staleness_p50,
+        staleness_p50_ms=result.staleness_p50_ms,
+        **read,
+    )
+
+
+def named(key: str, kind: str) -> str:
+    """A reading's name; the whole depth goes without saying."""
+    return key if kind == "full" else f"{key}_{kind}"
+
+
+def fewest(row: Row) -> tuple[int, str]:
+    """The fewest steps that a component made with any seed, and which did."""
+    return min((steps, name) for result in row.results for name, steps in result.steps.items())
 
 
 def table(comparison: Comparison, target: float) -> Table:
@@ -76,6 +154,7 @@ def table(comparison: Comparison, target: float) -> Table:
         *(f"{kind} {unit}" for kind in KINDS),
         f"to target, {comparison.clock}",
         "staleness",
+        milliseconds(comparison),
         "effort",
         "gap closed",
     ):
@@ -90,6 +169,7 @@ def table(comparison: Comparison, target: float) -> Table:
             *(quality(row, kind, comparison) for kind in KINDS),
             spread(times(row, comparison, target), ".2f"),
             spread([result.staleness_p50 for result in row.results], ".0f"),
+            spread([result.staleness_p50_ms for result in row.results], ".0f"),
             spread([effort(row, comparison)], ".2f"),
             "" if row.control else spread([share], ".2f"),
             style="dim" if row.control else None,
@@ -97,13 +177,55 @@ def table(comparison: Comparison, target: float) -> Table:
     return shown
 
 
+def milliseconds(comparison: Comparison) -> str:
+    """Of its clock: `virtual ms`, or `ms`."""
+    return comparison.clock.removesuffix("s") + "ms"
+
+
 def account(comparison: Comparison, target: float) -> str:
-    """What the columns of the table mean."""
+    """What the columns of the table mean, and, a line each, what has to be known of rows to compare them."""
     wanted = f"{target:.4f} bits" if comparison.symbols else f"{100 * target:.2f} %"
-    told = ACCOUNT.format(clock=comparison.clock, target=wanted)
-    told += "" if all(timed(row) for row in comparison.rows) else UNTIMED
+    lines = [ACCOUNT.format(clock=comparison.clock, target=wanted, ms=milliseconds(comparison))]
+    lines += [] if all(timed(row) for row in comparison.rows) else [UNTIMED]
+    lines += fewer(comparison)
+    lines += [again(comparison, wiring, rows) for wiring, rows in x_again(comparison).items()]
+    lines += set_for_all(comparison)
     unmade = [(f"{name} ({wiring})", why) for wiring, each in comparison.unmade.items() for name, why in each.items()]
-    return "".join([told, *(f" No control {name}: {why}." for name, why in unmade)])
+    return "\n".join([*lines, *(f"No control {name}: {why}." for name, why in unmade)])
+
+
+def fewer(comparison: Comparison) -> list[str]:
+    """Who made fewer steps than were asked for, and why."""
+    steps = asked(comparison)
+    rows = [
+        f"{row.name} ({name} made {made:,} of {steps:,}, bus.window {row.config.bus.window})"
+        for row in comparison.rows
+        for made, name in [fewest(row)]
+        if made < FEW * steps
+    ]
+    return [FEWER.format(rows=", ".join(rows))] if rows else []
+
+
+def again(comparison: Comparison, wiring: str, readers: Sequence[str]) -> str:
+    """Why the controls of a wiring read x again, and whose figures that changes."""
+    told = (
+        f"Every section of {', '.join(readers)} reads x again (method.context), so that the {wiring} controls do, too"
+    )
+    others = [row.name for row in comparison.rows if not row.control and row.wiring == wiring]
+    others = [name for name in others if name not in readers]
+    figures = f": effort and gap closed of {', '.join(others)} are against networks that read x again"
+    return told + (figures if others else "") + "."
+
+
+def set_for_all(comparison: Comparison) -> list[str]:
+    """Which keys make other methods of recipes and controls."""
+    if not comparison.shared:
+        return []
+    keys = ", ".join(f"{key} ({where})" for key, where in comparison.shared.items())
+    return [
+        f"Not the recipes' own: {keys}. What a file sets holds for every recipe that does not set it itself, and for "
+        "controls, and --set for all rows; a row of its own, mach compare my.yaml …, keeps its settings to itself."
+    ]
 
 
 def timed(row: Row) -> bool:
@@ -115,7 +237,7 @@ def quality(row: Row, kind: str, comparison: Comparison) -> str:
     """A reading's cell."""
     if comparison.symbols:
         return spread(bits_of(row, kind), ".3f")
-    return spread([None if value is None else 100 * value for value in accuracies_of(row, kind)], ".2f")
+    return spread([None if value is None else 100 * value for value in shares(row, kind)], ".2f")
 
 
 def effort(row: Row, comparison: Comparison) -> float:
@@ -136,7 +258,7 @@ def bits_of(row: Row, kind: str) -> list[float | None]:
     return [None if (reading := each.readings.get(kind)) is None else reading.bits for each in row.results]
 
 
-def accuracies_of(row: Row, kind: str) -> list[float | None]:
+def shares(row: Row, kind: str) -> list[float | None]:
     """A reading by seed."""
     return [None if (reading := each.readings.get(kind)) is None else reading.accuracy for each in row.results]
 
@@ -160,69 +282,3 @@ def spread(values: Sequence[float | None], form: str) -> str:
         known = sum(value is not None for value in values)
         return f"{known} of {len(values)}" if known else "–"
     return f"{centre:{form}}" + ("" if around is None else f" ± {around:{form}}")
-
-
-def check_plot(file: Path) -> None:
-    """Raise a ConfigError where no picture can be drawn, or none put there: before an hour of training."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError('--png: needs matplotlib, which is not installed; pip install "mach-train[plot]"')
-    if file.suffix.lower() != ".png":
-        raise ConfigError(f"--png {file}: is drawn as a PNG; let its name end in .png")
-    if file.is_dir():
-        raise ConfigError(f"--png {file}: is a directory; name a file in it")
-    if not file.absolute().parent.is_dir():
-        raise ConfigError(f"--png {file}: there is no directory {file.parent}; make it, or choose another place")
-    if not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
-        raise ConfigError(f"--png {file}: may not be written; choose another place")
-
-
-def draw(comparison: Comparison, file: Path) -> None:
-    """The curves into a PNG: mean over seeds, controls dashed, the band one standard deviation wide. Whose times are
-    not known is drawn as a level: what it ended with.
-
-    Raises:
-        ConfigError: there is no matplotlib, or the file cannot be written.
-    """
-    check_plot(file)
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot(xlabel=comparison.clock, ylabel=unit_of(comparison))
-    wirings = {row.wiring for row in comparison.rows}
-    for row in comparison.rows:
-        label = f"{row.name} (control{', ' + row.wiring if len(wirings) > 1 else ''})" if row.control else row.name
-        seconds, middle, around = band([result.curve for result in row.results], bits=comparison.symbols)
-        if not middle:
-            continue
-        if not timed(row):
-            axes.axhline(middle[-1], linestyle="--", label=label, color=f"C{len(axes.lines)}")
-            continue
-        (line,) = axes.plot(seconds, middle, "--" if row.control else "-", label=label, marker=".")
-        low, high = zip(*((m - s, m + s) for m, s in zip(middle, around, strict=True)), strict=True)
-        axes.fill_between(seconds, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    axes.legend(fontsize="small")
-    axes.grid(alpha=0.3)
-    try:
-        figure.savefig(file, dpi=120, format="png")
-    except OSError as error:
-        raise ConfigError(f"--png {file}: cannot be written ({error.strerror}); choose another place") from error
-
-
-def band(curves: Sequence[Iterable[Mark]], *, bits: bool) -> tuple[list[float], list[float], list[float]]:
-    """Seconds (none if they are not known), means and deviations over seeds, at steps all of them were examined at."""
-    by_step = [{mark.step: mark for mark in curve if not bits or mark.bits is not None} for curve in curves]
-    common = sorted(set.intersection(*(set(marks) for marks in by_step)))
-    seconds, middle, around = [], [], []
-    for step in common:
-        marks = [marks[step] for marks in by_step]
-        values = [mark.bits if bits and mark.bits is not None else 100 * mark.accuracy for mark in marks]
-        known = [mark.seconds for mark in marks if mark.seconds is not None]
-        seconds += [fmean(known)] if known else []
-        middle.append(fmean(values))
-        around.append(stdev(values) if len(values) > 1 else 0.0)
-    return seconds, middle, around
-
-
-def unit_of(comparison: Comparison) -> str:
-    """What the curves show."""
-    return "bits a byte on the test set" if comparison.symbols else "test accuracy, %"

@@ -322,10 +322,10 @@ RECORDS: tuple[type[msgspec.Struct], ...] = (
 """The records of the JSON, outermost first."""
 
 
-def fields_help() -> str:
-    """Documentation of the JSON, from the records themselves."""
+def fields_help(records: Sequence[type[msgspec.Struct]] = RECORDS) -> str:
+    """Documentation of JSON, from the records themselves."""
     lines: list[str] = []
-    for record in RECORDS:
+    for record in records:
         lines.append(f"{record.__name__}: {' '.join((inspect.getdoc(record) or '').split())}")
         meant = meanings(record)
         for field in msgspec.structs.fields(record):

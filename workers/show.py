@@ -6,19 +6,18 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 
 import msgspec
-from msgspec import structs
 from rich.live import Live
 
 from configs.errors import ConfigError
 from configs.tree import Config
 from mach.data import load
-from workers import curves, scoreboard, screen
+from workers import curves, picture, scoreboard, screen
 from workers.compare import Runner, check, compare, default_target
+from workers.rows import Rows
 from workers.scratch import scratch
 from workers.simulate import Outcome, simulate
 from workers.status import Status
@@ -81,39 +80,17 @@ def print_outcome(outcome: Outcome, times: dict[str, list[curves.Reached]]) -> N
     terminal.print(f"digest {outcome.digest}: the same for the same configuration, timing and machine", style="dim")
 
 
-CONTROL_RECIPES = {"skip": "mach", "stream": "backprop"}
-"""Whose settings the controls of a wiring have; x comes along in them if it does in any recipe beside them."""
-
-
 def comparison(
-    recipes: Sequence[str],
-    configured: Callable[[str, int], Config],
-    runner: Runner,
-    runs: Path | None,
-    *,
-    seeds: int,
-    target: float | None,
-    as_json: bool,
-    png: Path | None,
+    rows: Rows, runner: Runner, runs: Path | None, *, target: float | None, as_json: bool, png: Path | None
 ) -> None:
-    """Run `recipes` and their controls with as many seeds, and print what came out.
-
-    `configured` gives the configuration of a recipe and the number of a seed. Without `runs` no run is left behind.
-    """
+    """Run all rows and their controls, and print what came out. Without `runs` no run is left behind."""
     if png is not None:
-        scoreboard.check_plot(png)
-    configs = {name: [configured(name, seed) for seed in range(seeds)] for name in recipes}
-    wirings: dict[str, None] = dict.fromkeys(config.wiring for each in configs.values() for config in each)
-    base = {wiring: [control_of(configured, wiring, configs, seed) for seed in range(seeds)] for wiring in wirings}
-    check(config for each in (*configs.values(), *base.values()) for config in each)
-    named = [*configs.items(), *((CONTROL_RECIPES[wiring], each) for wiring, each in base.items())]
-    other = next((each[0].recipe for name, each in named if each[0].recipe != name), None)
-    if other is not None:
-        raise ConfigError(f"--set recipe={other}: recipes that are compared stand before the options; leave it out")
+        picture.check_plot(png)
+    check(rows.every())
     with aside(on=as_json):
-        check_target(target, bits=target is not None and load(configs[recipes[0]][0].data).symbols > 0)
+        check_target(target, bits=target is not None and load(rows.first.data).symbols > 0)
     with scratch() if runs is None else nullcontext(runs) as folder, aside(on=as_json):
-        found = compare(configs, base, runner, folder, say)
+        found = compare(rows, runner, folder, say)
     target = default_target(found) if target is None else target
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(scoreboard.document(found, target))).decode())
@@ -122,18 +99,8 @@ def comparison(
         terminal.print(scoreboard.table(found, target))
         terminal.print(scoreboard.account(found, target), style="dim")
     if png is not None:
-        scoreboard.draw(found, png)
+        picture.draw(found, png)
         say(f"curves: {png}")
-
-
-def control_of(
-    configured: Callable[[str, int], Config], wiring: str, recipes: Mapping[str, Sequence[Config]], seed: int
-) -> Config:
-    """What the controls of a wiring are made of: a recipe that gets x again has an opponent that gets it, too."""
-    config = configured(CONTROL_RECIPES[wiring], seed)
-    beside = [each for rows in recipes.values() for each in rows if each.wiring == wiring]
-    context = config.method.context or any(each.method.context for each in beside)
-    return structs.replace(config, method=structs.replace(config.method, context=context))
 
 
 def say(line: str) -> None:

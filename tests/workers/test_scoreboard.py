@@ -1,36 +1,15 @@
-"""A comparison on the screen, as JSON and as a picture."""
+"""A comparison on the screen and as JSON."""
 
-import os
-from pathlib import Path
+import platform
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 from rich.console import Console
 
-from configs.errors import ConfigError
-from configs.load import load
-from mach.recipes import RECIPES
-from mach.whole import Reading
-from workers import scoreboard, show
-from workers.compare import Comparison, Mark, Result, Row
-
-
-def result(seed: int, *, curve: bool = True, **bits: float) -> Result:
-    readings = {kind: Reading(1.0 - value / 10, value) for kind, value in bits.items()}
-    marks = [Mark(seconds=s, step=s, accuracy=0.4 + s / 10, bits=4.0 - s + seed / 10) for s in (1, 2)] if curve else []
-    return Result(seed=seed, readings=readings, curve=marks, staleness_p50=2.0, multiply_adds=300.0)
-
-
-def comparison(*, symbols: bool = True) -> Comparison:
-    two = [result(0, student=2.6, child=2.5, full=2.4), result(1, student=2.8, child=2.7, full=2.6)]
-    plain = [result(0, full=2.0), result(1, full=2.2)]
-    floor = [result(0, student=3.0, full=3.0), result(1, student=3.2, full=3.2)]
-    rows = [
-        Row(name="mach-stream", control=False, wiring="stream", results=two),
-        Row(name="backprop", control=True, wiring="stream", results=plain),
-        Row(name="alone+student", control=True, wiring="stream", results=floor),
-    ]
-    return Comparison(rows=rows, symbols=symbols, clock="virtual s")
+from compared import comparison, result, row, untimed
+from workers import scoreboard, screen, tally
+from workers.timing import timing_of
 
 
 def test_the_document_has_a_record_a_recipe_and_the_gaps() -> None:
@@ -45,6 +24,67 @@ def test_the_document_has_a_record_a_recipe_and_the_gaps() -> None:
     assert found["gap_closed"] == {"mach-stream": pytest.approx(0.6)}
     assert set(found["controls"]["stream"]) == {"backprop", "alone+student"}
     assert found["controls"]["stream"]["backprop"]["loss_bits_student"] is None
+
+
+def test_the_document_has_every_seed_and_what_made_it() -> None:
+    timing = timing_of("16steps", "0", "5ms", [], 2)
+    found = scoreboard.document(replace(comparison(), timing=timing, shared={"loss.student": "--set"}), target=3.05)
+    ours = found["mach-stream"]
+    assert [each["loss_bits"] for each in ours["by_seed"]] == [2.4, 2.6]
+    assert [each["accuracy_student"] for each in ours["by_seed"]] == [0.74, 0.72]
+    assert [each["seconds_to_target"] for each in ours["by_seed"]] == [1.0, 2.0]
+    assert ours["by_seed"][0]["steps"] == {"c0": 8, "c1": 8}
+    assert (ours["by_seed"][0]["seconds"], ours["by_seed"][1]["seed"]) == (3.0, 1)
+    assert (ours["staleness_p50_ms"], ours["fewest_steps"]) == (16.0, 8)
+    assert ours["config"]["recipe"] == "dgl"
+    assert (found["configuration"], found["steps"], found["timing"]["latency_s"]) == ("digits", 8, 0.08)
+    assert found["set_for_all"] == {"loss.student": "--set"}
+    assert found["versions"]["python"] == platform.python_version()
+    assert set(found["versions"]) == {"mach", "torch", "numpy", "python"}
+
+
+def test_every_field_of_the_document_is_documented() -> None:
+    found = scoreboard.document(comparison(), target=3.05)
+    assert set(found) == {"mach-stream", *tally.Found.__struct_fields__}
+    assert set(found["mach-stream"]) == set(tally.RowOf.__struct_fields__)
+    assert set(found["mach-stream"]["by_seed"][0]) == set(tally.SeedOf.__struct_fields__)
+    told = screen.fields_help(tally.RECORDS)
+    for record in tally.RECORDS:
+        for field in msgspec.structs.fields(record):
+            assert screen.meanings(record)[field.name].replace("None", "null") in told
+
+
+def test_who_made_fewer_steps_is_named_with_its_window() -> None:
+    short = [replace(result(seed, full=2.4), steps={"c0": 8, "c1": 5 + seed}) for seed in range(2)]
+    found = comparison()
+    found.rows.append(row("dgl", short, control=False))
+    told = scoreboard.account(found, 3.05)
+    assert "Fewer steps than the others: dgl (c1 made 5 of 8, bus.window 32). In stream wiring" in told
+    assert scoreboard.document(found, 3.05)["dgl"]["fewest_steps"] == 5
+    assert "Fewer steps" not in scoreboard.account(comparison(), 3.05)
+
+
+def test_who_reads_x_again_is_named_and_whose_figures_that_changes() -> None:
+    deep = ("method.context=true",)
+    found = comparison()
+    ours, *controls = found.rows
+    found.rows[:] = [row("mach-hop", ours.results, control=False, settings=deep), *controls]
+    told = "Every section of mach-hop reads x again (method.context), so that the stream controls do, too"
+    assert f"{told}." in scoreboard.account(found, 3.05)
+    found.rows.extend(row(name, ours.results, control=False) for name in ("dgl", "mine"))
+    assert f"{told}: effort and gap closed of dgl, mine are against networks that read x" in scoreboard.account(
+        found, 3.05
+    )
+    assert scoreboard.document(found, 3.05)["x_again"] == {"stream": ["mach-hop"]}
+    assert "x again" not in scoreboard.account(comparison(), 3.05)
+    assert scoreboard.document(comparison(), 3.05)["x_again"] == {}
+
+
+def test_what_is_set_for_all_rows_is_told_once() -> None:
+    found = replace(comparison(), shared={"method.update_every": "my.yaml", "loss.student": "--set"})
+    told = scoreboard.account(found, 3.05)
+    assert "Not the recipes' own: method.update_every (my.yaml), loss.student (--set). What a file sets" in told
+    assert "Not the recipes' own" not in scoreboard.account(comparison(), 3.05)
 
 
 def test_a_control_that_could_not_be_made_is_not_there_and_both_say_why() -> None:
@@ -84,6 +124,8 @@ def test_the_table_shows_means_and_deviations(*, symbols: bool, cell: str) -> No
     assert cell in text
     assert "control backprop" in text
     assert "0.60" in text
+    assert "virtual ms" in text
+    assert "16 ± 0" in text
     assert len(text.strip().splitlines()) == 4
 
 
@@ -91,15 +133,9 @@ def test_every_column_that_does_not_tell_its_unit_is_told_below() -> None:
     told = scoreboard.account(comparison(), 3.05)
     assert all(f"{name}: " in told for name in ("Staleness", "To target", "Effort", "Gap closed"))
     assert "Staleness: versions" in told
-
-
-def untimed() -> Comparison:
-    """Recipes on GPUs, controls on the CPU."""
-    found = comparison()
-    for row in found.rows:
-        for one in row.results if row.control else ():
-            one.curve[:] = [replace(mark, seconds=None) for mark in one.curve]
-    return found
+    assert "then virtual ms from sending to use" in told
+    assert "window (bus.window)" in told
+    assert "on average over seeds if all came there, else how many did" in told
 
 
 def test_controls_whose_time_is_not_known_have_none_and_a_note_says_why() -> None:
@@ -113,52 +149,3 @@ def test_controls_whose_time_is_not_known_have_none_and_a_note_says_why() -> Non
     assert "–" in backprop
     assert "Controls have no time to target: " in scoreboard.account(untimed(), 3.05)
     assert "Controls have no" not in scoreboard.account(comparison(), 3.05)
-
-
-def test_curves_are_averaged_at_the_steps_that_all_seeds_have() -> None:
-    curves = [result(0, full=1.0).curve, result(1, full=1.0).curve[:1]]
-    assert scoreboard.band(curves, bits=True) == ([1.0], [pytest.approx(3.05)], [pytest.approx(0.0707, abs=1e-3)])
-
-
-@pytest.mark.parametrize("found", [comparison(), untimed()], ids=["timed", "controls without time"])
-def test_a_picture_is_a_png(tmp_path: Path, found: Comparison) -> None:
-    pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
-    scoreboard.draw(found, tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ConfigError, match="there is no directory"):
-        scoreboard.draw(comparison(), tmp_path / "nowhere/curves.png")
-
-
-def test_a_picture_that_cannot_be_put_there_is_said_before_anything_is_trained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trained: list[str] = []
-    monkeypatch.setattr(scoreboard.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(show, "compare", lambda *_: trained.append("all of it"))
-
-    def compare(png: Path) -> None:
-        config = load("digits", ("recipe=mach",), RECIPES)
-        show.comparison(["mach"], lambda *_: config, None, None, seeds=1, target=None, as_json=False, png=png)
-
-    folder = tmp_path / "b.png"
-    folder.mkdir()
-    for wrong, said in (
-        (tmp_path / "nowhere" / "a.png", "there is no directory"),
-        (folder, "is a directory"),
-        (tmp_path / "a.xyz", r"let its name end in \.png"),
-    ):
-        with pytest.raises(ConfigError, match=said):
-            compare(wrong)
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(ConfigError, match="may not be written"):
-        compare(tmp_path / "a.png")
-    assert not trained
-    assert list(tmp_path.iterdir()) == [folder], "trying it out leaves nothing"
-
-
-def test_without_matplotlib_it_is_one_sentence_before_anything_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scoreboard.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install .mach-train\[plot\]"):
-        scoreboard.check_plot(tmp_path / "a.png")
