@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+POINTS = {"stream": "o", "skip": "s"}
+"""How a curve of one point is drawn; a control's is hollow."""
+
+
 def check_plot(file: Path) -> None:
     """Raise a ConfigError where no picture can be drawn, or none put there: before an hour of training."""
     if importlib.util.find_spec("matplotlib") is None:
@@ -62,8 +66,9 @@ def drawn(comparison: Comparison) -> "Figure":
         if not timed(row):
             axes.axhline(middle[-1], linestyle="--", label=label, color=f"C{len(axes.lines)}")
             continue
-        marker = "." if len(middle) > 1 else "o"  # no line is drawn through one point
-        (line,) = axes.plot(seconds, middle, "--" if row.control else "-", label=label, marker=marker)
+        (line,) = axes.plot(seconds, middle, "--" if row.control else "-", label=label, marker=".")
+        if len(middle) == 1:  # no line is drawn through it, and colours come again after ten rows
+            line.set(marker=POINTS[row.wiring], fillstyle="none" if row.control else "full")
         low, high = zip(*((m - s, m + s) for m, s in zip(middle, around, strict=True)), strict=True)
         axes.fill_between(seconds, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set_title(headline(comparison), fontsize="medium")

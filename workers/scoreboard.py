@@ -15,6 +15,7 @@ from rich.table import Table
 from mach.controls import CEILING, FLOOR
 from workers.compare import Comparison, Result, Row, gap_closed, time_to
 from workers.tally import Found, RowOf, SeedOf
+from workers.timing import Timing
 
 KINDS = ("student", "child", "full")
 VERSIONED = ("mach-train", "torch", "numpy")
@@ -39,10 +40,12 @@ UNTIMED = (
 FEW = 0.9
 """A row in which some component made a smaller share of its steps is told of."""
 FEWER = (
-    "Fewer steps than the others: {rows}. In stream wiring a section learns from what it is sent, and a batch is sent "
-    "where the window (bus.window) has room: if a round trip takes more steps than that has places, or the section "
-    "below is slower, some find none. A larger bus.window, or less latency, lets them through."
+    "Fewer steps than the others: {rows}. In stream wiring a section learns from what it is sent, and nothing is sent "
+    "before the edge is open, which takes a round trip, nor where its window (bus.window) has no room, as when a round "
+    "trip takes more steps than that has places, or the section below is slower.{trip} More steps, a larger bus.window "
+    "or less latency makes less of it."
 )
+TRIP = " Here one to the next section takes {steps:.0f} steps."
 
 
 def document(comparison: Comparison, target: float) -> dict[str, Any]:
@@ -203,7 +206,14 @@ def fewer(comparison: Comparison) -> list[str]:
         for made, name in [fewest(row)]
         if made < FEW * steps
     ]
-    return [FEWER.format(rows=", ".join(rows))] if rows else []
+    return [FEWER.format(rows=", ".join(rows), trip=trip(comparison.timing))] if rows else []
+
+
+def trip(timing: Timing | None) -> str:
+    """How long a round trip is, if that is known: there, a step, and back."""
+    if timing is None:
+        return ""
+    return TRIP.format(steps=1 + (2 * timing.latency_s + timing.jitter_s) / min(map(min, timing.compute_s)))
 
 
 def again(comparison: Comparison, wiring: str, readers: Sequence[str]) -> str:

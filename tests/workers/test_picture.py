@@ -33,11 +33,12 @@ def test_a_picture_is_a_png(tmp_path: Path, found: Comparison) -> None:
 def test_a_picture_says_what_was_compared_and_one_point_is_seen() -> None:
     pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
     found = replace(comparison(), timing=timing_of("16steps", "0", "5ms", [], 2))
-    for one in found.rows[0].results:
+    for one in (*found.rows[0].results, *found.rows[1].results):
         del one.curve[1:]
     (axes,) = picture.drawn(found).axes
     assert axes.get_title() == "digits: 8 steps, latency 80 ms, 2 seeds"
-    assert [line.get_marker() for line in axes.lines] == ["o", ".", "."]
+    assert [line.get_marker() for line in axes.lines] == ["o", "o", "."]
+    assert [line.get_fillstyle() for line in axes.lines] == ["full", "none", "full"], "a control's is hollow"
     assert picture.headline(comparison()) == "digits: 8 steps, real processes, 2 seeds"
 
 

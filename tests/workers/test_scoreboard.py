@@ -61,6 +61,9 @@ def test_who_made_fewer_steps_is_named_with_its_window() -> None:
     told = scoreboard.account(found, 3.05)
     assert "Fewer steps than the others: dgl (c1 made 5 of 8, bus.window 32). In stream wiring" in told
     assert scoreboard.document(found, 3.05)["dgl"]["fewest_steps"] == 5
+    assert "Here one to the next" not in told
+    told = scoreboard.account(replace(found, timing=timing_of("16steps", "2steps", "5ms", [], 2)), 3.05)
+    assert "the section below is slower. Here one to the next section takes 35 steps. More steps" in told
     assert "Fewer steps" not in scoreboard.account(comparison(), 3.05)
 
 
