@@ -174,8 +174,8 @@ def compare(ctx: click.Context, /, rows: tuple[str, ...], *, runs: Path, gpus: s
     """Train recipes side by side, on the same data, sizes, seeds and steps, and beside the honest controls.
 
     A YAML file (.yaml, .yml, or with a / in it) is a row of its own, called as the file: a configuration whose data,
-    model, train, optimiser, seed and n_components are those of --config, and whose method is your own. What --config
-    or --set say of method, staleness and loss, recipes and controls have, too: the footnote names it.
+    model, train, optimiser, evaluate, seed and n_components are those of --config, and whose method is your own. What
+    --config or --set say of method, staleness and loss, recipes and controls have, too: the footnote names it.
 
     Controls are plain loops in one process: backpropagation of the same depth, without and with a loss at every
     component's head; one component alone; one alone with encoder and student trained on the labels; one as large as

@@ -25,7 +25,7 @@ from workers.words import configured
 
 CONTROL_RECIPES = {"skip": "mach", "stream": "backprop"}
 """Whose settings the controls of a wiring have; x comes along in them if it does in any row beside them."""
-ALIKE = ("data", "model", "train", "optimiser", "seed", "n_components")
+ALIKE = ("data", "model", "train", "optimiser", "evaluate", "seed", "n_components")
 """What rows have to agree in."""
 METHODS = ("method", "staleness", "loss")
 """What tells methods apart: set for all rows, it makes other methods of them."""

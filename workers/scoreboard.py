@@ -3,8 +3,6 @@
 Knows no model and runs nothing. Values are means over seeds, with the standard deviation (of one seed: none) behind ±.
 """
 
-import importlib.metadata
-import platform
 from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
@@ -14,12 +12,11 @@ from rich.table import Table
 
 from mach.controls import CEILING, FLOOR
 from workers.compare import Comparison, Result, Row, gap_closed, time_to
+from workers.origin import versions
 from workers.tally import Found, RowOf, SeedOf
 from workers.timing import Timing
 
 KINDS = ("student", "child", "full")
-VERSIONED = ("mach-train", "torch", "numpy")
-"""Distributions whose versions are told."""
 ACCOUNT = (
     "student: c0 alone, as it ships; child: c0 with its true child; full: the whole depth. To target: {clock} until "
     "the curve first was at {target}, on average over seeds if all came there, else how many did; without --target, "
@@ -66,8 +63,7 @@ def document(comparison: Comparison, target: float) -> dict[str, Any]:
         devices=comparison.devices,
         set_for_all=comparison.shared,
         x_again=x_again(comparison),
-        versions={name.removesuffix("-train"): importlib.metadata.version(name) for name in VERSIONED}
-        | {"python": platform.python_version()},
+        versions=versions(),
     )
     records = {row.name: record(row, comparison, target) for row in comparison.rows if not row.control}
     document: dict[str, Any] = msgspec.to_builtins({**records, **msgspec.structs.asdict(found)}, str_keys=True)

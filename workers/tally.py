@@ -113,7 +113,7 @@ class Found(Told):
     x_again: dict[str, list[str]]
     """By wiring, rows of which every section reads x again (`method.context`): if there is one, controls do as well."""
     versions: dict[str, str]
-    """Of mach, torch, numpy and python."""
+    """Of mach, Python and the packages that matter (`workers/origin.py`)."""
 
 
 RECORDS: tuple[type[msgspec.Struct], ...] = (Found, RowOf, SeedOf)

@@ -40,7 +40,7 @@ def test_the_document_has_every_seed_and_what_made_it() -> None:
     assert (found["configuration"], found["steps"], found["timing"]["latency_s"]) == ("digits", 8, 0.08)
     assert found["set_for_all"] == {"loss.student": "--set"}
     assert found["versions"]["python"] == platform.python_version()
-    assert set(found["versions"]) == {"mach", "torch", "numpy", "python"}
+    assert set(found["versions"]) == {"mach", "torch", "numpy", "pyzmq", "python"}
 
 
 def test_every_field_of_the_document_is_documented() -> None:
