@@ -6,7 +6,6 @@ a process that leaves with 0 and has not said that it is done has failed.
 """
 
 import os
-import re
 import resource
 import signal
 import socket
@@ -18,17 +17,16 @@ import msgspec
 import psutil
 
 from configs.errors import Unsaved
+from workers import forkserver
 from workers.plan import ProcessPlan
 from workers.report import Report
+from workers.room import THREADS
+from workers.scarce import MEMORY, TASKS, group
 
 PACKET = 1 << 20
 """Most bytes of one report."""
 HELPER_LOST = 255
 """What multiprocessing says of a child whose forkserver has gone."""
-HELPER_ENDED = (
-    "the process that starts components (the forkserver) ended as it was to start one, often for lack of memory: free "
-    "some, or raise ulimit -v"
-)
 REFUSED = 2
 """Exit code of a process that cannot run this configuration or this data; so no other life of it can."""
 LOWER = "lower train.batch_size, the sizes under model, or the number of components"
@@ -42,11 +40,6 @@ SIGNALS: Mapping[signal.Signals, str] = {
     signal.SIGXCPU: "its limit of CPU time is used up; see ulimit -t",
 }
 """What a signal usually means, and what to do."""
-MEMORY = re.compile(
-    r"MemoryError|OutOfMemoryError|out of memory|can(no|')t allocate memory|bad_alloc|not enough memory",
-    re.IGNORECASE,
-)
-"""How the errors of Python, torch, CUDA and C++ say that there was no memory."""
 
 
 def frozen(pid: int) -> bool:
@@ -60,8 +53,15 @@ class Attempt:
     """A process, its channel, and what is known of it. Times are seconds of the supervisor's clock."""
 
     def __init__(
-        self, plan: ProcessPlan, incarnation: int, process: BaseProcess, channel: socket.socket, now: float
+        self,
+        plan: ProcessPlan,
+        incarnation: int,
+        process: BaseProcess,
+        channel: socket.socket,
+        now: float,
+        helper: int = 0,
     ) -> None:
+        """`helper`: pid of the forkserver that it comes from."""
         self.plan = plan
         self.incarnation = incarnation
         self.process = process
@@ -74,6 +74,7 @@ class Attempt:
         self.killed = ""
         """Why we killed it, if we did."""
         self._started_at = now
+        self._helper = helper
         self._last_word = ""
         channel.setblocking(False)
 
@@ -165,17 +166,20 @@ class Attempt:
         if code is not None and code < 0:
             number = signal.Signals(-code)
             why = self._last_word or SIGNALS.get(number, "")
-            limited = resource.getrlimit(resource.RLIMIT_CPU)[1] != resource.RLIM_INFINITY  # it has our own
-            if number == signal.SIGKILL and limited and not self._last_word:
-                why += f"; or {SIGNALS[signal.SIGXCPU]}"
+            if number == signal.SIGKILL and not self._last_word:
+                why += f"; its control group (container) may have {limit}" if (limit := group()) else ""
+                if resource.getrlimit(resource.RLIMIT_CPU)[1] != resource.RLIM_INFINITY:  # it has our own
+                    why += f"; or {SIGNALS[signal.SIGXCPU]}"
             return f"ended by {number.name}" + (f" ({why})" if why else "")
-        if self._last_word:
-            return self._last_word + (f"; out of memory: {LOWER}" if MEMORY.search(self._last_word) else "")
-        if code == HELPER_LOST:
-            return "ended with the process that starts components (the forkserver), which was killed"
+        if word := self._last_word:
+            way = f"out of memory: {LOWER}" if MEMORY.search(word) else THREADS if TASKS.search(word) else ""
+            return word + (f"; {way}" if way else "")
+        if code == HELPER_LOST and (how := forkserver.cause(self._helper)):
+            return f"ended with {forkserver.HELPER}, which {how}"
         if code == 0:
             return "left without finishing, exit code 0"
-        return f"left without a word, exit code {code}"
+        said = forkserver.heard()  # of one that came to nothing before it had a log
+        return f"left without a word, exit code {code}" + (f": {said[-1].strip()}" if said else "")
 
     def _packet(self) -> bytes:
         """The next thing it said; empty if there is none, or its end is closed."""

@@ -24,6 +24,7 @@ from bus import address, kernel, keys
 from configs.errors import RunError
 from configs.load import dump
 from configs.tree import Config
+from workers import interpreter
 from workers.holder import noted
 from workers.room import ROOM, WRITABLE, room
 from workers.rundir import RunDir
@@ -172,7 +173,7 @@ def call_off(run: RunDir, launcher: "subprocess.Popen[bytes]") -> None:
 
 def command(words: list[str], tell: int) -> list[str]:
     """What a launcher is."""
-    return [sys.executable, "-m", "mach", *words, "--tell", str(tell)]
+    return [sys.executable, *interpreter.options(), "-m", "mach", *words, "--tell", str(tell)]
 
 
 def heard(hear: int) -> bytes:

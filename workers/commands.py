@@ -23,6 +23,7 @@ from workers.attempt import frozen
 from workers.background import MAKING, TAKEN, detach, resumed, unwritable
 from workers.finding import find_run
 from workers.foreground import Opening, opened, supervised
+from workers.forkserver import warm
 from workers.launcher import Launcher, ended, outcome
 from workers.origin import check_path
 from workers.plan import Plan, make_plan
@@ -31,7 +32,7 @@ from workers.report import SAVING
 from workers.resume import check_length, config_of, has_finished, recorded_plan, resumed_plan, same_devices, where
 from workers.rundir import RunDir
 from workers.status import FINAL, Status, launcher_alive, read, rules_of
-from workers.supervisor import Supervisor, warm
+from workers.supervisor import Supervisor
 from workers.vacant import is_vacant
 
 __all__ = ["check_name", "choose_devices", "describe", "detach", "log_lines", "restart", "resumable", "resume"]

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from configs.errors import ConfigError
+from workers import interpreter
 
 CPU = ("cpu",)
 DRIVERS = (Path("/dev/nvidiactl"), Path("/proc/driver/nvidia/version"), Path("/dev/dxg"))
@@ -51,9 +52,8 @@ def ask_torch() -> int:
         ConfigError: it did not say: that is no reason to train on the CPU without a word.
     """
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", PROBE], capture_output=True, text=True, errors="replace", timeout=PROBE_S
-        )
+        command = [sys.executable, *interpreter.options(), "-c", PROBE]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PROBE_S)
     except subprocess.TimeoutExpired:
         raise unanswered(f"did not answer within {PROBE_S:g} s; try again, now that more of it may be cached") from None
     except OSError as error:

@@ -24,6 +24,7 @@ import msgspec
 
 from bus import address
 from configs.errors import ConfigError
+from workers import interpreter
 from workers.devices import find_devices, has_driver
 from workers.rundir import ground
 
@@ -131,7 +132,7 @@ def sockets() -> Check:
 
 def probe() -> list[Check]:
     """The checks called HEAVY, from a process of their own."""
-    command = [sys.executable, "-m", "workers.doctor"]
+    command = [sys.executable, *interpreter.options(), "-m", "workers.doctor"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_S)
     except subprocess.TimeoutExpired:

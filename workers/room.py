@@ -7,6 +7,7 @@ import errno
 
 ROOM, WRITABLE = "make room", "make it writable"
 """Of one place only: another one would do."""
+THREADS = "raise ulimit -u, or the container's limit of processes (pids)"
 WAYS = {
     None: ROOM,
     errno.ENOSPC: ROOM,
@@ -14,6 +15,7 @@ WAYS = {
     errno.EMFILE: "raise ulimit -n",
     errno.ENFILE: "raise fs.file-max of this machine",
     errno.EFBIG: "raise ulimit -f",
+    errno.EAGAIN: THREADS,
 }
 
 

@@ -11,7 +11,6 @@ where nobody can go on without it (`Plan.together`). Its own files may vanish: t
 process is left when it ends.
 """
 
-import atexit
 import os
 import select
 import signal
@@ -20,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from multiprocessing import current_process, forkserver, get_context, resource_tracker
+from multiprocessing import get_context
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -31,17 +30,19 @@ import msgspec
 from bus import address
 from configs.errors import RunError
 from configs.load import dump
+from workers import forkserver
 from workers import status as status_file
-from workers.attempt import HELPER_ENDED, Attempt
+from workers.attempt import Attempt
 from workers.clock import Clock
 from workers.desk import Answer, Ask, Desk, Promise
+from workers.forkserver import QUIET
 from workers.gather import Gathering
 from workers.health import asked_from_afar, lacking
 from workers.member import LEAVE_S, Member
 from workers.origin import marked
 from workers.output import in_passing
 from workers.plan import Plan, ProcessPlan, unanswered, unscripted
-from workers.process import PRELOAD, enter
+from workers.process import enter
 from workers.rundir import RunDir, replace
 from workers.status import RunState, Status
 from workers.vacant import make_way, put_back, record, take_back
@@ -52,29 +53,6 @@ TICK_S = 0.25
 SAME_S = 0.5
 """A Ctrl-C that comes no later after the first signal is that one again: `timeout -s INT` sends it to the launcher, and
 at once to its whole group."""
-QUIET = {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
-"""Blocked in the forkserver, and so in components, which let SIGTERM and SIGUSR1 through again: a terminal, `timeout`,
-a service manager, or a scheduler whose time is nearly over (SIGUSR1, SIGUSR2) sends them to all processes at once, and
-stopping is the launcher's business."""
-
-
-def warm() -> None:
-    """Start the forkserver, which imports torch while the launcher still reads its configuration.
-
-    Its socket lies in a directory like those of runs: removed at the exit, or, if this process is killed, by a `sweep`
-    of its children or of the next launch.
-    """
-    get_context("forkserver").set_forkserver_preload(PRELOAD)
-    config: dict[str, str] = current_process()._config  # type: ignore[attr-defined]  # where `multiprocessing` looks
-    if "tempdir" not in config:
-        config["tempdir"] = str(address.make_directory())
-        atexit.register(address.remove, Path(config["tempdir"]))
-    resource_tracker.ensure_running()  # by itself the forkserver starts it first, which unblocks SIGINT and SIGTERM
-    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, QUIET)
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
 
 
 def orphans(members: Sequence[Member]) -> list[Member]:
@@ -150,7 +128,7 @@ class Supervisor:
             self.run.reopen()
         self._plan_down()
         self._listen()
-        warm()
+        forkserver.warm()
         rules, mends = self.plan.config.supervise, not self.plan.lockstep
         for process in self.plan.here:
             start, now, came = partial(self._start, process), self.clock.look(), before.get(process.name)
@@ -242,7 +220,8 @@ class Supervisor:
 
     def _start(self, process: ProcessPlan, incarnation: int, now: float) -> Attempt:
         """Begin one life of a component."""
-        warm()  # the forkserver may have been killed, too
+        forkserver.warm()  # it may have been killed, too
+        helper = forkserver.pid()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         plan, log = msgspec.json.encode(self.plan), str(self.run.log(process.name, incarnation))
         try:
@@ -253,11 +232,14 @@ class Supervisor:
         except BaseException as error:
             ours.close()
             if isinstance(error, EOFError | ConnectionError):
-                raise RunError(HELPER_ENDED) from error
+                how = forkserver.cause(helper) or "hung up"
+                raise RunError(f"{forkserver.HELPER}, as it was to start {process.name}, {how}") from error
             raise
         finally:
             theirs.close()
-        return Attempt(process, incarnation, child, ours, now)
+        if said := forkserver.heard():  # as of what it imports
+            print(*said, sep="\n", file=sys.stderr)
+        return Attempt(process, incarnation, child, ours, now, helper)
 
     def _listen(self) -> None:
         """Signals ring a bell that `_wait` hears; what they mean is decided in the loop. A SIGHUP that is ignored, as

@@ -23,12 +23,13 @@ from fakes import Life
 from mach.recipes import RECIPES
 from workers.attempt import Attempt
 from workers.clock import AWAY_S, Clock
+from workers.forkserver import HELPER, QUIET
 from workers.member import Member
 from workers.output import UNREAD, Output, Unwritable
 from workers.plan import ProcessPlan, make_plan
 from workers.rundir import RunDir
 from workers.status import read
-from workers.supervisor import QUIET, SAME_S, Supervisor, orphans
+from workers.supervisor import SAME_S, Supervisor, orphans
 
 
 class FakeTime:
@@ -320,17 +321,18 @@ def test_of_a_run_that_has_ended_nobody_says_that_training_goes_on(
 def test_a_helper_that_ends_as_it_is_to_start_a_component_is_one_sentence(
     lockstep: tuple[Supervisor, list[Life]], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """As under `ulimit -v`: what it loads finds no memory."""
     supervisor, _ = lockstep
 
     def start() -> None:
         raise error
 
     context = SimpleNamespace(Process=lambda **_: SimpleNamespace(start=start))
-    monkeypatch.setattr("workers.supervisor.warm", lambda: None)
+    monkeypatch.setattr("workers.forkserver.warm", lambda: None)
+    monkeypatch.setattr("workers.forkserver.cause", lambda helper: "ended with exit code 1: so it said")
     monkeypatch.setattr("workers.supervisor.get_context", lambda _: context)
-    with pytest.raises(RunError, match=r"the forkserver\) ended .* ulimit -v"):
+    with pytest.raises(RunError) as told:
         supervisor._start(supervisor.plan.processes[0], 1, 0.0)
+    assert str(told.value) == f"{HELPER}, as it was to start c0, ended with exit code 1: so it said"
 
 
 def test_a_first_signal_stops_cleanly_also_when_the_reader_left_before_it(

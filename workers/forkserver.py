@@ -1,0 +1,151 @@
+"""The process that starts components, in which torch is imported once (`workers.process.PRELOAD`): begun, heard, and
+known how it ended. Knows no component.
+
+Laws: it ends with its launcher. It finds the modules that the launcher finds (`workers/interpreter.py`). What it says
+is kept until somebody asks: of a helper that lives, to be passed on, and of one that has ended, to tell why.
+"""
+
+import atexit
+import os
+import select
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import current_process, forkserver, get_context, resource_tracker, util
+from pathlib import Path
+from typing import Any
+
+from bus import address, kernel
+from configs.errors import RunError
+from workers import interpreter
+from workers.process import PRELOAD
+from workers.scarce import memory, remedy
+
+QUIET = {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+"""Blocked in the forkserver, and so in components, which let SIGTERM and SIGUSR1 through again: a terminal, `timeout`,
+a service manager, or a scheduler whose time is nearly over (SIGUSR1, SIGUSR2) sends them to all processes at once, and
+stopping is the launcher's business."""
+HELPER = "the process that starts components (the forkserver)"
+DYING_S = 1.0
+"""Longest wait for the end of one that let go of its children: it does that while it ends."""
+LONGEST = 1 << 16
+"""Bytes of what it has said that are read, at most: the last ones."""
+
+
+class Words:
+    """What the present forkserver, and children that have no log yet, write on standard error."""
+
+    def __init__(self) -> None:
+        self.file = -1
+        self.read = 0
+        """Bytes."""
+
+
+_words = Words()
+_ends: dict[int, int] = {}
+"""By pid, how those ended that were replaced."""
+
+
+def warm() -> None:
+    """Start the forkserver, which imports torch while the launcher still reads its configuration.
+
+    Its socket lies in a directory like those of runs: removed at the exit, or, if this process is killed, by a `sweep`
+    of its children or of the next launch.
+
+    Raises:
+        RunError: there is no room for it, or no Python.
+    """
+    if not os.access(sys.executable, os.X_OK):
+        raise RunError(f"{sys.executable or 'python'} cannot be executed by this user, and components need it")
+    get_context("forkserver").set_forkserver_preload(PRELOAD)
+    config: dict[str, str] = current_process()._config  # type: ignore[attr-defined]  # where `multiprocessing` looks
+    if "tempdir" not in config:
+        config["tempdir"] = str(address.make_directory())
+        atexit.register(address.remove, Path(config["tempdir"]))
+    if (code := ending(pid(), 0.0)) is not None:
+        _ends[pid()] = code
+    try:
+        with _alike():
+            resource_tracker.ensure_running()  # by itself the forkserver starts it first, which unblocks two signals
+            earlier = signal.pthread_sigmask(signal.SIG_BLOCK, QUIET)
+            try:
+                with _overheard():
+                    forkserver.ensure_running()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+    except BlockingIOError as error:
+        raise RunError(f"{HELPER} could not be begun ({error.strerror}); {remedy(str(error))}") from error
+
+
+def pid() -> int:
+    """The present one's; 0: there is none."""
+    return getattr(forkserver._forkserver, "_forkserver_pid", None) or 0
+
+
+def ending(number: int, patience_s: float = DYING_S) -> int | None:
+    """How the forkserver of this pid ended: with an exit code, or by a signal, as a negative number. None: it lives, or
+    nobody knows. It stays for `multiprocessing` to find.
+    """
+    if number == 0 or number in _ends:
+        return _ends.get(number)
+    try:
+        watch = kernel.pidfd_open(number)
+        try:
+            select.select([watch], [], [], patience_s)
+        finally:
+            os.close(watch)
+        found = os.waitid(os.P_PID, number, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except (ChildProcessError, ProcessLookupError):
+        return None
+    if found is None:
+        return None
+    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+
+
+def heard() -> list[str]:
+    """The lines that it has said since somebody asked last, or the end of them."""
+    if _words.file < 0:
+        return []
+    end = os.fstat(_words.file).st_size
+    start = max(_words.read, end - LONGEST)
+    said, _words.read = os.pread(_words.file, end - start, start), end
+    return [line for line in said.decode(errors="replace").splitlines() if line.strip()]
+
+
+def cause(number: int) -> str:
+    """How the forkserver of this pid ended, and what to do, in a clause to follow HELPER; empty: it lives."""
+    code = ending(number)
+    if code is None:
+        return "" if number and number == pid() else "has gone"
+    if code == -signal.SIGKILL:
+        return f"was killed (SIGKILL), probably out of memory: {memory()}"
+    last = (heard() or [""])[-1].strip()
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    way = remedy(last)
+    return how + (f": {last}" if last else "") + (f"; {way}" if way else "")
+
+
+@contextmanager
+def _alike() -> Iterator[None]:
+    """Pythons that `multiprocessing` starts meanwhile find the modules that this one finds."""
+    earlier: Any = util._args_from_interpreter_flags  # type: ignore[attr-defined]
+    util._args_from_interpreter_flags = lambda: [*earlier(), *interpreter.options()]  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        util._args_from_interpreter_flags = earlier  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _overheard() -> Iterator[None]:
+    """What is started meanwhile has standard error where `heard` reads."""
+    if _words.file < 0:
+        _words.file = os.memfd_create("mach-forkserver")
+    kept = os.dup(2)
+    os.dup2(_words.file, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
