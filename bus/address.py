@@ -34,9 +34,24 @@ _held: dict[Path, int] = {}
 """Descriptors of the directories that this process keeps."""
 
 
+def temporary() -> Path:
+    """The temporary directory.
+
+    Raises:
+        RunError: there is none.
+    """
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:  # Python looks in $TMPDIR, /tmp, /var/tmp and the working directory
+        raise RunError(
+            "there is no temporary directory: nothing can be written to /tmp, to /var/tmp or here; make room, or set "
+            "TMPDIR to a directory that can be written"
+        ) from error
+
+
 def base() -> Path:
     """Where private directories are made: the first of the usual places that leaves room for names."""
-    places = (tempfile.gettempdir(), "/tmp")
+    places = (str(temporary()), "/tmp")
     fit = [place for place in places if len(os.fsencode(place)) <= 60 and os.access(place, os.W_OK | os.X_OK)]
     if not fit:
         raise RunError("no short writable directory for sockets; set TMPDIR to one whose path has at most 60 bytes")
@@ -95,7 +110,7 @@ def sweep() -> list[Path]:
     several processes at a time. Of those of other hosts, who may share a file system with us and not its locks, nobody
     here can tell whether their keepers live; nor of those of before a restart of this one, for hosts may have one name.
     """
-    places = {base(), Path(tempfile.gettempdir())}
+    places = {base(), temporary()}
     stale = [path for place in places for path in place.glob(f"mach-{os.getuid()}-*") if _abandoned(path)]
     for path in stale:
         remove(path)

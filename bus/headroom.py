@@ -1,4 +1,5 @@
-"""How much memory may still be taken: what the machine has free, and what its control groups leave us of it.
+"""How much memory may still be taken: what the machine has free, and what its control groups leave us of it; and how
+many processes these leave us.
 
 A memfd counts against both, and against no file system, /dev/shm neither. Law: known before it is taken, for beyond a
 group's limit nobody is refused, but somebody is killed. What files were read into is free: it is given up first.
@@ -48,16 +49,27 @@ def headroom(root: Path = ROOT, own: Path = OWN) -> Headroom:
     return min(found, key=lambda each: each.free)
 
 
-def groups(root: Path, own: str) -> Iterator[tuple[Path, Names]]:
-    """Where the limits of our group of memory may lie, and of those around it; `own` as in /proc/self/cgroup.
+def tasks(root: Path = ROOT, own: Path = OWN) -> int | None:
+    """The least of processes and threads that every control group around us leaves; None where none sets a limit."""
+    found = []
+    with contextlib.suppress(OSError, ValueError):
+        for folder, _ in groups(root, own.read_text(), "pids"):
+            with contextlib.suppress(OSError, ValueError):  # no such file, or no limit: "max"
+                most, taken = ((folder / f"pids.{name}").read_text() for name in ("max", "current"))
+                found.append(max(0, int(most) - int(taken)))
+    return min(found, default=None)
+
+
+def groups(root: Path, own: str, controller: str = "memory") -> Iterator[tuple[Path, Names]]:
+    """Where the limits of our group may lie, and of those around it; `own` as in /proc/self/cgroup.
 
     In a container the path may be one of the host, of which the container sees the end only: so up to the root.
     """
     for line in own.splitlines():
         _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        top, names = (root / "memory", FIRST) if controllers else (root, SECOND)
+        top, names = (root / controller, FIRST) if controllers else (root, SECOND)
         parts = Path(path.lstrip("/")).parts
         for count in range(0 if ".." in parts else len(parts), -1, -1):
             yield top.joinpath(*parts[:count]), names

@@ -5,6 +5,7 @@ stays light. Law: whatever is broken, an installation or a limit, is a failed ch
 and is told within PROBE_S.
 """
 
+import errno
 import functools
 import importlib.metadata
 import os
@@ -21,11 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
+import psutil
 
-from bus import address
-from configs.errors import ConfigError
+from bus import address, headroom
+from configs.errors import ConfigError, MachError
 from workers import interpreter
 from workers.devices import find_devices, has_driver
+from workers.room import THREADS
 from workers.rundir import ground
 
 if TYPE_CHECKING:
@@ -42,6 +45,10 @@ ROOM_MB = 100
 """Megabytes free where runs lie, below which there is a warning: checkpoints and logs come to tens."""
 FILES = 1024
 """Open files below which there is a warning."""
+LAUNCH, COMPONENT = 4, 5
+"""Processes and threads that a launch takes, and that each of its components does, whose `threads` is 1."""
+TASKS = LAUNCH + 8 * COMPONENT
+"""Of which no more may be added: below that there is a warning."""
 ROUNDS = 200
 """Questions whose median is the bus round trip."""
 HEAVY = ("versions", "shared memory", "bus round trip")
@@ -72,6 +79,8 @@ def attempt(name: str, check: Callable[[], Check]) -> Check:
     """A check that breaks is a check that failed."""
     try:
         return check()
+    except MachError as error:
+        return Check(name, "fail", str(error))
     except Exception as error:
         return Check(name, "fail", " ".join(f"{type(error).__name__}: {error}".split()))
 
@@ -93,7 +102,26 @@ def limits() -> Check:
     locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     text = f"open files {limit(files)} · processes {limit(processes)} · locked memory {limit(locked)} bytes"
     few = files != resource.RLIM_INFINITY and files < FILES
-    return Check("ulimits", "warn" if few else "ok", text + (f"; raise it: ulimit -n {FILES}" if few else ""))
+    text += f"; raise it: ulimit -n {FILES}" if few else ""
+    left = tasks_left()
+    if left is None or left >= TASKS:
+        return Check("ulimits", "warn" if few else "ok", text)
+    text += f"; {left:,} processes and threads may be added, and a launch takes {LAUNCH}, every component {COMPONENT}"
+    return Check("ulimits", "fail" if left < LAUNCH + COMPONENT else "warn", f"{text}; {THREADS}")
+
+
+def tasks_left() -> int | None:
+    """How many processes and threads may be added, of those that the user may have and that control groups leave; None:
+    as many as the machine can take.
+    """
+    leave = headroom.tasks()
+    most = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    if most == resource.RLIM_INFINITY or os.geteuid() == 0:  # the limit is not for root
+        return leave
+    ours = (each.info for each in psutil.process_iter(["uids", "num_threads"]))
+    taken = sum(each["num_threads"] or 0 for each in ours if each["uids"] and each["uids"].real == os.getuid())
+    left = max(0, most - taken)
+    return left if leave is None else min(left, leave)
 
 
 def limit(value: int) -> str:
@@ -138,7 +166,8 @@ def probe() -> list[Check]:
     except subprocess.TimeoutExpired:
         return failed(f"no answer within {PROBE_S:.0f} s")
     except OSError as error:
-        return failed(f"{sys.executable} cannot be started ({error.strerror})")
+        way = f"; {THREADS}" if error.errno == errno.EAGAIN else ""
+        return failed(f"{sys.executable} cannot be started ({error.strerror}){way}")
     try:
         checks = msgspec.json.decode(done.stdout, type=list[Check])
     except msgspec.DecodeError:
@@ -176,7 +205,6 @@ def shared_memory() -> Check:
 
     Whatever is wrong is a warning, since messages then go through the socket.
     """
-    from bus.headroom import headroom
     from bus.lane import slots_of
     from bus.segment import BYTES_CAP, ORDERED, SPARE
     from configs.tree import Bus
@@ -186,7 +214,7 @@ def shared_memory() -> Check:
     trouble = ring()
     if trouble:
         return Check("shared memory", "warn", f"{trouble}, so messages go through the socket, which is slower")
-    free, limit = headroom()
+    free, limit = headroom.headroom()
     of = "" if limit is None else f" of the control group's {limit >> 20:,}"
     most = min(free // SPARE, BYTES_CAP)
     bus = Bus()
@@ -203,7 +231,7 @@ def ring() -> str:
     from configs.tree import Bus
 
     long, slots = bytes(LEAST), slots_of(Bus().window)
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory(dir=address.temporary()) as place:
         door = Path(place) / "door"
         try:
             made, descriptor = make(door, slots, LEAST)

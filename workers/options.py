@@ -22,7 +22,9 @@ from workers.complete import config_names, run_names
 from workers.output import interrupted
 from workers.process import sentence
 from workers.rows import is_file
+from workers.room import THREADS
 from workers.rundir import USUAL, ground
+from workers.scarce import TASKS
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -166,6 +168,20 @@ class Documented(click.Command):
         click.Command(None, epilog=told).format_epilog(ctx, formatter)
 
 
+def surprise(error: BaseException) -> str:
+    """What to say of an error that is none of ours: what the system lacked, or where its traceback is."""
+    told = sentence(error)
+    if TASKS.search(told):
+        return f"{told}; {THREADS}"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="mach-", suffix=".traceback", delete=False) as file:
+            traceback.print_exception(error, file=file)
+        place = f"the traceback is in {file.name}"
+    except OSError as lost:
+        place = f"the traceback can be written nowhere ({lost.strerror}): MACH_DEBUG=1 shows it"
+    return f"{told}; {place}: please report it, unless it comes from a network or data of your own"
+
+
 class Group(click.Group):
     """Turns our errors into one sentence and their exit code; a surprise into one line and a file."""
 
@@ -192,11 +208,5 @@ class Group(click.Group):
                 raise click.Abort from None  # `output.run` says so
             if os.environ.get("MACH_DEBUG"):
                 raise
-            with tempfile.NamedTemporaryFile("w", prefix="mach-", suffix=".traceback", delete=False) as file:
-                traceback.print_exc(file=file)
-            click.echo(
-                f"mach: {sentence(error)}; the traceback is in {file.name}: please report it, unless it comes from a "
-                "network or data of your own",
-                err=True,
-            )
+            click.echo(f"mach: {surprise(error)}", err=True)
             ctx.exit(2)

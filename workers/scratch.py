@@ -6,7 +6,6 @@ once; who goes on all the same may be told again.
 """
 
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,7 +47,7 @@ def interruptible() -> Iterator[None]:
 def scratch() -> Iterator[Path]:
     """An empty folder. In the temporary directory, not where sockets lie: that may be small."""
     address.sweep()
-    folder = address.make_directory(Path(tempfile.gettempdir()))
+    folder = address.make_directory(address.temporary())
     try:
         yield folder
     finally:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
+from bus import address
 from configs.errors import ConfigError, MachError
 from workers.plan import Plan, ProcessPlan, bus_of
 
@@ -54,7 +55,9 @@ def check(plan: Plan) -> Found:
     command = [sys.executable, "-P", "-m", "workers.tryout"]
     places = os.environ | {"PYTHONPATH": os.pathsep.join(place or os.getcwd() for place in sys.path)}
     asked = msgspec.json.encode(plan)
-    with tempfile.TemporaryFile() as answer:  # no pipe: who was left by users' code would hold its other end
+    with tempfile.TemporaryFile(
+        dir=address.temporary()
+    ) as answer:  # no pipe: who was left by users' code would hold its other end
         # in a session of its own it hears no Ctrl-C, and no terminal stops it for what users' code prints
         done = subprocess.run(command, input=asked, stdout=answer, env=places, start_new_session=True)
         answer.seek(0)

@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bus.headroom import OWN, ROOT, Headroom, headroom
+from bus.headroom import OWN, ROOT, Headroom, headroom, tasks
 
 MB = 1 << 20
 
@@ -80,3 +80,16 @@ def test_a_limit_above_what_the_machine_has_is_none(tmp_path: Path) -> None:
 
 def test_whatever_this_machine_says_is_understood() -> None:
     assert headroom(ROOT, OWN).free > 0
+
+
+def test_the_tightest_group_around_us_says_how_many_processes_there_may_be_more(tmp_path: Path) -> None:
+    """Of either version; one without a limit says `max`."""
+    (tmp_path / "own").write_text("8:pids:/a\n4:memory:/a\n0::/b/c\n")
+    assert tasks(tmp_path, tmp_path / "own") is None
+    for folder, most, taken in (("b/c", "max", 7), ("b", "90", 7), ("pids/a", "100", 20), ("memory/a", "9", 9)):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "pids.max").write_text(f"{most}\n")
+        (tmp_path / folder / "pids.current").write_text(f"{taken}\n")
+    assert tasks(tmp_path, tmp_path / "own") == 80
+    (tmp_path / "pids/a/pids.current").write_text("101\n")
+    assert tasks(tmp_path, tmp_path / "own") == 0

@@ -1,5 +1,7 @@
 """What this machine can do: every check passes here, and whatever breaks is one failed line."""
 
+import errno
+import os
 import re
 import resource
 import shutil
@@ -8,14 +10,17 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from bus import address, headroom, segment
 from configs.errors import RunError
-from workers import doctor
+from workers import doctor, interpreter
 from workers.doctor import Check
+from workers.room import THREADS
 
 NAMES = ["versions", "devices", "ulimits", "runs directory", "sockets", "shared memory", "bus round trip"]
 
@@ -65,7 +70,7 @@ def test_a_process_that_breaks_fails_its_checks(monkeypatch: pytest.MonkeyPatch,
     real = subprocess.run
 
     def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        assert command == [sys.executable, "-m", "workers.doctor"]
+        assert command == [sys.executable, *interpreter.options(), "-m", "workers.doctor"]
         return real([sys.executable, "-c", code], **options)
 
     monkeypatch.setattr(subprocess, "run", run)
@@ -118,13 +123,59 @@ def test_sockets_without_a_place_fail(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RunError("no short writable directory for sockets")
 
     monkeypatch.setattr(address, "base", nowhere)
-    assert doctor.attempt("sockets", doctor.sockets).text == "RunError: no short writable directory for sockets"
+    assert doctor.attempt("sockets", doctor.sockets).text == "no short writable directory for sockets"
 
 
 @pytest.mark.parametrize(("files", "verdict"), [(1023, "warn"), (1024, "ok"), (resource.RLIM_INFINITY, "ok")])
 def test_few_open_files_are_a_warning(monkeypatch: pytest.MonkeyPatch, files: int, verdict: str) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+    monkeypatch.setattr(doctor, "tasks_left", lambda: None)
     assert doctor.limits().verdict == verdict
+
+
+@pytest.mark.parametrize(("left", "verdict"), [(None, "ok"), (44, "ok"), (43, "warn"), (9, "warn"), (8, "fail")])
+def test_where_few_processes_may_be_added_it_is_told_how_many_a_launch_takes(
+    monkeypatch: pytest.MonkeyPatch, left: int | None, verdict: str
+) -> None:
+    monkeypatch.setattr(doctor, "tasks_left", lambda: left)
+    check = doctor.limits()
+    assert check.verdict == verdict
+    told = f"; {left} processes and threads may be added, and a launch takes 4, every component 5; raise ulimit -u, or "
+    assert (told in check.text) == (verdict != "ok")
+
+
+@pytest.mark.parametrize(("uid", "leave", "left"), [(0, None, None), (0, 7, 7), (1, None, 90), (1, 7, 7), (1, 200, 90)])
+def test_the_limit_of_processes_counts_those_that_the_user_has(
+    monkeypatch: pytest.MonkeyPatch, uid: int, leave: int | None, left: int | None
+) -> None:
+    users = [(os.getuid(), 4), (os.getuid(), 6), (os.getuid() + 1, 50)]
+    found = [SimpleNamespace(info={"uids": SimpleNamespace(real=uid), "num_threads": count}) for uid, count in users]
+    monkeypatch.setattr(psutil, "process_iter", lambda _: [*found, SimpleNamespace(info={"uids": None})])
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 100))
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    monkeypatch.setattr(headroom, "tasks", lambda: leave)
+    assert doctor.tasks_left() == left
+
+
+def test_a_machine_on_which_no_process_may_be_added_says_which_limit_to_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "run", full)
+    assert doctor.probe()[0].text.endswith("cannot be started (Resource temporarily unavailable); " + THREADS)
+
+
+def test_without_a_temporary_directory_it_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> str:
+        raise FileNotFoundError("No usable temporary directory found in [...]")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    for check in (doctor.sockets, doctor.shared_memory, doctor.round_trip):
+        found = doctor.attempt("some", check)
+        assert (found.verdict, "; make room, or set TMPDIR to a directory that can be written" in found.text) == (
+            *("fail", True),
+        )
+        assert found.text.startswith("there is no temporary directory: ")
 
 
 @pytest.mark.parametrize(
