@@ -7,8 +7,8 @@ in the background.
 import errno
 import os
 import re
-import shutil
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from configs.errors import DataError, Diverged
 from mach.component import Component
-from mach.shelf import STATE, FileFacts, Manifest, Shelf, measure, to_disk, verify, write_manifest
+from mach.shelf import STATE, FileFacts, Manifest, Shelf, discard, measure, to_disk, verify, write_manifest
 from mach.sound import LARGEST, bounded, finite
 from mach.state import BUFFERS, UNBOUNDED, State, buffers_of
 
@@ -48,7 +48,7 @@ def save_state(
     draft, replaced = shelf.draft(version), shelf.replaced(version)
     try:
         _make(shelf.folder)
-        shutil.rmtree(draft, ignore_errors=True)
+        discard(draft)
         draft.mkdir()
         facts = _write_tensors(draft / STATE, state.tensors)
         manifest = Manifest(
@@ -64,9 +64,9 @@ def save_state(
         _put(draft, shelf.path(version), replaced)
         to_disk(shelf.folder)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        if shelf.path(version).exists():
-            shutil.rmtree(replaced, ignore_errors=True)
+        for left in (draft, *([replaced] if shelf.path(version).exists() else [])):
+            with suppress(OSError):  # the next attempt says why
+                discard(left)
     _thin_out(shelf, version, keep, abandoned)
 
 
@@ -197,7 +197,7 @@ def _put(draft: Path, place: Path, replaced: Path) -> None:
     """A checkpoint in its place; what stands there already is aside until then, and back if that fails."""
     there = place.exists()  # damaged, or of a life that went back to an older one
     if there:
-        shutil.rmtree(replaced, ignore_errors=True)
+        discard(replaced)
         os.rename(place, replaced)
     try:
         os.rename(draft, place)

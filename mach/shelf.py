@@ -112,9 +112,9 @@ class Shelf:
     def remove(self, version: int) -> None:
         """Remove one, which first loses its name: no half of it is ever taken for whole."""
         gone = self.draft(version)
-        shutil.rmtree(gone, ignore_errors=True)
+        discard(gone)
         os.rename(self.path(version), gone)
-        shutil.rmtree(gone)
+        discard(gone)
 
     def set_aside(self, version: int) -> None:
         """Take one out of the count, and leave it for people to look at, in place of an earlier one of that step."""
@@ -140,6 +140,21 @@ class Shelf:
         except DataError as error:
             return error
         return None
+
+
+def discard(folder: Path) -> None:
+    """Remove what was written for a checkpoint, or what is left of it; what is gone already is fine. The two files go
+    without a descriptor, of which there may be none, and that may be why it is removed.
+
+    Raises:
+        OSError: it cannot be removed, and why.
+    """
+    with suppress(OSError):
+        for name in (STATE, MANIFEST):
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
+    if os.path.lexists(folder):
+        shutil.rmtree(folder)
 
 
 def damage(damaged: Mapping[int, DataError]) -> str:

@@ -1,9 +1,13 @@
 """Checkpoints on disk: whole or not at all, the newest kept, damage seen wherever it is."""
 
+import errno
 import math
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -139,6 +143,50 @@ def test_every_flipped_bit_of_a_manifest_is_seen(c0: Shelf) -> None:
             shelf.verify(c0.path(5), "c0", 5)
     path.write_bytes(whole)
     shelf.verify(c0.path(5), "c0", 5)
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """As many files are open as may be."""
+    limits, taken = resource.getrlimit(resource.RLIMIT_NOFILE), []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(limits[0], 512), limits[1]))
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_one_that_failed_for_want_of_descriptors_leaves_nothing_and_says_so_every_time(c0: Shelf) -> None:
+    save(c0, 4)
+    for _ in range(2):
+        with no_descriptors(), pytest.raises(OSError) as told:  # noqa: PT011
+            save(c0, 20)
+        assert told.value.errno == errno.EMFILE
+        assert names(c0) == ["4"]
+    save(c0, 20)
+    assert c0.sound("c0") == [20, 4]
+
+
+def test_what_stands_in_the_way_of_a_checkpoint_and_cannot_be_removed_is_named(
+    c0: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(c0, 4)
+    (c0.draft(20) / "strange").mkdir(parents=True)
+
+    def full(folder: Path) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(folder))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", full)
+        with pytest.raises(OSError, match=r"Too many open files: .*/\.20"):
+            save(c0, 20)
+    save(c0, 20)
+    assert names(c0) == ["20", "4"]
 
 
 def test_anothers_checkpoint_a_renamed_one_and_another_format_are_refused(c0: Shelf, tmp_path: Path) -> None:
