@@ -8,6 +8,7 @@ order. Every error names the key, where it stands (file or `--set`) and, for an 
 import difflib
 import math
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
 from pathlib import Path
@@ -77,7 +78,9 @@ class Aliased(Exception):
 
 
 LONGEST = 1 << 18
-"""Characters of a configuration that is read out of a file of weights, at most."""
+"""Characters of a configuration that is read out of a file of weights, or of a pipe, at most."""
+_drained: dict[tuple[int, int], str] = {}
+"""By device and inode, what came out of pipes."""
 
 
 def shipped() -> list[str]:
@@ -113,25 +116,62 @@ def load(config: str = "digits", settings: Iterable[str] = (), recipes: Recipes 
 
 
 def find(config: str) -> Path:
-    """The file of a configuration, given by path or by shipped name."""
-    path = Path(config)
-    if path.is_file():
-        return path
+    """The file of a configuration, given by path or by shipped name; `-` is standard input.
+
+    Raises:
+        ConfigError: there is none; says what there is in its place.
+    """
+    path = Path("/dev/stdin" if config == "-" else config)
+    try:
+        kind = path.stat().st_mode
+    except FileNotFoundError:
+        kind = 0
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be found ({error.strerror}); check the path, and who may read it") from error
     named = HERE / f"{config}.yaml"
-    if named.is_file():
+    if named.is_file() and not stat.S_ISREG(kind):
         return named
+    if stat.S_ISDIR(kind):
+        raise ConfigError(f"{path}: is a directory; give a configuration in it, or one of {', '.join(shipped())}")
+    if kind:
+        return path  # or a pipe
     near = difflib.get_close_matches(config, shipped(), 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ConfigError(f"no configuration {config!r}: neither a file nor one of {', '.join(shipped())}{hint}")
 
 
+def find_again(config: str) -> str:
+    """A path at which another process finds what this one does.
+
+    Raises:
+        ConfigError: there is none; or it is a pipe, which one reads, once.
+    """
+    path = find(config)
+    if not path.is_file():
+        raise ConfigError(f"{path}: a run in the background would read it a second time; write it into a file")
+    return str(path.resolve())  # of standard input, too
+
+
 def read(path: Path) -> Layer:
     """The mapping in a YAML file; an empty file is an empty mapping."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8") if path.is_file() else drain(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); check the file and its permissions") from error
     return parse(text, str(path))
+
+
+def drain(path: Path) -> str:
+    """What comes out of a pipe: once, so it is kept for who asks again, as a comparison does."""
+    found = path.stat()
+    key = found.st_dev, found.st_ino
+    if key not in _drained:
+        with path.open(encoding="utf-8") as pipe:
+            text = pipe.read(LONGEST + 1)
+        if len(text) > LONGEST:
+            raise ConfigError(f"{path}: is no configuration: more than {LONGEST} characters come out of it")
+        _drained[key] = text
+    return _drained[key]
 
 
 def parse(text: str, where: str, loader: type[Loader] = Loader) -> Layer:

@@ -16,6 +16,7 @@ import msgspec
 
 from bus import address, keys
 from configs.errors import ConfigError, NoSuchRun, RunError
+from configs.load import find_again
 from configs.tree import Config
 from workers import desk
 from workers import devices as devices_of
@@ -142,7 +143,7 @@ def resume(
     check_path(config.data, old.folder)
     if detach:
         keys.check(config.bus)
-        return resumed(run, file, settings, gpus)
+        return resumed(run, file and find_again(file), settings, gpus)
     warm()
     devices = choose_devices(gpus or same_devices(old))
 

@@ -100,7 +100,7 @@ CONFIGURATION = (
         show_default=True,
         metavar="FILE|NAME",
         shell_complete=config_names,
-        help="YAML file, or one of: " + ", ".join(shipped()) + ".",
+        help="YAML file, - for standard input, or one of: " + ", ".join(shipped()) + ".",
     ),
     click.option("--components", type=Whole(min=1), help="How many components."),
     click.option("--seed", type=int, help="Seed of weights and data order."),

@@ -1,11 +1,16 @@
 """YAML and --set into a typed tree; every mistake is one sentence with key, place and nearest valid key."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from configs.errors import ConfigError
-from configs.load import dump, find, load, merge, parse, parse_setting, shipped
+from configs.load import dump, find, find_again, load, merge, parse, parse_setting, shipped
 from configs.tree import LARGEST, Config
 from mach.recipes import RECIPES
 
@@ -21,6 +26,60 @@ def test_every_shipped_configuration_is_valid_and_found_by_name() -> None:
     for name in shipped():
         assert load(name, recipes=RECIPES).recipe in RECIPES
         assert find(name).stem == name
+
+
+@contextmanager
+def piped(text: str) -> Iterator[str]:
+    """As the shell's <(…)."""
+    out, into = os.pipe()
+    os.write(into, text.encode())
+    os.close(into)
+    yield f"/dev/fd/{out}"
+    os.close(out)
+
+
+def test_what_comes_out_of_a_pipe_is_read_and_kept_for_who_asks_again() -> None:
+    with piped("train: {steps: 7}") as pipe:
+        assert [load(pipe).train.steps for _ in range(2)] == [7, 7]
+        with pytest.raises(ConfigError, match=r"would read it a second time; write it into a file"):
+            find_again(pipe)
+    with piped("train: {steps: 8}") as pipe:
+        assert load(pipe).train.steps == 8
+    with pytest.raises(ConfigError, match=r"/dev/zero: is no configuration: more than \d+ characters"):
+        load("/dev/zero")
+
+
+def test_a_dash_is_standard_input_a_pipe_or_a_file(tmp_path: Path) -> None:
+    code = "import sys; from configs.load import load; print(load('-', recipes=None).train.steps)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, input="train: {steps: 7}", capture_output=True, text=True, check=True)
+    assert done.stdout == "7\n"
+    with open(write(tmp_path, "train: {steps: 8}"), encoding="utf-8") as file:
+        assert subprocess.run(command, stdin=file, capture_output=True, text=True, check=True).stdout == "8\n"
+
+
+def test_another_process_is_given_the_path_of_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path, "")
+    assert find_again(file) == file
+    assert find_again("digits") == str(find("digits"))
+    with open(file, encoding="utf-8") as opened:
+        assert find_again(f"/dev/fd/{opened.fileno()}") == file
+
+
+def test_what_is_no_configuration_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    assert find("digits").is_file()
+    with pytest.raises(ConfigError, match=f"^{tmp_path}: is a directory; give a configuration in it, or one of bytes"):
+        load(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"^no configuration 'nothere.yaml': neither a file nor one of "):
+        load("nothere.yaml")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ConfigError, match=r"^loop: cannot be found \(Too many levels"):
+        load("loop")
+    file = write(tmp_path, "")
+    with pytest.raises(ConfigError, match=r"mine.yaml/x: cannot be found \(Not a directory\); check the path"):
+        load(f"{file}/x")
 
 
 def test_an_empty_file_is_the_trees_defaults(tmp_path: Path) -> None:
