@@ -34,7 +34,7 @@ SIGNALS: Mapping[signal.Signals, str] = {
     signal.SIGKILL: f"probably out of memory, or killed by hand; {LOWER}",
     signal.SIGSEGV: "a crash in compiled code; its log has the stack",
     signal.SIGBUS: "a file in memory that was cut short, or could not grow on a full disk; its log has the stack",
-    signal.SIGABRT: "compiled code gave up, often out of memory; its log says why",
+    signal.SIGABRT: "compiled code gave up, often out of memory, or of threads (ulimit -u); its log says why",
     signal.SIGFPE: "an arithmetic trap in compiled code; its log has the stack",
     signal.SIGILL: "an instruction that this processor lacks; its log has the stack",
     signal.SIGXCPU: "its limit of CPU time is used up; see ulimit -t",

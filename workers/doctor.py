@@ -30,6 +30,7 @@ from workers import interpreter
 from workers.devices import find_devices, has_driver
 from workers.room import THREADS
 from workers.rundir import ground
+from workers.scarce import TASKS
 
 if TYPE_CHECKING:
     from bus.mailbox import Mailbox
@@ -47,7 +48,7 @@ FILES = 1024
 """Open files below which there is a warning."""
 LAUNCH, COMPONENT = 4, 5
 """Processes and threads that a launch takes, and that each of its components does, whose `threads` is 1."""
-TASKS = LAUNCH + 8 * COMPONENT
+ROOMY = LAUNCH + 8 * COMPONENT
 """Of which no more may be added: below that there is a warning."""
 ROUNDS = 200
 """Questions whose median is the bus round trip."""
@@ -104,9 +105,9 @@ def limits() -> Check:
     few = files != resource.RLIM_INFINITY and files < FILES
     text += f"; raise it: ulimit -n {FILES}" if few else ""
     left = tasks_left()
-    if left is None or left >= TASKS:
+    if left is None or left >= ROOMY:
         return Check("ulimits", "warn" if few else "ok", text)
-    text += f"; {left:,} processes and threads may be added, and a launch takes {LAUNCH}, every component {COMPONENT}"
+    text += f"; room for {left:,} more processes and threads: a launch takes {LAUNCH}, every component {COMPONENT}"
     return Check("ulimits", "fail" if left < LAUNCH + COMPONENT else "warn", f"{text}; {THREADS}")
 
 
@@ -175,7 +176,8 @@ def probe() -> list[Check]:
     if tuple(check.name for check in checks) == HEAVY:
         return checks
     last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-    return failed(f"the checking process ended with {done.returncode}: {last}")
+    way = f"; {THREADS}" if TASKS.search(done.stderr) else ""
+    return failed(f"the checking process ended with {done.returncode}: {last}{way}")
 
 
 def failed(reason: str) -> list[Check]:

@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import current_process, forkserver, get_context, resource_tracker, util
@@ -27,6 +28,8 @@ QUIET = {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM, signal.SI
 a service manager, or a scheduler whose time is nearly over (SIGUSR1, SIGUSR2) sends them to all processes at once, and
 stopping is the launcher's business."""
 HELPER = "the process that starts components (the forkserver)"
+UNBEGUN = 255
+"""Exit code of a process in place of which the kernel would begin no Python."""
 DYING_S = 1.0
 """Longest wait for the end of one that let go of its children: it does that while it ends."""
 LONGEST = 1 << 16
@@ -54,10 +57,8 @@ def warm() -> None:
     of its children or of the next launch.
 
     Raises:
-        RunError: there is no room for it, or no Python.
+        RunError: there is no room for it.
     """
-    if not os.access(sys.executable, os.X_OK):
-        raise RunError(f"{sys.executable or 'python'} cannot be executed by this user, and components need it")
     get_context("forkserver").set_forkserver_preload(PRELOAD)
     config: dict[str, str] = current_process()._config  # type: ignore[attr-defined]  # where `multiprocessing` looks
     if "tempdir" not in config:
@@ -66,7 +67,8 @@ def warm() -> None:
     if (code := ending(pid(), 0.0)) is not None:
         _ends[pid()] = code
     try:
-        with _alike():
+        with _alike(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a tracker that died: it has nothing of ours to track
             resource_tracker.ensure_running()  # by itself the forkserver starts it first, which unblocks two signals
             earlier = signal.pthread_sigmask(signal.SIG_BLOCK, QUIET)
             try:
@@ -121,6 +123,8 @@ def cause(number: int) -> str:
     if code == -signal.SIGKILL:
         return f"was killed (SIGKILL), probably out of memory: {memory()}"
     last = (heard() or [""])[-1].strip()
+    if code == UNBEGUN and not last:
+        return f"could not be begun: {sys.executable} cannot be executed; see to it that this user may"
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     way = remedy(last)
     return how + (f": {last}" if last else "") + (f"; {way}" if way else "")

@@ -13,8 +13,11 @@ MEMORY = re.compile(
     re.IGNORECASE,
 )
 """How the errors of Python, torch, CUDA and C++ say that there was no memory."""
-TASKS = re.compile(r"can't start new thread|\[Errno 11\]|Thread creation failed|pthread_create failed", re.IGNORECASE)
-"""How those of Python, OpenMP and OpenBLAS say that there may be no more processes, among which threads count."""
+TASKS = re.compile(
+    r"can't start new thread|\[Errno 11\]|Thread creation failed|pthread_create failed|unavailable \(src/thread",
+    re.IGNORECASE,
+)
+"""How those of Python, OpenMP, OpenBLAS and ZeroMQ say that there may be no more processes, threads among them."""
 
 
 def group() -> str:

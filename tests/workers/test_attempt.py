@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from fakes import Life
+from workers.forkserver import HELPER
+from workers.room import THREADS
 
 
 @pytest.fixture
@@ -57,6 +59,38 @@ def test_how_it_ended_is_named(life: Life, code: int, words: tuple[str, ...]) ->
     verdict = ended(life, code)
     assert all(word in verdict for word in words)
     assert not life.attempt.left_well
+
+
+@pytest.mark.parametrize(
+    ("cause", "verdict"),
+    [
+        ("", "left without a word, exit code 255"),
+        ("was killed (SIGKILL)", f"ended with {HELPER}, which was killed (SIGKILL)"),
+    ],
+)
+def test_who_ends_with_its_forkserver_is_told_how_that_ended(
+    life: Life, monkeypatch: pytest.MonkeyPatch, cause: str, verdict: str
+) -> None:
+    monkeypatch.setattr("workers.forkserver.cause", lambda helper: cause)
+    assert ended(life, 255) == verdict
+
+
+@pytest.mark.parametrize("limit", ["", "180 MB"])
+def test_who_was_killed_is_told_what_its_control_group_may_have(
+    life: Life, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr("workers.attempt.group", lambda: limit)
+    assert ("; its control group (container) may have 180 MB" in ended(life, -9)) == (limit != "")
+
+
+def test_what_it_said_before_it_had_a_log_is_told(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.forkserver.heard", lambda: ["Traceback", "ImportError: no such thing"])
+    assert ended(life, 1) == "left without a word, exit code 1: ImportError: no such thing"
+
+
+def test_want_of_processes_brings_its_advice(life: Life) -> None:
+    life.say("failed", reason="RuntimeError: can't start new thread")
+    assert ended(life, 1) == f"RuntimeError: can't start new thread; {THREADS}"
 
 
 @pytest.mark.parametrize("seconds", [3600, resource.RLIM_INFINITY])

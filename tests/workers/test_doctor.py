@@ -63,6 +63,10 @@ def test_a_broken_check_is_one_failed_line() -> None:
         ("raise SystemError('no torch here')", "the checking process ended with 1: SystemError: no torch here"),
         ("print('hello')", "the checking process ended with 0: it said nothing"),
         ("print('[]')", "the checking process ended with 0: it said nothing"),
+        (
+            "import sys; sys.exit('Resource temporarily unavailable (src/thread.cpp:241)')",
+            "the checking process ended with 1: Resource temporarily unavailable (src/thread.cpp:241); " + THREADS,
+        ),
         ("import os; os.abort()", "the checking process ended with -6: it said nothing"),
     ],
 )
@@ -140,7 +144,7 @@ def test_where_few_processes_may_be_added_it_is_told_how_many_a_launch_takes(
     monkeypatch.setattr(doctor, "tasks_left", lambda: left)
     check = doctor.limits()
     assert check.verdict == verdict
-    told = f"; {left} processes and threads may be added, and a launch takes 4, every component 5; raise ulimit -u, or "
+    told = f"; room for {left} more processes and threads: a launch takes 4, every component 5; raise ulimit -u, or "
     assert (told in check.text) == (verdict != "ok")
 
 

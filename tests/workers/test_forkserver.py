@@ -78,10 +78,9 @@ def test_the_limit_of_a_control_group_is_named(monkeypatch: pytest.MonkeyPatch, 
     assert scarce.memory() == f"free some, or raise ulimit -v{more}"
 
 
-def test_a_python_that_may_not_be_executed_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
-    with pytest.raises(RunError, match=r"python cannot be executed by this user"):
-        forkserver.warm()
+def test_a_python_that_cannot_be_executed_is_one_sentence() -> None:
+    code = "from multiprocessing import spawn\nspawn.set_executable('/nowhere/python')\n" + DIES
+    assert said(code) == f"could not be begun: {sys.executable} cannot be executed; see to it that this user may"
 
 
 def test_where_no_process_may_be_added_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
