@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import DEADLINE_S
-from workers import interpreter
+from workers import devices, interpreter
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = "import sys\nfrom mach.__main__ import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
@@ -67,17 +67,29 @@ def test_what_lies_in_the_working_directory_is_not_executed(
 
 
 @pytest.mark.usefixtures("leaks")
+@pytest.mark.parametrize("how", [(), ("--detach",)], ids=" ".join)
 def test_a_network_of_ones_own_lies_in_the_working_directory_where_the_path_says_so(
-    tmp_path: Path, script: Path
+    tmp_path: Path, script: Path, how: tuple[str, ...]
 ) -> None:
     """And what it starts has the environment that the launcher had."""
     (tmp_path / "mine.py").write_text(OWN)
-    words = ("launch", "--components", "1", "--steps", "2", "--set", "model.family=mine:make", "--name", "r")
-    done = run(script, tmp_path, *words, path=f".{os.pathsep}{ROOT}")
+    words = ("launch", "--components", "1", "--steps", "2", "--set", "model.family=mine:make", "--name", "r", *how)
+    path = f".{os.pathsep}{ROOT}"
+    done = run(script, tmp_path, *words, path=path)
     assert done.returncode == 0, done.stdout + done.stderr
+    stopped = run(script, tmp_path, "stop", "r", path=path)
+    assert stopped.returncode == 0, stopped.stderr
     log = (tmp_path / "runs" / "r" / "logs" / "c0.1.log").read_text()
-    wanted = sorted({key for key in os.environ if key.startswith("PYTHON")} | {"PYTHONPATH"})
-    assert f"a child of mine: True {wanted}" in log
+    wanted = {key for key in os.environ if key.startswith("PYTHON")} | {"PYTHONPATH"}
+    wanted |= {"PYTHONIOENCODING"} if how else set()
+    assert f"a child of mine: True {sorted(wanted)}" in log
+
+
+def test_torch_is_not_asked_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('executed')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(devices, "PROBE", "import torch; print('CUDA devices: 3' if torch.Tensor else '')")
+    assert devices.ask_torch() == 3
 
 
 def test_another_python_looks_here_where_this_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
