@@ -12,7 +12,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import current_process, forkserver, get_context, resource_tracker, util
 from pathlib import Path
 from typing import Any
@@ -91,14 +91,15 @@ def ending(number: int, patience_s: float = DYING_S) -> int | None:
     """
     if number == 0 or number in _ends:
         return _ends.get(number)
-    try:
+    with suppress(OSError):  # there may be no descriptor for it; then nobody waits
         watch = kernel.pidfd_open(number)
         try:
             select.select([watch], [], [], patience_s)
         finally:
             os.close(watch)
+    try:
         found = os.waitid(os.P_PID, number, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except (ChildProcessError, ProcessLookupError):
+    except ChildProcessError:
         return None
     if found is None:
         return None
@@ -144,8 +145,11 @@ def _alike() -> Iterator[None]:
 @contextmanager
 def _overheard() -> Iterator[None]:
     """What is started meanwhile has standard error where `heard` reads."""
+    with suppress(OSError):  # of an old kernel: it says it on ours, then
+        _words.file = kernel.memfd_create("mach-forkserver") if _words.file < 0 else _words.file
     if _words.file < 0:
-        _words.file = os.memfd_create("mach-forkserver")
+        yield
+        return
     kept = os.dup(2)
     os.dup2(_words.file, 2)
     try:

@@ -9,11 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from bus import address
 from bus.headroom import Headroom
 from configs.errors import RunError
+from configs.load import load
 from conftest import DEADLINE_S
+from mach.recipes import RECIPES
 from workers import forkserver, scarce
+from workers.plan import make_plan
 from workers.room import THREADS
+from workers.supervisor import Supervisor
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WARM = """
@@ -69,6 +74,31 @@ def test_one_that_was_killed_lacked_memory_and_another_takes_its_place() -> None
     assert lives == "True has gone"
     assert killed.startswith("was killed (SIGKILL), probably out of memory: free some, or raise ulimit -v")
     assert anew == f"True True {killed}"
+
+
+NOTHING = """
+import errno, os
+from bus import kernel
+def lacking(*_):
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+kernel.memfd_create = lacking
+"""
+
+
+def test_where_nothing_is_kept_of_what_it_says_its_end_is_told_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "loaded.py").write_text("import os; os._exit(7)")
+    assert said(NOTHING + DIES, "loaded", path=tmp_path) == "ended with exit code 7"
+
+
+def test_what_it_says_and_lives_is_passed_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(forkserver, "heard", lambda: ["loaded.py:1: a warning", "  so it goes"])
+    config, sockets = load("digits", ("n_components=1", "train.steps=1"), RECIPES), address.make_directory()
+    with Supervisor(make_plan(config, run="r", directory=tmp_path / "r", sockets=sockets)) as supervisor:
+        *_, last = supervisor.watch()
+    assert last.state == "finished"
+    assert capfd.readouterr().err == "loaded.py:1: a warning\n  so it goes\n"
 
 
 @pytest.mark.parametrize("limit", [None, 180])
