@@ -21,8 +21,8 @@ from workers.background import tell_begun
 from workers.complete import config_names, run_names
 from workers.output import interrupted
 from workers.process import sentence
-from workers.rows import is_file
 from workers.room import THREADS
+from workers.rows import is_file
 from workers.rundir import USUAL, ground
 from workers.scarce import TASKS
 
