@@ -11,7 +11,8 @@ Knows no ZeroMQ. Laws: an address is never guessed and never reused: the kernel 
 its owner publishes it after binding (a second bind of one ipc path succeeds and steals it). Nobody but the user
 can enter. It is there as long as its keeper: so it is not in $XDG_RUNTIME_DIR, which goes when the user logs out, and
 locked: systemd-tmpfiles, which removes what has lain in temporary directories for long, passes over what is, and so
-does `sweep`. A lock is of the kernel, and means the same in all of its containers.
+does `sweep`. A lock is of the kernel, and means the same in all of its containers. Who removes it all the same, as a
+scheduler does with TMPDIR, has it made again (`bus/likeness.py`).
 """
 
 import fcntl
@@ -32,6 +33,8 @@ PATH_CAP = 107
 _PATTERN = re.compile(r"mach-\d+-[a-z0-9_]{8}")
 _held: dict[Path, int] = {}
 """Descriptors of the directories that this process keeps."""
+_placed: set[Path] = set()
+"""Those that it could lock, and so has put a place into."""
 
 
 def temporary() -> Path:
@@ -77,7 +80,32 @@ def claim(directory: Path) -> None:
         fcntl.flock(_held[directory], fcntl.LOCK_SH)
     except OSError:
         return  # a file system may know no locks; then nobody sweeps there, but who cleans up by age
-    _replace(directory / "place", _place())  # once it is locked, for it is swept when it has a place and no lock
+    put(directory / "place", _place())  # once it is locked, for it is swept when it has a place and no lock
+    _placed.add(directory)
+
+
+def kept(directory: Path) -> bool:
+    """Whether what this process has claimed lies there still: the same one, with its place in it where it has one."""
+    try:
+        same = os.path.samestat(os.fstat(_held[directory]), directory.lstat())
+    except (KeyError, OSError):
+        return False
+    return same and (directory not in _placed or (directory / "place").exists())
+
+
+def renew(directory: Path) -> None:
+    """Make a directory again that somebody has removed, under its path, and claim it for this process.
+
+    Raises:
+        OSError: it cannot be made.
+        RunError: it is another's by now.
+    """
+    for place in (*reversed(directory.parents), directory):
+        if not os.path.lexists(place):
+            place.mkdir(0o700)
+    check_private(directory)
+    _let_go(directory)
+    claim(directory)
 
 
 def check_private(directory: Path) -> None:
@@ -85,7 +113,8 @@ def check_private(directory: Path) -> None:
     try:
         found = directory.lstat()
     except OSError as error:
-        raise RunError(f"{directory}: the directory of sockets is missing ({error.strerror}); launch again") from error
+        why = f"the directory of sockets is missing ({error.strerror}); mach stop, then mach resume, makes another"
+        raise RunError(f"{directory}: {why}") from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise RunError(f"{directory}: is no private directory of this user; remove it and launch again")
 
@@ -101,8 +130,7 @@ def remove(directory: Path) -> None:
             elif entry.name != "place":
                 Path(entry).unlink(missing_ok=True)
     shutil.rmtree(directory, ignore_errors=True)
-    if directory in _held:
-        os.close(_held.pop(directory))
+    _let_go(directory)
 
 
 def sweep() -> list[Path]:
@@ -135,7 +163,7 @@ def socket_path(directory: Path, name: str, incarnation: int) -> Path:
 
 def publish(directory: Path, name: str, endpoint: str) -> None:
     """Tell where `name` is bound now."""
-    _replace(directory / f"{name}.at", endpoint)
+    put(directory / f"{name}.at", endpoint)
 
 
 def withdraw(directory: Path, name: str, endpoint: str) -> None:
@@ -163,7 +191,7 @@ def mark_of(directory: Path, name: str) -> tuple[int, int] | None:
 
 def announce(directory: Path, name: str, incarnation: int) -> None:
     """Tell which life of `name` is the present one; before it says anything to anybody."""
-    _replace(directory / f"{name}.life", str(incarnation))
+    put(directory / f"{name}.life", str(incarnation))
 
 
 def life_of(directory: Path, name: str) -> int:
@@ -224,7 +252,14 @@ def started(pid: int) -> str:
     return "" if fields[0] in ("Z", "X") else fields[19]
 
 
-def _replace(path: Path, text: str) -> None:
+def put(path: Path, text: str) -> None:
+    """Write a file that others may read at any time: they see the old text or the new."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(text, encoding="utf-8")
     os.replace(draft, path)
+
+
+def _let_go(directory: Path) -> None:
+    _placed.discard(directory)
+    if directory in _held:
+        os.close(_held.pop(directory))

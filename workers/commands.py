@@ -316,6 +316,8 @@ def restart(run: RunDir, component: str | None) -> str:
         )
     with suppress(ProcessLookupError):
         Launcher(run.name, status.launcher_pid).close()
+    if status.trouble:
+        raise RunError(f"run {run.name}: {status.trouble}")
     sockets = Path(msgspec.json.decode(run.plan.read_bytes(), type=Plan).sockets)
     wanted = desk.Ask(restart=component)
     answer = desk.ask(sockets, wanted, rules_of(run).grace_ms / 1000 + PATIENCE_S)

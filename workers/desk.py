@@ -7,6 +7,7 @@ Knows no member: the supervisor decides. Laws: nobody but the user can enter the
 nothing, says nonsense or leaves costs the launcher nothing. It works while the run directory cannot be written.
 """
 
+import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -45,12 +46,16 @@ class Desk:
     """The launcher's end."""
 
     def __init__(self, directory: Path) -> None:
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._listener.bind(str(directory / NAME))
-        self._listener.listen(ASKERS)
-        self._listener.setblocking(False)
+        self._directory = directory
+        self._listener = listener(directory)
         self._askers: list[socket.socket] = []
         self._owed: list[tuple[socket.socket, Promise]] = []
+
+    def reopen(self) -> None:
+        """Listen again where nobody is found any more, since the socket's file was removed (OSError: it cannot be)."""
+        if not os.path.lexists(self._directory / NAME):
+            old, self._listener = self._listener, listener(self._directory)
+            old.close()
 
     def sockets(self) -> list[socket.socket]:
         """To wait on: one of them is readable when there may be something new to `serve`."""
@@ -94,6 +99,19 @@ class Desk:
         """Nobody is asked in any more; who still waits hears that the launcher has gone."""
         for one in (*self.sockets(), *(asker for asker, _ in self._owed)):
             one.close()
+
+
+def listener(directory: Path) -> socket.socket:
+    """Where askers come in."""
+    door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        door.bind(str(directory / NAME))
+        door.listen(ASKERS)
+    except OSError:
+        door.close()
+        raise
+    door.setblocking(False)
+    return door
 
 
 def reply(asker: socket.socket, answer: Answer) -> None:

@@ -1,7 +1,8 @@
 """The process that starts components, in which torch is imported once (`workers.process.PRELOAD`): begun, heard, and
 known how it ended. Knows no component.
 
-Laws: it ends with its launcher. It finds the modules that the launcher finds (`workers/interpreter.py`). What it says
+Laws: it ends with its launcher, and its components with it: so one that cannot be asked any more, since its socket was
+removed, lives on beside the next. It finds the modules that the launcher finds (`workers/interpreter.py`). What it says
 is kept until somebody asks: of a helper that lives, to be passed on, and of one that has ended, to tell why.
 """
 
@@ -48,6 +49,8 @@ class Words:
 _words = Words()
 _ends: dict[int, int] = {}
 """By pid, how those ended that were replaced."""
+_unheard: list[int] = []
+"""Descriptors that keep forkservers alive that cannot be asked any more."""
 
 
 def warm() -> None:
@@ -60,8 +63,12 @@ def warm() -> None:
         RunError: there is no room for it.
     """
     get_context("forkserver").set_forkserver_preload(PRELOAD)
+    if unheard():
+        server: Any = forkserver._forkserver
+        _unheard.append(server._forkserver_alive_fd)
+        server._forkserver_address = server._forkserver_alive_fd = server._forkserver_pid = None
     config: dict[str, str] = current_process()._config  # type: ignore[attr-defined]  # where `multiprocessing` looks
-    if "tempdir" not in config:
+    if not os.path.isdir(config.get("tempdir", "")):
         config["tempdir"] = str(address.make_directory())
         atexit.register(address.remove, Path(config["tempdir"]))
     if (code := ending(pid(), 0.0)) is not None:
@@ -78,6 +85,12 @@ def warm() -> None:
                 signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
     except BlockingIOError as error:
         raise RunError(f"{HELPER} could not be begun ({error.strerror}); {remedy(str(error))}") from error
+
+
+def unheard() -> bool:
+    """Whether there is a forkserver, and its socket was removed."""
+    where: str | None = getattr(forkserver._forkserver, "_forkserver_address", None)
+    return where is not None and not os.path.lexists(where)
 
 
 def pid() -> int:

@@ -169,11 +169,11 @@ def lacking(rows: Sequence[ComponentStatus]) -> str:
 
 def exit_code_of(status: Status) -> int:
     """0 healthy, finished, or stopped on request; 1 degraded: a component failed, stalls, restarts, cannot save what it
-    learns or ended without a step, an edge is cut or was never heard, or nobody knows, since the launcher does not say;
-    2 failed.
+    learns or ended without a step, an edge is cut or was never heard, nobody can be restarted any more, or nobody knows
+    how it goes, since the launcher does not say; 2 failed.
     """
     if status.state == "failed":
         return 2
     ill = any(row.state in ("failed", "stalled", "restarting") or row.checkpoint.trouble for row in status.components)
     cut_off = status.state not in FINAL and cut_edges(status, patient=True)
-    return 1 if status.stale or ill or cut_off or lacking(status.components) else 0
+    return 1 if status.stale or status.trouble or ill or cut_off or lacking(status.components) else 0

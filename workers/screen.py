@@ -83,7 +83,7 @@ def tables(status: Status, width: int = 200) -> RenderableType:
     setbacks = [setback(row) for row in status.components if row.restarts and row.failure]
     troubles = [f"{row.component}: {row.checkpoint.trouble}" for row in status.components if row.checkpoint.trouble]
     why = [f"run {status.run}: {status.reason}"] if status.state == "failed" and status.reason else []
-    stale = [f"run {status.run}: {status.stale}"] if status.stale else []
+    stale = [f"run {status.run}: {words}" for words in (status.trouble, status.stale) if words]
     idle = [untrained(status.components)] if untrained(status.components) else []
     parts += away(status.elsewhere)
     return Group(*parts, *idle, *reasons, *setbacks, *troubles, *cut_edges(status), *stale, *why)

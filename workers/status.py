@@ -98,6 +98,8 @@ class Status(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Of a resumed run: seconds that it had lasted before, in all its launches together."""
     elsewhere: dict[str, str] = msgspec.field(default_factory=dict)
     """Of a run over several machines: by component that this launch has not started, the machine that it is on."""
+    trouble: str = ""
+    """What is wrong with the run as a whole though it trains, for people, and what mends it; empty: nothing."""
     components: list[ComponentStatus]
     """One row a component that this launch has started, in their order."""
 

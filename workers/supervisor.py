@@ -43,6 +43,7 @@ from workers.origin import marked
 from workers.output import in_passing
 from workers.plan import Plan, ProcessPlan, unanswered, unscripted
 from workers.process import enter
+from workers.quarters import Quarters
 from workers.rundir import RunDir, replace
 from workers.status import RunState, Status
 from workers.vacant import make_way, put_back, record, take_back
@@ -96,6 +97,7 @@ class Supervisor:
         self._bell, self._bell_end = socket.socketpair()
         self._earlier_bell: int | None = None
         self._desk = Desk(Path(plan.sockets))
+        self._quarters = Quarters(Path(plan.sockets), self._desk, self.run.called)
         self._written = float("-inf")
         self._trouble = False
         self._made = False
@@ -154,6 +156,7 @@ class Supervisor:
         self._bell.close()
         self._bell_end.close()
         self._desk.close()
+        self._quarters.close()
         address.remove(Path(self.plan.sockets))
         if self._made and not self.members:
             take_back(self.run)
@@ -182,6 +185,7 @@ class Supervisor:
             self._desk.serve(partial(self._restart, now=now))
             self._decide(now)
             if now - self._written >= TICK_S:
+                self._quarters.look()
                 self._write()
                 yield self.status
         if self.exit_code is None:  # judged once: a second time, nobody knows any more that it was stopped
@@ -215,6 +219,7 @@ class Supervisor:
             elapsed_s=self.clock.elapsed_s(),
             before_s=self.plan.before_s,
             elsewhere=self.plan.elsewhere,
+            trouble=self._quarters.trouble if self.exit_code is None else "",
             components=[member.status(self.clock.now) for member in self.members],
         )
 

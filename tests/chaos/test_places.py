@@ -128,6 +128,37 @@ def test_files_that_cannot_be_written_stop_nobody_and_are_written_again(launch: 
     assert run.end() == 130, run.output
 
 
+@pytest.mark.slow
+@pytest.mark.chaos
+def test_a_temporary_directory_that_is_removed_costs_nobody_his_neighbours(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a scheduler: all that lies there, also the socket of the process that starts others."""
+    tmp = Path(tempfile.mkdtemp(prefix="mach-test-"))
+    monkeypatch.setenv("TMPDIR", str(tmp))
+    run = launch("--components", "3", "--minutes", "5", *QUICK)
+    before = next(status for status in statuses(run) if all_training(status))
+    shutil.rmtree(tmp)
+    assert run.process.stdout is not None
+    assert "is made again; training goes on" in next(line for line in run.process.stdout if "was removed" in line)
+    os.kill(row_of(before, "c1")["pid"], signal.SIGKILL)
+    after = next(
+        status
+        for status in statuses(run)
+        if all_training(status) and row_of(status, "c1")["restarts"] and well_met(row_of(status, "c1"))
+    )
+    assert [row_of(after, name)["restarts"] for name in ("c0", "c1", "c2")] == [0, 1, 0]
+    assert row_of(after, "c0")["pid"] == row_of(before, "c0")["pid"]
+    run.process.send_signal(signal.SIGINT)
+    assert run.end() == 130, run.output
+    tmp.rmdir()  # nothing is left in it
+
+
+def well_met(row: Row) -> bool:
+    """Whether its present life has heard a child, and answered a parent."""
+    return bool(row["messages"]["received"].get("target") and row["messages"]["sent"].get("target"))
+
+
 def in_a_row(tmp_path: Path, times: int) -> None:
     """Launch, and end by each of three ways in turn. No process of any session is left, and nothing that was made."""
     runs, shared = tmp_path / "runs", set(SHM.glob("mach-*"))

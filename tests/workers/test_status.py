@@ -173,6 +173,17 @@ def test_a_file_that_a_living_launcher_does_not_write_says_so_and_judges_nobody(
     assert read(run_with(tmp_path, status(state="finished"), "s"), now=1024.0).stale == ""
 
 
+def test_what_is_wrong_with_a_whole_run_is_told_and_is_why_nobody_can_be_restarted(tmp_path: Path, hold: Hold) -> None:
+    run = hold(run_with(tmp_path, status(trouble="the directory of sockets is gone", written_s=time.monotonic())))
+    assert exit_code_of(read(run)) == 1
+    console = screen.Console(width=1000)
+    with console.capture() as capture:
+        console.print(screen.tables(read(run)))
+    assert capture.get().splitlines()[-1] == "run r: the directory of sockets is gone"
+    with pytest.raises(RunError, match="run r: the directory of sockets is gone"):
+        restart(run, "c0")
+
+
 def test_a_launcher_that_is_stopped_is_told_from_one_that_cannot_write(tmp_path: Path, hold: Hold) -> None:
     launcher = subprocess.Popen(["sleep", "1000"])
     try:

@@ -25,6 +25,7 @@ from workers.attempt import Attempt
 from workers.clock import AWAY_S, Clock
 from workers.forkserver import HELPER, QUIET
 from workers.member import Member
+from workers.forkserver import QUIET
 from workers.output import UNREAD, Output, Unwritable
 from workers.plan import ProcessPlan, make_plan
 from workers.rundir import RunDir
@@ -304,6 +305,27 @@ def test_a_status_that_cannot_be_written_ends_no_run_whose_output_lies_on_the_sa
         supervisor._write()
     with pytest.raises(Unwritable):
         said.close()
+
+
+def test_a_private_directory_that_vanishes_is_made_again_while_the_run_is_watched(
+    lockstep: tuple[Supervisor, list[Life]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    supervisor, _ = lockstep
+    monkeypatch.setattr(supervisor, "_wait", lambda: None)
+    sockets = Path(supervisor.plan.sockets)
+    shutil.rmtree(sockets)
+    assert next(supervisor.watch()).trouble == ""
+    assert (sockets / "desk.sock").is_socket()
+    assert f"mach: {sockets}, the directory of sockets, was removed" in capsys.readouterr().out
+    shutil.rmtree(sockets)
+    sockets.write_text("in the way")
+    supervisor._written = float("-inf")
+    trouble = next(supervisor.watch()).trouble
+    assert f"{sockets}, the directory of sockets, is gone and cannot be made again" in trouble
+    assert read(supervisor.run).trouble == trouble
+    supervisor._end("stopped", "by SIGTERM", 130)
+    assert supervisor.status.trouble == "", "it is over"
+    sockets.unlink()
 
 
 def test_of_a_run_that_has_ended_nobody_says_that_training_goes_on(
