@@ -235,7 +235,7 @@ class Member:
             component=self.name,
             kind=self.plan.kind,
             incarnation=self.incarnation,
-            pid=0,
+            pid=None,
             device=self.plan.device,
             state="starting",
             **self._before,
@@ -247,7 +247,7 @@ class Member:
             "state": state,
             "reason": reason,
             "incarnation": self.incarnation,
-            "pid": self.attempt.pid if self.attempt.alive else 0,
+            "pid": self.attempt.pid if self.attempt.alive else None,
         }
         return ComponentStatus(
             **fields,

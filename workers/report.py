@@ -151,8 +151,8 @@ class Report(Record):
     """`trainer`, or `stub`: a scripted neighbour without a model."""
     incarnation: int
     """Which life it is in, from 1."""
-    pid: int
-    """Number of its process; 0 while it has none."""
+    pid: int | None
+    """Number of its process; None while it has none."""
     device: str
     """What it trains on: `cpu`, or the number of a CUDA device."""
     state: State

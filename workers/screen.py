@@ -45,7 +45,7 @@ Column = Callable[[ComponentStatus], str | Text]
 PROCESS: Mapping[str, Column] = {
     "state": state,
     "dev": lambda row: row.device,
-    "pid": lambda row: str(row.pid or "–"),
+    "pid": lambda row: "–" if row.pid is None else str(row.pid),
     "restarts": lambda row: str(row.restarts or "–"),
     "step": lambda row: f"{row.step:,}",
     "samples": lambda row: f"{row.samples:,}",

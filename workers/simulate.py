@@ -310,8 +310,8 @@ class Simulation:
     def _row(self, process: ProcessPlan, code: int | None) -> ComponentStatus:
         """By the component's newest report; one that has not reported yet starts."""
         name, kind, device = process.name, process.kind, process.device
-        unheard = Report(component=name, kind=kind, incarnation=1, pid=0, device=device, state="starting")
-        said = msgspec.structs.asdict(self.reports.get(name, unheard)) | {"pid": 0}
+        unheard = Report(component=name, kind=kind, incarnation=1, pid=None, device=device, state="starting")
+        said = msgspec.structs.asdict(self.reports.get(name, unheard)) | {"pid": None}
         return ComponentStatus(**said, exit_code=code, below=process.below)
 
 

@@ -172,6 +172,7 @@ def bring_up(status: Status, run: RunDir, now: float, *, held: bool) -> None:
         if row.last_seen_s is not None:
             row.last_seen_s = round(row.last_seen_s + age, 3)
         row.checkpoint = older(row.checkpoint, age if same else None)
+        row.pid = row.pid or None  # of an older version
         for name in row.loss.not_finite:  # JSON has taken it for None
             setattr(row.loss, name, math.nan)
     if lost:
@@ -212,7 +213,7 @@ def starting(run: RunDir, holder: Holder, rows: Sequence[ComponentStatus], now: 
 def unborn(row: ComponentStatus) -> ComponentStatus:
     """A row of a component whose process is yet to be started."""
     its = {name: getattr(row, name) for name in ("component", "kind", "incarnation", "device", *REACHED)}
-    return ComponentStatus(pid=0, state="starting", **its)
+    return ComponentStatus(pid=None, state="starting", **its)
 
 
 def planned(run: RunDir) -> list[ComponentStatus]:
@@ -220,7 +221,12 @@ def planned(run: RunDir) -> list[ComponentStatus]:
     plan = plan_of(run)
     return [
         ComponentStatus(
-            component=one.name, kind=one.kind, incarnation=one.incarnation, pid=0, device=one.device, state="starting"
+            component=one.name,
+            kind=one.kind,
+            incarnation=one.incarnation,
+            pid=None,
+            device=one.device,
+            state="starting",
         )
         for one in (plan.here if plan is not None else ())
     ]
@@ -290,7 +296,7 @@ def mark(row: ComponentStatus, limit_s: float, age: float, *, lost: bool) -> Non
     if row.state in FINAL and row.exit_code is not None:
         return
     if lost:
-        row.state, row.reason = "failed", "ended with its launcher"
+        row.state, row.reason, row.pid = "failed", "ended with its launcher", None
     elif row.state == "restarting" and age <= limit_s:
         return
     elif (unheard := age + (row.last_seen_s or 0.0)) > limit_s:

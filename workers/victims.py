@@ -104,7 +104,7 @@ def find(run: RunDir, component: str) -> Held | None:
     except (OSError, msgspec.MsgspecError):
         return None  # the file is gone for a while: so is what we know
     row = next((row for row in status.components if row.component == component), None)
-    if row is None or row.pid <= 0 or row.state in FINAL or not holder_of(status).alive:
+    if row is None or row.pid is None or row.pid <= 0 or row.state in FINAL or not holder_of(status).alive:
         return None
     return hold(row.pid, status.launcher_pid, row.incarnation)
 

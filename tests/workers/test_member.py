@@ -126,6 +126,7 @@ def test_a_second_failure_in_a_row_waits_and_says_so(one: Harness) -> None:
     assert one.shown[0] == "restarting"
     assert "SIGSEGV" in one.shown[1]
     assert "begins in 0.5 s" in one.shown[1]
+    assert one.member.status(one.now).pid is None, "0 would be the whole group of whoever kills it"
     assert one.member.wake_at() == 0.5
     one.pass_s(0.4)
     assert len(one.lives) == 2

@@ -121,6 +121,7 @@ def test_an_examination_that_runs_at_the_end_of_a_stream_gives_way_to_the_final_
     late = config("recipe=mach-hop", "evaluate.every_steps=37")  # the whole way takes longer than three steps
     outcome = run(tmp_path, late, timing("20ms"))
     for row in outcome.status.components:
+        assert row.pid is None
         assert row.accuracy is not None
         assert row.accuracy.step == 40
         assert row.accuracy.full is not None

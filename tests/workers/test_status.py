@@ -212,7 +212,14 @@ def test_a_run_without_its_launcher_has_failed(tmp_path: Path) -> None:
     assert "launcher" in found.reason
     assert "is from 10.0 s after its start, when status.json was last written; go on with mach" in found.reason
     assert found.components[0].state == "failed"
+    assert found.components[0].pid is None, "another process may have its number by now"
     assert exit_code_of(found) == 2
+
+
+def test_one_without_a_process_has_no_number_also_where_an_older_version_wrote_one(tmp_path: Path, hold: Hold) -> None:
+    run = hold(run_with(tmp_path, status(components=[component(pid=0), component("c1")])))
+    assert [row.pid for row in read(run, now=1010.0).components] == [None, 4711]
+    assert "pid: integer | null  Number of its process; null while it has none." in screen.fields_help()
 
 
 def test_a_copy_of_a_run_that_goes_on_is_not_taken_for_it(tmp_path: Path, hold: Hold) -> None:
