@@ -32,7 +32,7 @@ from workers.planning import describe, new_plan, who_is_where
 from workers.report import SAVING
 from workers.resume import check_length, config_of, has_finished, recorded_plan, resumed_plan, same_devices, where
 from workers.rundir import RunDir
-from workers.status import FINAL, Status, launcher_alive, read, rules_of
+from workers.status import FINAL, Status, called, launcher_alive, read, rules_of
 from workers.supervisor import Supervisor
 from workers.vacant import is_vacant
 
@@ -67,7 +67,7 @@ def check_name(runs: Path, name: str) -> None:
             raise RunError(f"{error}; or choose another --name") from None
         what = "is no run of mach, or one that another launch begins just now"
         raise RunError(f"{runs / name} exists and {what}; choose another --name") from None
-    doing = f"is running (pid {status.launcher_pid})" if status.state not in FINAL else f"has {ended(status)}"
+    doing = f"is running ({called(status)})" if status.state not in FINAL else f"has {ended(status)}"
     raise RunError(
         f"run {name!r} {doing} in {runs}/; choose another --name"
         + (f", or stop it: mach stop {RunDir(runs / name).called}" if status.state not in FINAL else "")
@@ -130,7 +130,7 @@ def resume(
     old = recorded_plan(run)
     status = status_of(run)
     if status is not None and status.state not in FINAL:
-        raise RunError(f"run {run.name!r} is running (pid {status.launcher_pid}); to stop it: mach stop {run.called}")
+        raise RunError(f"run {run.name!r} is running ({called(status)}); to stop it: mach stop {run.called}")
     config = config_of(old, file, settings)
     if status is not None and has_finished(status, old.config, config):
         if run.locked():  # by one that could not say so, as on a full disk

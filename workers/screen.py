@@ -18,7 +18,7 @@ from rich.text import Text
 
 from workers.health import cut_edges, untrained
 from workers.report import Accuracies, Checkpoint, Losses, Messages, Peer, Spread, Staleness, Window
-from workers.status import ComponentStatus, Failure, Status
+from workers.status import FINAL, ComponentStatus, Failure, Status, holder_of
 
 OWN = "own"
 """Among saliences, what comes of a component's own input."""
@@ -240,12 +240,17 @@ def run_lines(found: list[Status]) -> Table:
     for status in found:
         table.add_row(
             Text(status.run, "bold"),
-            Text(status.state, STYLES[status.state]),
+            Text(status.state + place(status), STYLES[status.state]),
             str(len(status.components)),
             f"{min((row.step for row in status.components if row.kind == 'trainer'), default=0):,}",
             f"{status.before_s + status.elapsed_s:.0f} s",
         )
     return table
+
+
+def place(status: Status) -> str:
+    """Where a run goes on, if not where it can be seen from here."""
+    return "" if status.state in FINAL else holder_of(status).where
 
 
 class Screen(Console):

@@ -85,6 +85,8 @@ class Status(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """When the launcher's process began, in ticks since the boot: tells it from a later one with its number."""
     boot: str
     """Which boot of which machine."""
+    host: str = ""
+    """What the launcher's host or container calls itself."""
     started_at: float
     """Seconds since 1970, by the clock on the wall."""
     written_s: float
@@ -194,6 +196,7 @@ def starting(run: RunDir, holder: Holder, rows: Sequence[ComponentStatus], now: 
         launcher_pid=holder.pid,
         launcher_started=holder.started,
         boot=holder.boot,
+        host=holder.host,
         started_at=holder.noted_at,
         written_s=now,
         elapsed_s=since_s,
@@ -242,7 +245,12 @@ def plan_of(run: RunDir) -> Plan | None:
 
 def holder_of(status: Status) -> Holder:
     """The launcher that wrote it."""
-    return Holder(status.launcher_pid, status.launcher_started, status.boot)
+    return Holder(status.launcher_pid, status.launcher_started, status.boot, host=status.host)
+
+
+def called(status: Status) -> str:
+    """The launcher's number, and its host if it is not to be seen here."""
+    return f"pid {status.launcher_pid}{holder_of(status).where}"
 
 
 def trains_in(run: RunDir, holder: Holder) -> bool:
@@ -287,7 +295,8 @@ def unwritten(run: RunDir, holder: Holder, old: str) -> str:
             f"kill -CONT {launcher} has it go on, or fg where Ctrl-Z was pressed"
         )
     return (
-        f"{old}: the launcher (pid {launcher}) lives and cannot write it; if there is no room in {run.path}, make some"
+        f"{old}: the launcher (pid {launcher}{holder.where}) lives and cannot write it; if there is no room in "
+        f"{run.path}, make some"
     )
 
 
@@ -322,6 +331,5 @@ def launcher_alive(run: RunDir, status: Status) -> bool:
     if not run.locked():
         return False  # it has ended since
     raise RunError(
-        f"run {run.name}: its launcher (pid {status.launcher_pid}) lives in another container or on another host, and "
-        "is not to be seen from here; give the command there"
+        f"run {run.name}: its launcher (pid {status.launcher_pid}) is {holder_of(status).away}: give the command there"
     )

@@ -165,6 +165,15 @@ def test_who_takes_a_run_up_finds_what_it_had_come_to(run: RunDir) -> None:
     assert read(run).state == "stopped", "it was let go of"
 
 
+def test_who_has_a_lock_says_on_which_host_it_is_and_older_ones_did_not(run: RunDir) -> None:
+    os.close(run.lock())
+    holder = noted(run.lock_file)
+    assert holder is not None
+    assert (holder.host, holder.where, holder.alive) == (os.uname().nodename, "", True)
+    run.lock_file.write_text(f"{os.getpid()} {holder.started} {holder.boot} 1.000\n")
+    assert noted(run.lock_file) == holder, "it is the same one"
+
+
 def test_of_a_lock_that_nobody_has_noted_nothing_is_known(run: RunDir) -> None:
     run.lock_file.write_text("")
     assert noted(run.lock_file) is None

@@ -21,7 +21,7 @@ from configs.errors import NoSuchRun, RunError
 from configs.tree import Config
 from fakes import component
 from workers import screen
-from workers.commands import restart, stop
+from workers.commands import check_name, restart, resume, stop
 from workers.finding import find_component, find_run
 from workers.health import exit_code_of, lacking, untrained
 from workers.plan import make_plan
@@ -247,8 +247,34 @@ def test_a_launcher_that_cannot_be_seen_from_here_lives_if_it_has_the_lock(
     run = hold(run_with(tmp_path, status(**there)))
     assert (read(run, now=1010.0).state, read(run, now=1010.0).stale) == ("training", "")
     for order in (partial(stop, run, signal.SIGTERM), partial(restart, run, "c0"), partial(running, run)):
-        with pytest.raises(RunError, match=rf"launcher \(pid {os.getpid()}\) lives in another container or on another"):
+        with pytest.raises(RunError, match=rf"launcher \(pid {os.getpid()}\) is in another container or on another h"):
             order()
+    run = run_with(tmp_path, status(host="node17", **there), "s")
+    hold(run)
+    for order in (partial(stop, run, signal.SIGTERM), partial(restart, run, "c0"), partial(running, run)):
+        with pytest.raises(RunError, match=r"\(pid \d+\) is on node17, or in a container of it: give the"):
+            order()
+
+
+def test_a_run_that_goes_on_elsewhere_is_said_to(tmp_path: Path, hold: Hold) -> None:
+    runs = tmp_path / "runs"
+    now = time.monotonic()
+    hold(run_with(runs, status(host="node17", boot="another", written_s=now), "far"))
+    hold(run_with(runs, status(host=os.uname().nodename, written_s=now), "near"))
+    hold(run_with(runs, status(host=os.uname().nodename, launcher_started="1", written_s=now), "contained"))
+    run_with(runs, status(host="node17", state="stopped"), "over")
+    shown = CliRunner().invoke(cli, ["runs", "--runs", str(runs)]).stdout.splitlines()[1:]
+    told = {words[0]: words[1:4] for words in map(str.split, shown)}
+    here = os.uname().nodename
+    assert (told["far"], told["contained"]) == (["training", "on", "node17"], ["training", "on", here])
+    assert (told["near"][0], told["near"][1], told["over"][0]) == ("training", "1", "stopped")
+    far = RunDir(runs / "far")
+    far.plan.write_bytes(msgspec.json.encode(make_plan(Config(), run="far", directory=far.path, sockets=tmp_path)))
+    for order in (partial(resume, far, None, (), None), partial(check_name, runs, "far")):
+        with pytest.raises(RunError, match=rf"run 'far' is running \(pid {os.getpid()} on node17\)"):
+            order()
+    with pytest.raises(RunError, match=rf"is running \(pid {os.getpid()}\)"):
+        check_name(runs, "near")
 
 
 def test_a_run_of_another_boot_has_failed_and_its_ages_are_not_compared(tmp_path: Path) -> None:
