@@ -254,7 +254,13 @@ def place(status: Status) -> str:
 
 
 class Screen(Console):
-    """A console on which it is an error, not the end of the program, that nobody reads any more."""
+    """A console on which it is an error, not the end of the program, that nobody reads any more. What is no terminal is
+    given lines as they are, however long: `grep` and whoever copies a command or a path want them whole.
+    """
+
+    def print(self, *objects: typing.Any, **how: typing.Any) -> None:
+        """Print as `Console` does."""
+        super().print(*objects, **({} if self.is_terminal else {"soft_wrap": True}) | how)
 
     def on_broken_pipe(self) -> None:
         """Raise the BrokenPipeError on: what it means is for whoever prints to say."""
@@ -262,7 +268,7 @@ class Screen(Console):
 
 
 def console(*, stderr: bool = False) -> Console:
-    """The terminal, or a pipe at a width that wraps nothing."""
+    """The terminal, or a pipe at a width in which every table fits."""
     terminal = Screen(stderr=stderr)
     return terminal if terminal.is_terminal else Screen(width=200, stderr=stderr)
 

@@ -184,6 +184,18 @@ def test_what_is_wrong_with_a_whole_run_is_told_and_is_why_nobody_can_be_restart
         restart(run, "c0")
 
 
+def test_what_stands_below_the_tables_is_whole_in_a_pipe_and_wrapped_on_a_terminal(tmp_path: Path) -> None:
+    """Paths, and commands to copy, are looked for by `grep`."""
+    why = f"see {'/a-long-name' * 30}; then mach resume r"
+    run = run_with(tmp_path / "runs", status(state="failed", reason=why))
+    told = CliRunner().invoke(cli, ["status", "r", "--runs", str(run.path.parent)]).stdout.splitlines()
+    assert told[-1] == f"run r: {why}"
+    terminal = screen.Screen(width=80, force_terminal=True, color_system=None)
+    with terminal.capture() as capture:
+        terminal.print(screen.tables(read(run), 80))
+    assert max(map(len, capture.get().splitlines())) <= 80
+
+
 def test_a_launcher_that_is_stopped_is_told_from_one_that_cannot_write(tmp_path: Path, hold: Hold) -> None:
     launcher = subprocess.Popen(["sleep", "1000"])
     try:
