@@ -363,16 +363,22 @@ class Supervisor:
         """status.json; a disk that is full, read-only or gone costs the file, not the run, until it is back."""
         self._written = self.clock.now
         try:
-            if not (self.run.plan.exists() and self.run.config.exists()):
+            planned = self.run.plan.exists(), self.run.config.exists()
+            lost = not any(planned) and not self.run.owns(self._lock)
+            if not all(planned):
                 self._plan_down()
             if not self.run.owns(self._lock):  # or the run would have no launcher
-                lost, self._lock = self._lock, self.run.lock()
-                os.close(lost)
+                earlier, self._lock = self._lock, self.run.lock()
+                os.close(earlier)
             status_file.write(self.run, self.status)
+            if lost and self.exit_code is None:
+                way = f"training goes on, and it is made again; mach stop {self.run.called} stops it"
+                in_passing(f"mach: {self.run.path} was removed or moved; {way}")
         except OSError as error:
             if not self._trouble:
                 goes_on = "; training goes on" if self.exit_code is None else ""
-                in_passing(f"mach: {self.run.status} cannot be written ({error}){goes_on}")
+                why = "another launcher has the run by now" if isinstance(error, BlockingIOError) else error
+                in_passing(f"mach: {self.run.status} cannot be written ({why}){goes_on}")
             self._trouble = True
             return
         if self._trouble:

@@ -7,7 +7,7 @@ import multiprocessing
 import re
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -326,6 +326,46 @@ def test_a_private_directory_that_vanishes_is_made_again_while_the_run_is_watche
     supervisor._end("stopped", "by SIGTERM", 130)
     assert supervisor.status.trouble == "", "it is over"
     sockets.unlink()
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_a_run_whose_folder_is_gone_says_so_once_when_it_is_made_again(
+    lockstep: tuple[Supervisor, list[Life]], capsys: pytest.CaptureFixture[str], *, removed: bool
+) -> None:
+    supervisor, _ = lockstep
+    run = supervisor.run
+    supervisor._write()
+    run.plan.unlink()
+    supervisor._write()
+    assert capsys.readouterr().out == "", "a file of it"
+    if removed:
+        shutil.rmtree(run.path)
+    else:
+        run.path.rename(run.path.with_name("moved"))
+    (run.path / "checkpoints").mkdir(parents=True)  # a component was faster
+    for _ in range(2):
+        supervisor._write()
+    assert read(run).state == "starting"
+    way = f"training goes on, and it is made again; mach stop {run.called} stops it"
+    assert capsys.readouterr().out == f"mach: {run.path} was removed or moved; {way}\n"
+
+
+def test_a_run_whose_name_another_launch_has_taken_since_it_was_removed_leaves_it_to_that(
+    lockstep: tuple[Supervisor, list[Life]], hold: Callable[[RunDir], RunDir], capsys: pytest.CaptureFixture[str]
+) -> None:
+    supervisor, _ = lockstep
+    shutil.rmtree(supervisor.run.path)
+    supervisor.run.make()
+    for path in (supervisor.run.plan, supervisor.run.config):
+        path.write_text("another's")
+    hold(supervisor.run)
+    for _ in range(2):
+        supervisor._write()
+    assert supervisor.run.plan.read_text() == "another's"
+    said = capsys.readouterr().out
+    assert said == (
+        f"mach: {supervisor.run.status} cannot be written (another launcher has the run by now); training goes on\n"
+    )
 
 
 def test_of_a_run_that_has_ended_nobody_says_that_training_goes_on(
