@@ -242,6 +242,17 @@ def boot() -> str:
         return "-"
 
 
+@functools.cache
+def clock() -> str:
+    """Whose monotonic clock this process reads: all of a boot share one, but for those of another time namespace; "-"
+    where that is not told.
+    """
+    try:
+        return os.readlink("/proc/self/ns/time")
+    except OSError:
+        return "-"
+
+
 def started(pid: int) -> str:
     """When a process started, in ticks since boot: pids are reused, pairs are not. Empty: not running."""
     try:

@@ -85,6 +85,8 @@ class Status(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """When the launcher's process began, in ticks since the boot: tells it from a later one with its number."""
     boot: str
     """Which boot of which machine."""
+    clock: str = ""
+    """Which time namespace `written_s` is of; empty: an older version has not said so."""
     host: str = ""
     """What the launcher's host or container calls itself."""
     started_at: float
@@ -162,7 +164,8 @@ def bring_up(status: Status, run: RunDir, now: float, *, held: bool) -> None:
     of the run's lock (`held`). Its number tells less: in a copy of the run it is another's, in another container
     nobody's. But where the file of the lock was replaced, one that lives and trains in this very place has the run.
     """
-    same = status.boot == address.boot()  # the monotonic clocks of two boots are never compared
+    # the monotonic clocks of two boots are never compared, nor those of two time namespaces
+    same = status.boot == address.boot() and status.clock in ("", address.clock())
     age = max(0.0, now - status.written_s) if same else 0.0
     lost = status.state not in FINAL and not held and not trains_in(run, holder_of(status))
     rules = rules_of(run)

@@ -214,6 +214,7 @@ class Supervisor:
             launcher_pid=os.getpid(),
             launcher_started=address.started(os.getpid()),
             boot=address.boot(),
+            clock=address.clock(),
             host=os.uname().nodename,
             started_at=self.started_at,
             written_s=time.monotonic(),

@@ -296,6 +296,16 @@ def test_a_run_of_another_boot_has_failed_and_its_ages_are_not_compared(tmp_path
     assert found.components[0].last_seen_s == 0.5
 
 
+def test_a_run_whose_clock_is_of_another_time_namespace_is_not_old_by_ours(tmp_path: Path, hold: Hold) -> None:
+    saved = component(checkpoint=Checkpoint(step=5, age_s=2.0))
+    run = hold(run_with(tmp_path, status(clock="time:[1]", components=[saved])))
+    found = read(run, now=101010.0)
+    assert (found.state, found.stale, found.components[0].last_seen_s) == ("training", "", 0.5)
+    assert found.components[0].checkpoint.age_s is None
+    hold(run_with(tmp_path, status(clock=address.clock(), components=[saved]), "s"))
+    assert "is 100000 s old" in read(RunDir(tmp_path / "s"), now=101010.0).stale
+
+
 def test_a_clock_on_the_wall_that_is_set_back_changes_nothing(
     tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
