@@ -1,9 +1,11 @@
 """Every command and example in the README works as printed."""
 
+import os
 import re
 import runpy
 import shlex
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +58,22 @@ def test_the_readme_leads_with_set_up_training_and_tests() -> None:
     assert len(LAUNCHES) + 1 + len(AFTERWARDS) + len(LIVE) + len(IN_VIRTUAL_TIME) == len(commands())
     assert {words[0] for words in commands()} == set(cli.commands)
     assert KEYS == ["keys", "new", "mykeys"]
+
+
+@pytest.mark.parametrize(("code", "done"), [(0, "resume"), (1, "resume"), (2, "resume"), (3, "launch")])
+def test_the_batch_script_of_the_readme_launches_what_there_is_not_and_else_goes_on(
+    tmp_path: Path, code: int, done: str
+) -> None:
+    (script,) = blocks("sh")
+    command = tmp_path / "mach"
+    command.write_text(f'#!/bin/sh\n[ "$1" = status ] && exit {code}\necho "$@"\n')
+    command.chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    said = subprocess.run(["sh", "-ec", script], capture_output=True, text=True, check=True, env=path).stdout
+    (line,) = said.splitlines()
+    assert line.split()[0] == done
+    words = [*line.split(), "--dry-run", "--runs", str(tmp_path)] if done == "launch" else [done, "--help"]
+    assert CliRunner().invoke(cli, words).exit_code == 0
 
 
 def test_the_readme_explains_every_reason_for_which_something_is_dropped() -> None:
