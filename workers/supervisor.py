@@ -372,9 +372,6 @@ class Supervisor:
                 earlier, self._lock = self._lock, self.run.lock()
                 os.close(earlier)
             status_file.write(self.run, self.status)
-            if lost and self.exit_code is None:
-                way = f"training goes on, and it is made again; mach stop {self.run.called} stops it"
-                in_passing(f"mach: {self.run.path} was removed or moved; {way}")
         except OSError as error:
             if not self._trouble:
                 goes_on = "; training goes on" if self.exit_code is None else ""
@@ -382,6 +379,9 @@ class Supervisor:
                 in_passing(f"mach: {self.run.status} cannot be written ({why}){goes_on}")
             self._trouble = True
             return
-        if self._trouble:
+        if lost and self.exit_code is None:
+            way = f"training goes on, and it is made again; mach stop {self.run.called} stops it"
+            in_passing(f"mach: {self.run.path} was removed or moved; {way}")
+        elif self._trouble:
             in_passing(f"mach: {self.run.status} can be written again")
         self._trouble = False
