@@ -25,7 +25,6 @@ from workers.attempt import Attempt
 from workers.clock import AWAY_S, Clock
 from workers.forkserver import HELPER, QUIET
 from workers.member import Member
-from workers.forkserver import QUIET
 from workers.output import UNREAD, Output, Unwritable
 from workers.plan import ProcessPlan, make_plan
 from workers.rundir import RunDir

@@ -2,28 +2,29 @@
 
 import multiprocessing
 import os
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver as theirs
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bus import address
-from workers import nursery
+from workers import forkserver
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """A forkserver that listens, and is kept alive by a pipe; none is started beside it."""
-    server: Any = forkserver._forkserver
+    server: Any = theirs._forkserver
     (tmp_path / "listener").write_text("")
     alive, kept = os.pipe()
     monkeypatch.setattr(server, "_forkserver_address", str(tmp_path / "listener"))
     monkeypatch.setattr(server, "_forkserver_alive_fd", kept)
     monkeypatch.setattr(server, "_forkserver_pid", os.getpid())
-    monkeypatch.setattr(forkserver, "ensure_running", lambda: None)
+    monkeypatch.setattr(theirs, "ensure_running", lambda: None)
     monkeypatch.setattr(resource_tracker, "ensure_running", lambda: None)
-    monkeypatch.setattr(nursery, "_unheard", [])
+    monkeypatch.setattr(forkserver, "_unheard", [])
     monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", str(tmp_path))
     yield server
     os.close(alive)
@@ -31,21 +32,21 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 
 def test_one_that_listens_is_asked_again(server: Any) -> None:
-    nursery.warm()
+    forkserver.warm()
     assert server._forkserver_pid == os.getpid()
-    assert not nursery._unheard
+    assert not forkserver._unheard
 
 
 def test_one_that_cannot_be_asked_is_neither_asked_nor_ended(server: Any) -> None:
     """Its components would end with it."""
     kept = server._forkserver_alive_fd
     Path(server._forkserver_address).unlink()
-    assert nursery.unheard()
-    nursery.warm()
+    assert forkserver.unheard()
+    forkserver.warm()
     assert (server._forkserver_address, server._forkserver_alive_fd, server._forkserver_pid) == (None, None, None)
-    assert nursery._unheard == [kept]
+    assert forkserver._unheard == [kept]
     os.fstat(kept)  # it is open
-    assert not nursery.unheard()
+    assert not forkserver.unheard()
 
 
 def test_where_the_temporary_directory_is_gone_the_next_one_listens_in_another(
@@ -54,7 +55,7 @@ def test_where_the_temporary_directory_is_gone_the_next_one_listens_in_another(
     config = multiprocessing.current_process()._config
     monkeypatch.setitem(config, "tempdir", str(tmp_path / "gone"))
     monkeypatch.setattr("atexit.register", lambda *_: None)
-    nursery.warm()
+    forkserver.warm()
     made = Path(config["tempdir"])
     assert made.is_dir()
     assert made.parent == address.base()
