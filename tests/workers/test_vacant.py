@@ -112,7 +112,7 @@ def starting(directory: Path, fails: int, monkeypatch: pytest.MonkeyPatch) -> No
         return lives[process.index].attempt
 
     monkeypatch.setattr(supervisor, "_start", start)
-    monkeypatch.setattr("workers.supervisor.warm", lambda: None)
+    monkeypatch.setattr("workers.forkserver.warm", lambda: None)
     try:
         supervisor.__enter__()
     finally:
