@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from bus import kernel
+from bus import address, kernel
 from cli import cli
 from workers.rundir import RunDir
 
@@ -155,6 +156,16 @@ def mach(
     """Run one command to its end."""
     command = [sys.executable, "-m", "mach", *words]
     return subprocess.run(command, stdout=stdout, stderr=stderr, text=True, timeout=DEADLINE_S, cwd=cwd)
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A run's private one."""
+    with tempfile.TemporaryDirectory() as base:  # not tmp_path, whose length leaves no room for a socket's name
+        Path(base, "tmp").mkdir()
+        directory = address.make_directory(Path(base, "tmp"))
+        yield directory
+        address.remove(directory)
 
 
 @pytest.fixture

@@ -7,14 +7,15 @@ is kept until somebody asks: of a helper that lives, to be passed on, and of one
 """
 
 import atexit
+import errno
 import os
-import select
 import signal
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import current_process, forkserver, get_context, resource_tracker, util
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ stopping is the launcher's business."""
 HELPER = "the process that starts components (the forkserver)"
 UNBEGUN = 255
 """Exit code of a process in place of which the kernel would begin no Python."""
-DYING_S = 1.0
+DYING_S = 0.2
 """Longest wait for the end of one that let go of its children: it does that while it ends."""
 LONGEST = 1 << 16
 """Bytes of what it has said that are read, at most: the last ones."""
@@ -49,6 +50,8 @@ class Words:
 _words = Words()
 _ends: dict[int, int] = {}
 """By pid, how those ended that were replaced."""
+_last: dict[int, str] = {}
+"""What those said last: each of their components is told of with it."""
 _unheard: list[int] = []
 """Descriptors that keep forkservers alive that cannot be asked any more."""
 
@@ -83,14 +86,18 @@ def warm() -> None:
                     forkserver.ensure_running()
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
-    except BlockingIOError as error:
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.ENOMEM):
+            raise
         raise RunError(f"{HELPER} could not be begun ({error.strerror}); {remedy(str(error))}") from error
 
 
 def unheard() -> bool:
     """Whether there is a forkserver, and its socket was removed."""
     where: str | None = getattr(forkserver._forkserver, "_forkserver_address", None)
-    return where is not None and not os.path.lexists(where)
+    return (
+        where is not None and not where.startswith("\0") and not os.path.lexists(where)
+    )  # an abstract one has no file
 
 
 def pid() -> int:
@@ -107,7 +114,7 @@ def ending(number: int, patience_s: float = DYING_S) -> int | None:
     with suppress(OSError):  # there may be no descriptor for it; then nobody waits
         watch = kernel.pidfd_open(number)
         try:
-            select.select([watch], [], [], patience_s)
+            wait([watch], patience_s)
         finally:
             os.close(watch)
     try:
@@ -136,7 +143,7 @@ def cause(number: int) -> str:
         return "" if number and number == pid() else "has gone"
     if code == -signal.SIGKILL:
         return f"was killed (SIGKILL), probably out of memory: {memory()}"
-    last = (heard() or [""])[-1].strip()
+    last = _last.setdefault(number, (heard() or [""])[-1].strip())
     if code == UNBEGUN and not last:
         return f"could not be begun: {sys.executable} cannot be executed; see to it that this user may"
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

@@ -11,7 +11,10 @@ import sys
 
 def looks_here() -> bool:
     """Whether this Python looks for modules in the working directory, before it looks among its own."""
-    own, here = os.path.realpath(os.path.dirname(os.__file__)), os.getcwd()
+    try:
+        own, here = os.path.realpath(os.path.dirname(os.__file__)), os.getcwd()
+    except FileNotFoundError:
+        return False  # a directory that was removed has no modules
     for place in sys.path:
         if os.path.realpath(place) == own:
             return False

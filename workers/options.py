@@ -21,10 +21,9 @@ from workers.background import tell_begun
 from workers.complete import config_names, run_names
 from workers.output import interrupted
 from workers.process import sentence
-from workers.room import THREADS
 from workers.rows import is_file
 from workers.rundir import USUAL, ground
-from workers.scarce import TASKS
+from workers.scarce import remedy
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -171,8 +170,8 @@ class Documented(click.Command):
 def surprise(error: BaseException) -> str:
     """What to say of an error that is none of ours: what the system lacked, or where its traceback is."""
     told = sentence(error)
-    if TASKS.search(told):
-        return f"{told}; {THREADS}"
+    if way := remedy(told):
+        return f"{told}; {way}"
     try:
         with tempfile.NamedTemporaryFile("w", prefix="mach-", suffix=".traceback", delete=False) as file:
             traceback.print_exception(error, file=file)

@@ -16,6 +16,7 @@ WAYS = {
     errno.ENFILE: "raise fs.file-max of this machine",
     errno.EFBIG: "raise ulimit -f",
     errno.EAGAIN: THREADS,
+    errno.ENOMEM: "free some memory, or raise ulimit -v",
 }
 
 

@@ -4,12 +4,14 @@ Knows no process. Of files and disks, see `workers/room.py`.
 """
 
 import re
+import resource
 
 from bus.headroom import headroom
 from workers.room import THREADS
 
 MEMORY = re.compile(
-    r"MemoryError|OutOfMemoryError|out of memory|can(no|')t allocate memory|bad_alloc|not enough memory",
+    r"MemoryError|OutOfMemoryError|out of memory|can(no|')t allocate memory|bad_alloc|not enough memory|"
+    r"memory allocation .*failed|failed to map segment",
     re.IGNORECASE,
 )
 """How the errors of Python, torch, CUDA and C++ say that there was no memory."""
@@ -36,4 +38,7 @@ def remedy(words: str) -> str:
     """What to do about what the launcher, or its helper, said last; empty: it had enough of everything."""
     if MEMORY.search(words):
         return f"out of memory: {memory()}"
-    return THREADS if TASKS.search(words) else ""
+    if not TASKS.search(words):
+        return ""
+    limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY  # a thread wants room for its stack
+    return THREADS + (", or ulimit -v" if limited else "")

@@ -97,7 +97,7 @@ class Found(Told):
     clock: str
     """Whose seconds: `virtual s`, or `s`."""
     left_out: dict[str, str]
-    """What is not here, or null: its path, and why."""
+    """Controls that are not here, and gaps that are null: by path, and why."""
     configuration: str
     """What --config named."""
     steps: int

@@ -4,7 +4,6 @@ import os
 import resource
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,15 +12,6 @@ import pytest
 from bus import address
 from bus.likeness import Likeness
 from configs.errors import RunError
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as base:  # not tmp_path, whose length leaves no room for a socket's name
-        Path(base, "tmp").mkdir()
-        directory = address.make_directory(Path(base, "tmp"))
-        yield directory
-        address.remove(directory)
 
 
 @pytest.fixture

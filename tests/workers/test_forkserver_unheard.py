@@ -60,3 +60,9 @@ def test_where_the_temporary_directory_is_gone_the_next_one_listens_in_another(
     assert made.is_dir()
     assert made.parent == address.base()
     address.remove(made)
+
+
+def test_one_that_listens_where_there_is_no_file_is_asked_again(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An abstract address, as some builds of Python 3.11 choose."""
+    monkeypatch.setattr(server, "_forkserver_address", "\0listener")
+    assert not forkserver.unheard()

@@ -1,25 +1,14 @@
 """Where processes of a run meet is made again when it is removed; where that cannot be, it is said, once."""
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bus import address
 from workers import forkserver
 from workers.desk import NAME, Desk
 from workers.quarters import Quarters
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as base:  # not tmp_path, whose length leaves no room for a socket's name
-        Path(base, "tmp").mkdir()
-        directory = address.make_directory(Path(base, "tmp"))
-        yield directory
-        address.remove(directory)
 
 
 @pytest.fixture
