@@ -7,6 +7,7 @@ gets at most W messages and their gradients, then knocks that grow rarer.
 """
 
 from collections import Counter, OrderedDict
+from collections.abc import Collection
 from typing import TypeVar
 
 from bus.end import End
@@ -50,6 +51,10 @@ class ParentEnd(End):
     def in_flight(self) -> int:
         """Activations that left and are unanswered."""
         return len(self._flying)
+
+    def flying(self) -> Collection[int]:
+        """Ids of those."""
+        return self._flying.keys()
 
     def room(self) -> bool:
         """Whether one more activation fits into the window of an open edge."""
@@ -108,8 +113,8 @@ class ParentEnd(End):
         return quiet and now - since >= max(STUCK_S, 2 * self.terms.timeout_s)
 
     def reconnected(self, now: float) -> None:
-        """A new connection was made, so the peer may be new, and what was on its way is lost: greet it at once, at the
-        first pace.
+        """A new connection was made, so the peer may be new, and what was on its way, either way, is lost: greet it at
+        once, at the first pace.
         """
         self.note(now, "reconnected")
         self._empty(Fate.RESET)
@@ -233,6 +238,10 @@ class ChildEnd(End):
         self.story.append((now, "answered", id))
         if self._asked.pop(id):
             _remember(self._loans, id, version, self.window)
+
+    def forgo(self, id: int) -> None:
+        """An answer could not leave, and will not be given again: who asks anew is answered anew."""
+        self._asked.pop(id, None)
 
     def unreachable(self, now: float) -> None:
         """There was no connection to send on."""

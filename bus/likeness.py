@@ -61,7 +61,7 @@ class Likeness:
         if changed_ns == self._seen_ns:
             return
         self._seen_ns = changed_ns if abs(time.time_ns() - changed_ns) > SETTLED_NS else -1
-        texts, links, sockets = {}, {}, {}
+        texts, links, found_sockets = {}, {}, {}
         for entry in tuple(os.scandir(self._directory)):
             if entry.name in self._passed_over or entry.name.startswith("."):
                 continue
@@ -69,13 +69,16 @@ class Likeness:
                 found = entry.stat(follow_symlinks=False)
                 if stat.S_ISLNK(found.st_mode):
                     links[entry.name] = os.readlink(entry)
-                    ours = self._sockets.get(entry.name, -1)
-                    if links[entry.name] == _inside(ours):
-                        sockets[entry.name] = ours
                 elif stat.S_ISSOCK(found.st_mode):
-                    sockets[entry.name] = self._descriptor_of(entry.name, found)
+                    found_sockets[entry.name] = found
                 elif stat.S_ISREG(found.st_mode) and found.st_size <= LONGEST:
                     texts[entry.name] = Path(entry).read_text(encoding="utf-8")
+        published = {text.rpartition("/")[2] for name, text in texts.items() if name.endswith(".at")}  # by who lives
+        ours = self._sockets.items()
+        sockets = {name: each for name, each in ours if name in published and links.get(name) == _inside(each)}
+        for name in published & found_sockets.keys():
+            with suppress(OSError):
+                sockets[name] = self._descriptor_of(name, found_sockets[name])
         for name, descriptor in self._sockets.items():
             if sockets.get(name) != descriptor:
                 os.close(descriptor)

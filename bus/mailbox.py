@@ -4,7 +4,7 @@ Nothing here blocks but `receive` with a wait. A mailbox belongs to one thread.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -67,6 +67,10 @@ class Mailbox(Protocol):
 
     def room(self, child: str) -> bool:
         """Whether an activation sent to `child` now would fit into the window of an open edge."""
+        ...
+
+    def in_flight(self, child: str) -> Collection[int]:
+        """Ids of the activations that `child` was sent and that may still be answered."""
         ...
 
     def send(self, peer: str, message: Message) -> bool:
@@ -199,6 +203,10 @@ class MailboxRelay:
     def room(self, child: str) -> bool:
         """Pass on."""
         return self.inner.room(child)
+
+    def in_flight(self, child: str) -> Collection[int]:
+        """Pass on."""
+        return self.inner.in_flight(child)
 
     def send(self, peer: str, message: Message) -> bool:
         """Pass on."""

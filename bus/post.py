@@ -6,7 +6,7 @@ in can raise: it is delivered, or dropped and counted by reason. Edges are looke
 addresses) from within `receive`, a few times per `hello_ms`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar, assert_never
 
 from torch import Tensor
@@ -79,6 +79,10 @@ class EdgeMailbox:
     def room(self, child: str) -> bool:
         """Whether an activation sent to `child` now would fit into the window of an open edge."""
         return (self._asks.get(child) or self._edge(self._asks, child)).room()
+
+    def in_flight(self, child: str) -> Collection[int]:
+        """Ids of the activations that `child` was sent and that may still be answered."""
+        return self._edge(self._asks, child).flying()
 
     def send(self, peer: str, message: Message) -> bool:
         """Send without blocking. False: not sent, and counted in `counts.dropped` by reason.
@@ -225,6 +229,7 @@ class EdgeMailbox:
             return self._refuse(fate)
         now = self._now()
         if not self._ship(edge, message, now):
+            edge.forgo(message.id)
             return False
         edge.answer(message.id, message.version, now)
         return True

@@ -137,13 +137,14 @@ def follow(average: AveragedModel, network: nn.Module, unbounded: Collection[str
     it, and has the host wait.
     """
     step: Any = average.multi_avg_fn
+    begun = bool(average.n_averaged > 0)
     rows = dict[torch.dtype, tuple[list[Tensor], list[Tensor]]]()
     for mean, now in zip(*([*of.parameters(), *of.buffers()] for of in (average.module, network)), strict=True):
-        if average.n_averaged == 0:
+        if not begun:
             mean.detach().copy_(now)
         for row, each in zip(rows.setdefault(mean.dtype, ([], [])), (mean, now), strict=True):
             row.append(each.detach())
-    for means, nows in rows.values() if average.n_averaged > 0 else ():
+    for means, nows in rows.values() if begun else ():
         step(means, nows, average.n_averaged)
     average.n_averaged += 1
     for name in unbounded:

@@ -17,6 +17,7 @@ DISAGREED = {
     "bad-key": "wrong keys, or none",
     "other-run": "launched there under another name, with other data, or other settings of what makes a run",
     "other-schema": "another version of MACH",
+    "stale-incarnation": "of an earlier life, or the clock there is behind",
 }
 """By reason of a drop: what to look for on the other machine."""
 START_UP_S = 10.0
@@ -77,11 +78,15 @@ def mismatch(row: ComponentStatus) -> str:
 def asked_from_afar(rows: Sequence[ComponentStatus]) -> bool:
     """Whether a parent on another machine may still want answers: heard a moment ago, and has not said good-bye."""
     ours = {row.component for row in rows}
-    return any(
-        end.role == "parent" and end.state != "closed" and end.heard_s is not None and end.heard_s < AFAR_S
+    ends = [
+        (end, row.last_seen_s or 0.0)
         for row in rows
         for name, ends in row.peers.items()
         for end in (ends if name not in ours and row.exit_code is None else ())
+    ]
+    return any(
+        end.role == "parent" and end.state != "closed" and end.heard_s is not None and end.heard_s + since_s < AFAR_S
+        for end, since_s in ends
     )
 
 

@@ -19,7 +19,10 @@ FIXED = (
     *("data.length", "method.targets", "method.guess", "method.context", "method.momentum_head", "method.reach"),
 )
 """Keys whose change would make another run: other networks, or other samples to learn from and be examined on."""
-AGREED = (*FIXED, "bus.hosts", "bus.port", "components", "method.gradient_reach", "method.heads", "method.depth")
+AGREED = (
+    *(*FIXED, "bus.hosts", "bus.port", "components"),
+    *("train.batch_size", "method.gradient_reach", "method.heads", "method.depth"),
+)
 """What launches on several machines have to have in common, for otherwise some component is there twice, or nobody's,
 or is not understood.
 """

@@ -227,7 +227,7 @@ class Life:
             return
         exam.begin(self.trainer.learner.version, pulse=self.pulse)
         came, since, patience_s = -1, 0.0, min(EXAM_S, 2 * self.config.bus.timeout_ms / 1000)
-        while not exam.done and not self.called() and "unanswered" not in self.orders:  # of a stub
+        while not exam.done and not self.called() and "unanswered" not in self.orders:
             if came != (came := mailbox.counts.received["target"]):
                 since = mailbox.now()
             reachable = any(edge.role == "child" and edge.state == "open" for edge in every_edge(mailbox))

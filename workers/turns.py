@@ -53,9 +53,6 @@ class Trainer:
         """Batches that went to a child since the last question of an examination."""
         self.open: dict[str, dict[int, Activation]] = {child: {} for child in self.children}
         """End to end only: what every child was asked and has not answered, by id, oldest first."""
-        self.lost: dict[str, list[Activation]] = {child: [] for child in self.children}
-        """Of that, what a child's former life took with it, newest first."""
-        self.resets = 0
         self.waited_s = 0.0
         """Spent waiting for letters with nothing to train on."""
 
@@ -68,11 +65,11 @@ class Trainer:
         there is no such room.
         """
         post: list[tuple[str, Message]] = [*self.answers(self.mailbox.receive())]  # 1 read what has come, if anything
+        if self.learner.waits_for_answers:
+            self.ask_anew()
         for child in self.children:
             if self.went[child] >= BATCHES_FIRST:
                 self.examine(child)
-        if self.learner.waits_for_answers:
-            self.ask_anew()
         batch = self.next_batch()
         if batch is not None:
             for child in self.children:  # 2 ask ahead, while the window has room
@@ -152,18 +149,17 @@ class Trainer:
         return next(self.batches) if stream is None or stream.draws else stream.next()
 
     def ask_anew(self) -> None:
-        """End to end, put to a child's next life what was put to the one before and had no answer: nobody else would
-        ever answer it, and a parent of ours waits for it as long as its time-out.
+        """End to end, put to a child again what it was asked, has not answered and cannot answer any more, as after its
+        end, a time-out, or where nothing could be sent: nobody else would ever have it answered, and a parent of ours
+        waits for that as long as its own time-out.
         """
-        resets = self.mailbox.counts.dropped["reset"]
-        for child, unanswered in self.open.items():
-            alive = self.learner.memory.unanswered(child)
-            self.open[child] = unanswered = {id: asked for id, asked in unanswered.items() if id in alive}
-            if resets > self.resets and not any(edge.in_flight for edge in self.mailbox.edges()[child]):
-                self.lost[child] = [*unanswered.values()][::-1]
-            while self.lost[child] and self.mailbox.room(child):
-                self.mailbox.send(child, self.lost[child].pop())
-        self.resets = resets
+        for child, asked in self.open.items():
+            unanswered, in_flight = self.learner.memory.unanswered(child), self.mailbox.in_flight(child)
+            for id in [id for id in asked if id not in unanswered]:
+                del asked[id]
+            for question in [asked[id] for id in asked if id not in in_flight]:
+                if not self.mailbox.room(child) or not self.mailbox.send(child, question):
+                    break
 
     def examine(self, child: str) -> bool:
         """Put the next question of an examination, if there is one and room for it."""

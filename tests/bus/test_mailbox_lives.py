@@ -44,6 +44,25 @@ def test_a_restarted_child_is_asked_again(world: World) -> None:
     assert [letter.message.id for letter in world.take(child)] == [5]
 
 
+def test_a_question_whose_answer_could_not_leave_can_be_put_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a child finds no connection for a moment: whoever answers does not try again, and nobody else would."""
+    parent, child = world.pair()
+    parent.send("c1", Activation(0, 0, X))
+    world.take(child)
+    with monkeypatch.context() as patched:
+        patched.setattr(child._transport, "send", lambda peer, frames: False)
+        assert not child.send("c0", Target(0, 0, X))
+    assert list(parent.in_flight("c1")) == [0]
+    world.until(lambda: not parent.in_flight("c1") and parent.room("c1"), parent, child)
+    parent.send("c1", Activation(0, 0, X))
+    world.take(child)
+    assert child.send("c0", Target(0, 1, X))
+    assert [letter.message.id for letter in world.take(parent)] == [0]
+    assert "duplicate" not in child.counts.dropped
+
+
 def test_a_restarted_parent_is_answered_again(world: World) -> None:
     parent, child = world.pair()
     parent.send("c1", Activation(0, 0, X))

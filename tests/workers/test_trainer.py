@@ -2,6 +2,7 @@
 
 import errno
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,9 @@ class ListMailbox:
 
     def receive(self, wait_s: float = 0.0) -> list[Letter]:
         return self.turns.pop(0) if self.turns else []
+
+    def in_flight(self, child: str) -> Collection[int]:
+        return ()
 
     def room(self, child: str) -> bool:
         return self.rooms > 0
