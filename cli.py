@@ -365,7 +365,7 @@ def chaos(ctx: click.Context, /, run: str | None, runs: Path, kill: str | None, 
 
 @cli.group()
 def keys() -> None:
-    """Keys for runs whose sockets others could reach. All components of a run are on one host all the same.
+    """Keys for runs whose sockets others could reach: of one machine, or of several (bus.hosts), which have one folder.
 
     \b
     Examples:

@@ -11,7 +11,9 @@ from zmq.utils.monitor import recv_monitor_message
 
 from bus.keys import Keys
 
-FAILURES = zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_AUTH
+REFUSALS = zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_AUTH
+FAILURES = zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | REFUSALS
+"""Who connects counts none without a detail: so ends a handshake with a process that is stopped."""
 SUCCESS = zmq.Event.HANDSHAKE_SUCCEEDED
 AT_ONCE = 64
 """Events of one socket read in one go."""
@@ -56,7 +58,7 @@ class Guard:
         else:
             socket.setsockopt(zmq.CURVE_SERVERKEY, self._keys.public)
             self._handshakes[socket] = 0
-        self._monitors[socket] = socket.get_monitor_socket(FAILURES if server else FAILURES | SUCCESS)
+        self._monitors[socket] = socket.get_monitor_socket(FAILURES if server else REFUSALS | SUCCESS)
 
     def refused(self) -> int:
         """Handshakes that have failed since the last call."""

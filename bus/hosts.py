@@ -20,7 +20,7 @@ LEAVING_S, LOOK_S = 1.0, 0.05
 
 
 def check(bus: Bus) -> None:
-    """Refuse `bus.hosts` that cannot be, and this machine's ports where something else listens.
+    """Refuse `bus.hosts` that cannot be.
 
     Raises:
         ConfigError: with what to do instead.
@@ -46,6 +46,14 @@ def check(bus: Bus) -> None:
         )
     if bus.port + len(bus.hosts) > PORTS:
         raise ConfigError(f"bus.port: {bus.port} leaves no room below {PORTS} for {len(bus.hosts)} components' ports")
+
+
+def check_ports(bus: Bus) -> None:
+    """Refuse this machine's ports where something else listens.
+
+    Raises:
+        ConfigError: with what to do instead.
+    """
     own = here(bus)
     for index, host in enumerate(bus.hosts):
         if host == own:

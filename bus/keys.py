@@ -77,6 +77,7 @@ def check(bus: Bus) -> None:
     Raises:
         ConfigError: with what to do instead.
     """
+    hosts.check(bus)
     try:
         loopback = ipaddress.IPv4Address(bus.host).is_loopback
     except ValueError:
@@ -93,7 +94,7 @@ def check(bus: Bus) -> None:
         )
     if bus.transport == "tcp":
         _try_out(bus.host)
-    hosts.check(bus)
+    hosts.check_ports(bus)
 
 
 def _try_out(host: str) -> None:
@@ -114,7 +115,7 @@ def _read(path: Path, *, private: bool = False) -> bytes:
     try:
         mode, key = path.stat().st_mode, path.read_bytes().strip()
     except OSError as error:
-        way = "make keys with `mach keys new DIR`"
+        way = "make keys with `mach keys new DIR`, or copy DIR from where they were made"
         if isinstance(error, PermissionError):
             way = "let this user read it, or make other keys with `mach keys new DIR`"
         raise ConfigError(f"bus.keys: {path}: {error.strerror}; {way}") from error

@@ -193,7 +193,8 @@ def found(folder: Path, index: int) -> Path:
         return file
     there = sorted((each.stem for each in folder.glob(f"c*{SUFFIX}")), key=lambda name: (len(name), name))
     if there:
-        raise DataError(f"{folder}: holds no weights of {name_of(index)}; there are: {', '.join(there)}")
+        way = "; of a run over several machines, gather those of all in one folder"
+        raise DataError(f"{folder}: holds no weights of {name_of(index)}; there are: {', '.join(there)}{way}")
     inside = folder / "weights"
     hint = f"give {inside}" if inside.is_dir() else "they are there when a run has ended, in runs/NAME/weights"
     raise DataError(f"{folder}: holds no weights; {hint}")

@@ -68,10 +68,10 @@ def check_name(runs: Path, name: str) -> None:
         what = "is no run of mach, or one that another launch begins just now"
         raise RunError(f"{runs / name} exists and {what}; choose another --name") from None
     doing = f"is running ({called(status)})" if status.state not in FINAL else f"has {ended(status)}"
-    raise RunError(
-        f"run {name!r} {doing} in {runs}/; choose another --name"
-        + (f", or stop it: mach stop {RunDir(runs / name).called}" if status.state not in FINAL else "")
-    )
+    over = status.state in FINAL
+    way = f"; as other machines know it by this name, move {runs / name} away" if over and status.elsewhere else ""
+    stop = "" if over else f", or stop it: mach stop {RunDir(runs / name).called}"
+    raise RunError(f"run {name!r} {doing} in {runs}/; choose another --name{stop}{way}")
 
 
 def choose_devices(gpus: str | None) -> tuple[str, ...]:
@@ -341,7 +341,9 @@ def log_lines(run: RunDir, only: str | None, *, follow: bool) -> Iterator[str]:
             names = [log.stem for log in logs]
             logs = [log for log in logs if only in (log.stem, log.stem.partition(".")[0])]
             if not logs:
-                raise RunError(f"run {run.name} has no log of {only!r}; there are: {', '.join(names) or 'none'}")
+                away = read(run).elsewhere.get(only.partition(".")[0])
+                why = f"{only} is on {away}" if away else f"there is no log of {only!r}"
+                raise RunError(f"run {run.name}: {why}; here are: {', '.join(names) or 'none'}")
         for path in logs:
             for line in new_lines(path, at, whole=not ended):
                 yield f"{path.stem}  {line}"

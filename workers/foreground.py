@@ -17,6 +17,7 @@ from rich.text import Text
 from configs.errors import ConfigError, RunError
 from workers import screen
 from workers.background import BEGUN
+from workers.health import cut_edges
 from workers.output import Unwritable, in_passing, lost, print_nowhere
 from workers.plan import Plan
 from workers.rundir import RunDir
@@ -112,14 +113,22 @@ def unread(status: Status, plan: Plan, why: str) -> RunError:
 
 def follow_plainly(supervisor: Supervisor) -> None:
     """A block of lines now and then, and as soon as everybody has made a step; of a run that goes on, a step more than
-    it had come to.
+    it had come to. And a line for every edge that is cut, when it is.
     """
-    shown, met = time.monotonic(), False
+    shown, met, cut = time.monotonic(), False, dict[str, str]()
     for status in supervisor.watch():
+        was, cut = cut, {edge_of(line): line for line in cut_edges(status, patient=True)}
+        for edge in cut.keys() - was.keys():
+            in_passing(f"mach: {cut[edge]}")
         everybody = all((row.step > 0 and row.state != "starting") or row.kind == "stub" for row in status.components)
         if time.monotonic() - shown >= PLAIN_S or (everybody and not met):
             shown, met = time.monotonic(), met or everybody
             in_passing("\n".join(screen.plain_lines(status)))
+
+
+def edge_of(line: str) -> str:
+    """Which edge a line of `cut_edges` is about, however long it has been cut."""
+    return " ".join(line.split()[:3])
 
 
 def shown(run: RunDir, *, watch: bool, as_json: bool) -> Status:

@@ -11,7 +11,7 @@ from workers.report import Peer
 from workers.status import FINAL, ComponentStatus, Status
 
 UNBORN = ("starting", "restarting")
-FAR_S = 30.0
+FAR_S = 15.0
 """Who is on another machine and is not heard for so long is told of, whatever is known of the edge."""
 DISAGREED = {
     "bad-key": "wrong keys, or none",
@@ -64,7 +64,8 @@ def far_edges(row: ComponentStatus, elsewhere: Mapping[str, str], *, patient: bo
                 continue
             edge = f"{row.component} → {name}" if end.role == "child" else f"{name} → {row.component}"
             said = f"silent for {heard_s:.1f} s" if heard_s < math.inf else f"was never heard{mismatch(row)}"
-            lines.append(f"{edge} {said} ({name} is on {elsewhere[name]}: see mach status there)")
+            over = "; where it has finished, mach stop here ends this part" if end.role == "parent" else ""
+            lines.append(f"{edge} {said} ({name} is on {elsewhere[name]}: see mach status there{over})")
     return lines
 
 
@@ -133,13 +134,13 @@ def unfed(row: ComponentStatus) -> str:
 def unmet(row: ComponentStatus, child: ComponentStatus | None, end: Peer) -> bool:
     """Whether nothing ever came over an edge to a child though both ends trained to the end, and for long enough: in a
     life shorter than `START_UP_S` they may have had no time to meet. Stubs are silent where their script says so. Of a
-    child on another machine (None) this one alone can tell.
+    child on another machine (None) this one alone can tell, however short its life was.
     """
     return end.heard_s is None and all(
         each.kind == "trainer"
         and each.state == "finished"
         and each.exit_code is not None
-        and each.elapsed_s >= START_UP_S
+        and (each.elapsed_s >= START_UP_S or child is None)
         for each in (row, child)
         if each is not None
     )
@@ -156,10 +157,11 @@ def unheard(rows: Sequence[ComponentStatus]) -> str:
     ]
     if not edges:
         return ""
-    far = [row for row in rows for name, ends in row.peers.items() if name not in by_name and met_nobody(ends)]
-    why = "so nothing was learnt from each other there; all messages were kept away, as by a firewall on bus.host"
-    why += ", or it was not launched on its machine" + "".join(map(mismatch, far)) if far else ""
-    return f"{', '.join(edges)}: never heard, {why}"
+    far = [row for row in rows if any(name not in by_name and met_nobody(ends) for name, ends in row.peers.items())]
+    known = "".join(map(mismatch, far)).removeprefix("; ")
+    why = known or "all messages were kept away, as by a firewall on bus.host"
+    why += ", or it was not launched on its machine" if far and not known else ""
+    return f"{', '.join(edges)}: never heard, so nothing was learnt from each other there; {why}"
 
 
 def met_nobody(ends: Sequence[Peer]) -> bool:

@@ -16,7 +16,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from workers.health import cut_edges, untrained
+from workers.health import cut_edges, lacking, untrained
 from workers.report import Accuracies, Checkpoint, Losses, Messages, Peer, Spread, Staleness, Window
 from workers.status import FINAL, ComponentStatus, Failure, Status, holder_of
 
@@ -84,7 +84,8 @@ def tables(status: Status, width: int = 200) -> RenderableType:
     troubles = [f"{row.component}: {row.checkpoint.trouble}" for row in status.components if row.checkpoint.trouble]
     why = [f"run {status.run}: {status.reason}"] if status.state == "failed" and status.reason else []
     stale = [f"run {status.run}: {words}" for words in (status.trouble, status.stale) if words]
-    idle = [untrained(status.components)] if untrained(status.components) else []
+    lack = lacking(status.components) if status.state in FINAL else untrained(status.components)
+    idle = [lack] if lack else []
     parts += away(status.elsewhere)
     return Group(*parts, *idle, *reasons, *setbacks, *troubles, *cut_edges(status), *stale, *why)
 

@@ -55,7 +55,7 @@ def test_one_component_or_one_life_of_it(run: RunDir, only: str, count: int) -> 
 
 
 def test_one_that_is_not_there_is_named_with_those_that_are(run: RunDir) -> None:
-    with pytest.raises(RunError, match=r"no log of 'c2'; there are: c0\.1, c1\.1"):
+    with pytest.raises(RunError, match=r"no log of 'c2'; here are: c0\.1, c1\.1"):
         list(log_lines(run, "c2", follow=False))
 
 

@@ -125,7 +125,7 @@ def row(state: str = "training", **peers: Peer) -> ComponentStatus:
         (Peer(role="child", state="knocking"), f"c0 → c1 was never heard (c1 is on {TWO}: see mach status there)"),
         (Peer(role="parent", state="silent", heard_s=20.0), "c1 → c0 silent for 20.5 s"),
         (Peer(role="parent", state="knocking"), "c1 → c0 was never heard"),
-        (Peer(role="child", state="open", heard_s=20.0), ""),
+        (Peer(role="child", state="open", heard_s=12.0), ""),
         (Peer(role="child", state="open", heard_s=40.0), "c0 → c1 silent for 40.5 s"),  # with a time-out of minutes
         (Peer(role="child", state="closed", heard_s=20.0), ""),  # it has finished there
     ],
