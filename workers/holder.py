@@ -2,6 +2,7 @@
 
     PID STARTED BOOT SINCE HOST     its number, when it began in ticks since the boot, which boot, when it took the
                                     lock, what its host or container calls itself
+    CLOCK                           in a second line, which older versions do not read: the time namespace of SINCE
 
 status.json tells it as well, but seconds later, when processes have been started, and until then it is an earlier
 launcher's, or nobody's. Whether it has the run still is told by the lock, not by its number, which means nothing in
@@ -30,6 +31,8 @@ class Holder:
     """The same in seconds since 1970, by the clock on the wall."""
     host: str = field(default="", compare=False)
     """What its host or container calls itself; empty: an older version has not noted it."""
+    clock: str = field(default="", compare=False)
+    """Which time namespace `since_s` is of; empty: the same."""
 
     @property
     def alive(self) -> bool:
@@ -53,10 +56,10 @@ class Holder:
 def note(lock: int) -> None:
     """Write into the open file of a lock that this process has it."""
     ours = os.getpid(), address.started(os.getpid()), address.boot(), f"{time.monotonic():.3f}", os.uname().nodename
-    words = f"{' '.join(map(str, ours))}\n".encode("ascii", errors="replace")
+    words = f"{' '.join(map(str, ours))}\n{address.clock()}\n".encode("ascii", errors="replace")
     with suppress(OSError):  # a full disk: the run itself will tell of it
         os.pwrite(lock, words, 0)
-        os.ftruncate(lock, len(words))  # after the line, not before: a reader takes the first line
+        os.ftruncate(lock, len(words))  # after the lines, not before: a reader takes the first two
 
 
 def noted(lock: Path) -> Holder | None:
@@ -64,6 +67,7 @@ def noted(lock: Path) -> Holder | None:
     try:
         with lock.open(encoding="ascii") as file:
             pid, started, boot, since_s, *host = file.readline().split()
-            return Holder(int(pid), started, boot, float(since_s), os.fstat(file.fileno()).st_mtime, "".join(host))
+            at, clock = os.fstat(file.fileno()).st_mtime, file.readline().strip()
+            return Holder(int(pid), started, boot, float(since_s), at, "".join(host), clock)
     except (OSError, ValueError):
         return None

@@ -192,13 +192,15 @@ def starting(run: RunDir, holder: Holder, rows: Sequence[ComponentStatus], now: 
     """Of a launcher that has written no status yet, and has the run's lock (`held`) or is gone. `rows`: the components
     as they were when the run was left, or as planned.
     """
-    since_s = max(0.0, now - holder.since_s) if held and holder.boot == address.boot() else 0.0
+    same = holder.boot == address.boot() and holder.clock in ("", address.clock())
+    since_s = max(0.0, now - holder.since_s) if held and same else 0.0
     status = Status(
         run=run.name,
         state="starting" if held else "failed",
         launcher_pid=holder.pid,
         launcher_started=holder.started,
         boot=holder.boot,
+        clock=address.clock(),
         host=holder.host,
         started_at=holder.noted_at,
         written_s=now,

@@ -156,6 +156,20 @@ def test_a_launcher_of_another_boot_starts_for_as_long_as_nobody_can_tell(run: R
     assert (found.state, found.stale, found.elapsed_s) == ("starting", "", 0.0)
 
 
+@pytest.mark.usefixtures("launcher")
+def test_how_long_a_launcher_of_another_time_namespace_has_been_starting_nobody_can_tell(run: RunDir) -> None:
+    """As after `unshare --time --monotonic 100000`, of either side."""
+    holder = noted(run.lock_file)
+    assert holder is not None
+    assert holder.clock == address.clock()
+    words, told = run.lock_file.read_text(), holder.since_s + 100_000.0
+    run.lock_file.write_text(words.replace(address.clock(), "time:[1]"))
+    found = read(run, now=told)
+    assert (found.state, found.stale, found.elapsed_s) == ("starting", "", 0.0)
+    run.lock_file.write_text(words.splitlines()[0] + "\n")  # an older version
+    assert read(run, now=told).elapsed_s == pytest.approx(100_000.0)
+
+
 def test_who_takes_a_run_up_finds_what_it_had_come_to(run: RunDir) -> None:
     write(run, ended())
     lock = run.lock()
