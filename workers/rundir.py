@@ -186,7 +186,7 @@ class RunDir:
         """Whether what `lock` gave is of the file that lies there now, and not of one that was removed or replaced."""
         try:
             return os.path.samestat(os.fstat(lock), os.stat(self.lock_file))
-        except FileNotFoundError:
+        except OSError:  # it is gone, or what is in its place is no run
             return False
 
     def locked(self) -> bool:

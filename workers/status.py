@@ -7,8 +7,9 @@ of the monotonic clock, which all processes of one boot share, and of the boot i
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import msgspec
@@ -115,7 +116,7 @@ def write(run: RunDir, status: Status) -> None:
 
 def read(run: RunDir, now: float | None = None) -> Status:
     """The run as it is now, from its files alone; `now` on the monotonic clock. While a launcher that has its lock has
-    written no status yet, it is starting, whatever an earlier one wrote.
+    written no status of its processes yet, it is starting, whatever an earlier one wrote.
 
     Raises:
         RunError: status.json is missing or is none of ours.
@@ -124,11 +125,13 @@ def read(run: RunDir, now: float | None = None) -> Status:
     # before: who writes status.json then, or has written it, is known to have the lock, or to have had it
     holder, held = noted(run.lock_file), run.locked()
     status = recorded(run, missing_ok=holder is not None)
+    early = status is None or (held and (holder_of(status) != holder or is_unborn(status)))
     if status is not None:
         status.run = run.name  # its directory's, which may have been renamed or copied
         bring_up(status, run, now, held=held)
-    if holder is not None and (status is None or (holder_of(status) != holder and held)):
-        return starting(run, holder, planned(run) if status is None else status.components, now, held=held)
+    if holder is not None and early:
+        rows = status.components if status is not None else planned(plan_of(run))
+        return starting(run, holder, rows, now, held=held)
     assert status is not None
     return status
 
@@ -224,9 +227,13 @@ def unborn(row: ComponentStatus) -> ComponentStatus:
     return ComponentStatus(pid=None, state="starting", **its)
 
 
-def planned(run: RunDir) -> list[ComponentStatus]:
-    """Rows of the components that are to be; none where the plan cannot be read."""
-    plan = plan_of(run)
+def is_unborn(status: Status) -> bool:
+    """Whether its launcher has taken the run up, and was yet to start its first process."""
+    return status.state == "starting" and all(row.state == "starting" and not row.pid for row in status.components)
+
+
+def planned(plan: Plan | None, before: Mapping[str, Mapping[str, Any]] = MappingProxyType({})) -> list[ComponentStatus]:
+    """Rows of the components that are to be; none without a plan. `before`: what they had come to, as of `reached`."""
     return [
         ComponentStatus(
             component=one.name,
@@ -235,6 +242,7 @@ def planned(run: RunDir) -> list[ComponentStatus]:
             pid=None,
             device=one.device,
             state="starting",
+            **before.get(one.name, {}),
         )
         for one in (plan.here if plan is not None else ())
     ]

@@ -101,7 +101,7 @@ class Supervisor:
         self._written = float("-inf")
         self._trouble = False
         self._made = False
-        self._record: dict[Path, bytes] = {}  # of an earlier launch
+        self._record: dict[Path, bytes | None] = {}  # of an earlier launch
         self._lock = -1
 
     def __enter__(self) -> Self:
@@ -127,6 +127,9 @@ class Supervisor:
         before: dict[str, dict[str, Any]] = {}
         if self.plan.resumed:
             before, self._record = status_file.reached(self.run), record(self.run)
+            rows = status_file.planned(self.plan, before)
+            # before the new plan: whoever is killed next to it has failed, and what it plans is not finished
+            status_file.write(self.run, msgspec.structs.replace(self.status, components=rows))
             self.run.reopen()
         self._plan_down()
         self._listen()
@@ -162,12 +165,13 @@ class Supervisor:
             take_back(self.run)
         if self._lock < 0:  # the run is another launcher's, or none
             return
-        if kind is not None and self.exit_code is None and self.members:
+        broke_off = kind is not None and self.exit_code is None
+        if kind is not None and broke_off and self.members:
             code = REFUSED if issubclass(kind, Exception) else FAILED  # the former is what the command ends with
             self._end("failed", f"the launcher failed: {kind.__name__}: {error}", code)
             self._write()
         learnt = any(member.trained for member in self.members if member.plan.kind == "trainer")
-        if self.exit_code == REFUSED and not learnt:
+        if (broke_off or self.exit_code == REFUSED) and not learnt and self.run.owns(self._lock):
             put_back(self.run, self._record)
         os.close(self._lock)
         self._lock = -1
@@ -365,12 +369,15 @@ class Supervisor:
         self._written = self.clock.now
         try:
             planned = self.run.plan.exists(), self.run.config.exists()
-            lost = not any(planned) and not self.run.owns(self._lock)
-            if not all(planned):
-                self._plan_down()
-            if not self.run.owns(self._lock):  # or the run would have no launcher
+            owned = self.run.owns(self._lock)
+            lost = not any(planned) and not owned
+            if not owned:  # or the run would have no launcher
+                self.run.restore()
                 earlier, self._lock = self._lock, self.run.lock()
                 os.close(earlier)
+                self._record = {}  # what lies there now is another's, or new
+            if not all(planned):
+                self._plan_down()
             status_file.write(self.run, self.status)
         except OSError as error:
             if not self._trouble:

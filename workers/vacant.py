@@ -66,18 +66,28 @@ def remove(run: RunDir) -> None:
     shutil.rmtree(away, ignore_errors=True)
 
 
-def record(run: RunDir) -> dict[Path, bytes]:
-    """What stands in the files of a run that its next launcher replaces; nothing, where one of them cannot be read."""
-    try:
-        return {file: file.read_bytes() for file in (run.config, run.plan, run.status)}
-    except OSError:
-        return {}
+def record(run: RunDir) -> dict[Path, bytes | None]:
+    """What stands in the files of a run that its next launcher replaces; None: there is no such file. One that cannot
+    be read is left out.
+    """
+    files = (run.config, run.plan, run.earlier_plan(1 + run.earlier_plans()), run.status)
+    found: dict[Path, bytes | None] = {}
+    for file in files:
+        with suppress(OSError):
+            found[file] = file.read_bytes() if os.path.lexists(file) else None
+    return found
 
 
-def put_back(run: RunDir, before: dict[Path, bytes]) -> None:
-    """The `record` of a run before a resume of it that was refused; the logs stay, and tell why."""
-    with suppress(OSError):  # it is told as failed, which `mach resume` mends as well
+def put_back(run: RunDir, before: dict[Path, bytes | None]) -> None:
+    """The `record` of a run before a resume of it that was refused; the logs stay, and tell why. Its status comes last:
+    until then, and where anything cannot be written, it is told as failed, which `mach resume` mends as well.
+    """
+    with suppress(OSError):
         for file, content in before.items():
-            replace(file, content)
-        if before:
-            run.earlier_plan(run.earlier_plans()).unlink()
+            there = os.path.lexists(file)
+            if content is not None and not (there and file.read_bytes() == content):
+                replace(file, content)
+            elif content is None and there:
+                file.unlink()
+    with suppress(OSError):  # there are other plans in it, or there is none
+        run.earlier_plan(1).parent.rmdir()
