@@ -58,7 +58,7 @@ def check_name(runs: Path, name: str) -> None:
             f"--name {name!r}: give the name of one directory, without / or control characters and no leading dot or "
             "dash"
         )
-    if not os.path.lexists(runs / name) or is_vacant(RunDir(runs / name)):
+    if not os.path.lexists(runs / name) or (is_vacant(RunDir(runs / name)) and not RunDir(runs / name).locked()):
         return
     try:
         status = read(RunDir(runs / name))

@@ -359,10 +359,10 @@ class Supervisor:
         self.state, self.reason, self.exit_code = state, reason, exit_code
 
     def _plan_down(self) -> None:
-        """The folders of the run, and what is planned."""
+        """The folders of the run, and what is planned: first the plan, with which alone it can be gone on with."""
         self.run.restore()
-        replace(self.run.config, dump(self.plan.config).encode())
         replace(self.run.plan, msgspec.json.format(msgspec.json.encode(marked(self.plan))))
+        replace(self.run.config, dump(self.plan.config).encode())
 
     def _write(self) -> None:
         """status.json; a disk that is full, read-only or gone costs the file, not the run, until it is back."""

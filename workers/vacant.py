@@ -2,10 +2,11 @@
 record of the run that was to go on. Knows no option and no process.
 
 A refused launch whose first process has begun keeps its directory, for its logs may tell more; but if nothing was
-trained there, the next launch of that name takes its place. Laws: where anything was learnt, or anybody put a file of
-his own beside what a launch makes, nothing is removed. Only who has made the directory or holds its lock removes it,
-and looks again once he holds it: of two launches at once one is refused. A run that had finished has, whatever its
-resume was refused for, while nobody made a step by it.
+trained there, the next launch of that name takes its place, as it does of one that was killed before it wrote down what
+it planned. Laws: where anything was learnt, or anybody put a file of his own beside what a launch makes, nothing is
+removed. Only who has made the directory or holds its lock removes it, and looks again once he holds it: of two launches
+at once one is refused. A run that had finished has, whatever its resume was refused for, while nobody made a step by
+it.
 """
 
 import os
@@ -14,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from configs.errors import RunError
+from workers.holder import noted
 from workers.rundir import RunDir, replace
 from workers.status import read
 from workers.verdict import REFUSED
@@ -25,7 +27,11 @@ LEARNT = "checkpoints/*/*/*"
 
 
 def is_vacant(run: RunDir) -> bool:
-    """Whether a launch left this that was refused before anything was trained."""
+    """Whether a launch left this that was refused before anything was trained, or is still to write down its plan, and
+    was killed by then if nobody has its lock.
+    """
+    if is_bare(run):
+        return True
     try:
         status = read(run)
         others = set(os.listdir(run.path)) - MADE
@@ -35,6 +41,13 @@ def is_vacant(run: RunDir) -> bool:
         status.state == "failed" and status.exit_code == REFUSED and not any(row.step for row in status.components)
     )
     return refused and not others and not run.path.is_symlink() and not any(run.path.glob(LEARNT))
+
+
+def is_bare(run: RunDir) -> bool:
+    """Whether nothing lies there but folders and the lock of a launcher that has had it."""
+    if noted(run.lock_file) is None or run.path.is_symlink():
+        return False
+    return all(path == run.lock_file or (path.is_dir() and not path.is_symlink()) for path in run.path.rglob("*"))
 
 
 def make_way(run: RunDir) -> None:

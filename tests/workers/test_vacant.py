@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from bus import address
+from configs.errors import RunError
 from configs.load import load
 from conftest import mach
 from fakes import Life, status
@@ -98,6 +99,53 @@ def test_a_link_to_what_a_refused_launch_left_stays(refused: RunDir) -> None:
     refused.path.symlink_to(there)
     make_way(refused)
     assert sorted(refused.path.parent.iterdir()) == [refused.path, there]
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> RunDir:
+    """What a launch leaves that is killed before it has written what it planned."""
+    run = RunDir(tmp_path / "b")
+    run.make()
+    os.close(run.lock())
+    return run
+
+
+def test_what_a_launch_left_that_was_killed_before_it_planned_makes_way(bare: RunDir) -> None:
+    check_name(bare.path.parent, "b")
+    make_way(bare)
+    assert not list(bare.path.parent.iterdir())
+
+
+@pytest.mark.parametrize("what", ["a file", "a link", "no lock", "a lock of nobody", "a launcher"])
+def test_what_is_more_than_that_or_not_known_to_be_a_launchs_stays(bare: RunDir, what: str) -> None:
+    lock = os.open(os.devnull, os.O_RDONLY)
+    match what:
+        case "a file":
+            (bare.path / "logs" / "notes.txt").touch()
+        case "a link":
+            (bare.path / "weights" / "there").symlink_to(bare.path.parent)
+        case "no lock":
+            bare.lock_file.unlink()
+        case "a lock of nobody":
+            bare.lock_file.write_text("")
+        case _:
+            lock = bare.lock()
+    with pytest.raises(RunError, match="is no run of mach, or one that another launch begins just now"):
+        check_name(bare.path.parent, "b")
+    make_way(bare)
+    os.close(lock)
+    assert bare.path.exists()
+
+
+def test_a_launch_writes_its_plan_first_with_which_alone_it_can_be_gone_on_with(
+    bare: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sockets, written = address.make_directory(), list[Path]()
+    monkeypatch.setattr("workers.supervisor.replace", lambda path, content: written.append(path))
+    supervisor = Supervisor(make_plan(load("digits", (), RECIPES), run="b", directory=bare.path, sockets=sockets))
+    supervisor._plan_down()
+    supervisor.__exit__(None, None, None)
+    assert written == [bare.plan, bare.config]
 
 
 def starting(directory: Path, fails: int, monkeypatch: pytest.MonkeyPatch) -> None:
