@@ -16,7 +16,7 @@ import click
 import msgspec
 from click.core import ParameterSource
 
-from configs.errors import ConfigError, RunError
+from configs.errors import ConfigError, NoSuchRun, RunError
 from configs.load import dump
 from workers import chaos as faults
 from workers import commands, foreground, health, output, screen, tally, victims
@@ -41,6 +41,7 @@ from workers.rows import rows_of
 from workers.scratch import interruptible
 from workers.status import read
 from workers.timing import timing_of
+from workers.vacant import is_vacant
 from workers.verdict import exits_help
 from workers.words import configured, fresh_name, lengths, own_name
 
@@ -216,7 +217,7 @@ def status(ctx: click.Context, run: str | None, runs: Path, watch: bool, as_json
     """Show a run, the newest by default, from its files alone: also after a crash or over ssh. Staleness: p50/p99/max.
 
     Exit code: 0 healthy or finished, 1 degraded (a component failed, stalls, is cut off or never heard, cannot save or
-    made no step), 2 failed, 3 no such run.
+    made no step), 2 failed, 3 no such run, or one that was refused before its first step: a launch takes its place.
 
     \b
     Examples:
@@ -224,7 +225,9 @@ def status(ctx: click.Context, run: str | None, runs: Path, watch: bool, as_json
       mach status digits-20260101-120000 --watch
       mach status --json
     """
-    ctx.exit(health.exit_code_of(foreground.shown(find_run(runs, run), watch=watch, as_json=as_json)))
+    found = find_run(runs, run)
+    code = health.exit_code_of(foreground.shown(found, watch=watch, as_json=as_json))
+    ctx.exit(NoSuchRun.exit_code if is_vacant(found) else code)
 
 
 @cli.command(epilog=output.DONE_HELP.replace("0 done, 1", "0 done, 1 what was learnt could not be saved, or"))

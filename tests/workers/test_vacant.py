@@ -7,9 +7,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from bus import address
-from configs.errors import RunError
+from cli import cli
+from configs.errors import NoSuchRun, RunError
 from configs.load import load
 from conftest import mach
 from fakes import Life, status
@@ -146,6 +148,20 @@ def test_a_launch_writes_its_plan_first_with_which_alone_it_can_be_gone_on_with(
     supervisor._plan_down()
     supervisor.__exit__(None, None, None)
     assert written == [bare.plan, bare.config]
+
+
+def test_where_a_launch_takes_the_place_of_a_run_mach_status_says_that_there_is_none(refused: RunDir) -> None:
+    """A batch script then launches, and what was corrected in its line is read; what is told of the run stays."""
+
+    def told() -> tuple[int, str]:
+        result = CliRunner().invoke(cli, ["status", "r", "--runs", str(refused.path.parent)])
+        return result.exit_code, result.stdout.split("\n")[0][:13]
+
+    assert told() == (NoSuchRun.exit_code, "run r  failed")
+    learnt = refused.path / "checkpoints" / "c0" / "12" / "state.safetensors"
+    learnt.parent.mkdir(parents=True)
+    learnt.touch()
+    assert told() == (2, "run r  failed")
 
 
 def starting(directory: Path, fails: int, monkeypatch: pytest.MonkeyPatch) -> None:
