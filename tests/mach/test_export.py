@@ -302,7 +302,7 @@ def test_a_family_of_ones_own_is_imported_when_its_reader_names_it_and_it_alone(
 
 def test_weights_that_are_not_there_are_one_sentence(run: Path, tmp_path: Path) -> None:
     for k in (3, -1):
-        with pytest.raises(DataError, match=rf"weights: holds no weights of c{k}; there are: c0, c1, c2; of a run over several"):
+        with pytest.raises(DataError, match=rf"weights: holds no weights of c{k}; there are: c0, c1, c2; of a run"):
             export.load(run, k)
     with pytest.raises(DataError, match=rf"run: holds no weights; give {run}$"):
         export.load(run.parent)
