@@ -62,7 +62,12 @@ class Likeness:
             return
         self._seen_ns = changed_ns if abs(time.time_ns() - changed_ns) > SETTLED_NS else -1
         texts, links, found_sockets = {}, {}, {}
-        for entry in tuple(os.scandir(self._directory)):
+        try:
+            entries = tuple(os.scandir(self._directory))
+        except OSError:  # there may be no descriptor for it just now
+            self._seen_ns = -1
+            return
+        for entry in entries:
             if entry.name in self._passed_over or entry.name.startswith("."):
                 continue
             with suppress(OSError, UnicodeDecodeError):  # it has gone meanwhile

@@ -70,7 +70,8 @@ def test_the_others_go_on_without_a_component_that_is_given_up(launch: Launch, s
     rows = {row["component"]: row for row in run.status()["components"]}
     assert rows["c1"]["state"] == "failed"
     assert ("ended by SIGKILL" if sig == signal.SIGKILL else "SIGSTOP") in rows["c1"]["reason"]
-    assert rows["c0"]["messages"]["dropped"]["timeout"] >= 1, "its places in the window came back"
+    dropped = rows["c0"]["messages"]["dropped"]
+    assert dropped.get("timeout", 0) + dropped.get("unreachable", 0) >= 1, "it asked, and its places came back"
     assert rows["c0"]["step"] == rows["c2"]["step"] == 600
     assert rows["c0"]["state"] == rows["c2"]["state"] == "finished"
     assert run.output.count("c1 failed: ") == 1
